@@ -1,0 +1,1 @@
+//! The engine: load, plan, run, lineage.

@@ -1,0 +1,264 @@
+//! The contract between the engine and a stage. A stage is a struct: its fields are its YAML keys under `with`, its doc comments are its help.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow::array::RecordBatch;
+use schemars::JsonSchema;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use voxmill_schemas::artifact::{CaseId, ContentHash, Kind, Manifest, Port, Scope};
+
+use crate::error::Error;
+use crate::store::Store;
+
+/// A step. Public API of every stage in this crate.
+pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    const INFO: Info;
+
+    /// Makes one artifact inside `cx.draft`. Depends on nothing but `self`, `inputs` and `cx.seed`.
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error>;
+
+    /// What is wrong or doubtful about the values and the JSON Schema cannot say (`low < high`).
+    fn check(&self) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    /// The cases that a table opens. Only for stages of scope `Case` whose first port is a table.
+    fn cases(&self, _tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// What of the table at `port` belongs to the case whose volume is `of`: the rows enter the key of this case alone.
+    /// `None`: this stage has nothing to do for the case, which is then left out, not failed.
+    fn rows_of(&self, _port: &str, table: &Rows, _of: &Manifest) -> Result<Option<Rows>, Error> {
+        Ok(Some(table.clone()))
+    }
+
+    /// Peak memory of one run, bytes. The engine admits cases side by side while their sum stays under `--memory`.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        default_memory_bytes(inputs)
+    }
+}
+
+/// What the engine, the help and the schema need to know of a stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Info {
+    pub name: &'static str,
+    /// Goes up whenever the same inputs and config give other bytes.
+    pub version: u32,
+    pub scope: Scope,
+    /// A stage without ports is a source: it always looks, and its artifact is keyed by what it found.
+    pub ports: &'static [Port],
+    pub gives: Kind,
+    /// One line: a verb and what it does.
+    pub summary: &'static str,
+    /// A YAML fragment, the body of a node: `uses: …`, `from: …`, `with: …`. A test parses it.
+    pub example: &'static str,
+    /// In inference on a new study there are no labels: a stage that only adds them steps aside and passes this port on.
+    pub absent_in_inference: Option<&'static str>,
+}
+
+/// A case that a table opens, with the rows it stands for.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub case: CaseId,
+    /// Port → its rows of this case.
+    pub rows: BTreeMap<String, Rows>,
+}
+
+/// Rows of a table artifact: file stem (`series`, `instances`) → rows.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(pub BTreeMap<String, RecordBatch>);
+
+impl Rows {
+    /// Hash of what the rows say, without the columns marked volatile (paths, times).
+    pub fn content(&self) -> ContentHash {
+        let mut h = blake3::Hasher::new();
+        for (name, batch) in &self.0 {
+            h.update(name.as_bytes());
+            h.update(&voxmill_schemas::tables::digest(batch).0);
+        }
+        ContentHash(*h.finalize().as_bytes())
+    }
+}
+
+/// One artifact that comes in.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Folder of the artifact, read-only.
+    pub dir: PathBuf,
+    pub manifest: Arc<Manifest>,
+    /// Tables only: the rows chosen for this case ([`Stage::rows_of`], [`Stage::cases`]), or all rows for a stage of scope `Set`.
+    pub rows: Option<Rows>,
+}
+
+/// What comes in, by port. A port of a set stage holds one input a case, sorted by case.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs(pub BTreeMap<String, Vec<Input>>);
+
+impl Inputs {
+    /// The single input of a port that the engine has checked to be there.
+    pub fn one(&self, port: &str) -> &Input {
+        self.maybe(port).expect("the plan refuses a node whose required port is not connected")
+    }
+    pub fn maybe(&self, port: &str) -> Option<&Input> {
+        self.all(port).first()
+    }
+    pub fn all(&self, port: &str) -> &[Input] {
+        self.0.get(port).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What a stage runs in.
+pub struct Cx<'a> {
+    /// An empty folder: what the stage writes here becomes the artifact.
+    pub draft: &'a Path,
+    pub case: Option<&'a CaseId>,
+    /// The pipeline's seed.
+    pub seed: u64,
+    /// A folder for what may be remembered between runs and lost at any time (file hashes, checkpoints of a training in hand).
+    /// Its name depends on the recipe for stages with ports, on the node for sources.
+    pub memo: &'a Path,
+    pub store: &'a Store,
+    /// Threads the stage may use.
+    pub jobs: usize,
+    pub memory_bytes: u64,
+    pub cancel: &'a AtomicBool,
+    pub progress: &'a (dyn Fn(Progress) + Sync),
+}
+
+impl Cx<'_> {
+    /// Called between units of work: `Err(Error::Cancelled)` after Ctrl-C.
+    pub fn check_cancelled(&self) -> Result<(), Error> {
+        if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+    pub fn bytes(&self, n: u64) {
+        (self.progress)(Progress::Bytes(n));
+    }
+    pub fn say(&self, text: impl Into<String>) {
+        (self.progress)(Progress::Say(text.into()));
+    }
+}
+
+/// News from inside a stage.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// That many more bytes read or written.
+    Bytes(u64),
+    /// Work done of work known, in the stage's own units (steps of a training).
+    Steps { done: u64, of: u64 },
+    /// A sentence for the line beside the bar: `epoch 3: loss 0.412, Dice 0.71`.
+    Say(String),
+    /// Something the user should know and the result carries on with. Names no patient.
+    Warn(String),
+}
+
+/// What a stage found worth telling; goes into the manifest and into lineage. Names no patient.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    pub facts: serde_json::Map<String, Value>,
+    /// Stands in for the hash of the files where part of them is volatile (tables with paths in them).
+    pub content: Option<ContentHash>,
+    /// Members of the input that could not be used, each with its reason; the run ends with exit code 3.
+    pub quarantined: Vec<Quarantined>,
+}
+
+impl Facts {
+    /// Adds a fact.
+    pub fn with(mut self, name: &str, value: impl Serialize) -> Self {
+        self.facts.insert(name.into(), serde_json::to_value(value).expect("facts are plain data"));
+        self
+    }
+}
+
+/// A file or series that a set stage had to leave out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Quarantined {
+    /// Path relative to the archive, or a series or case name.
+    pub what: String,
+    pub why: String,
+}
+
+/// Something wrong (or, as a warning, doubtful) in a node's `with`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Dotted path under `with`, `""` for the whole: `spacing_mm.z`.
+    pub field: String,
+    pub message: String,
+    pub help: String,
+    pub is_warning: bool,
+}
+
+impl Finding {
+    pub fn error(field: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into(), help: help.into(), is_warning: false }
+    }
+    pub fn warning(field: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { is_warning: true, ..Self::error(field, message, help) }
+    }
+}
+
+/// A parsed stage, as the engine holds it.
+pub trait AnyStage: Send + Sync {
+    fn info(&self) -> Info;
+    /// Canonical config with defaults filled in.
+    fn config(&self) -> Value;
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error>;
+    fn check(&self) -> Vec<Finding>;
+    fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error>;
+    fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error>;
+    fn memory_bytes(&self, inputs: &Inputs) -> u64;
+}
+
+impl<S: Stage> AnyStage for S {
+    fn info(&self) -> Info {
+        S::INFO
+    }
+    fn config(&self) -> Value {
+        voxmill_schemas::artifact::canonical(serde_json::to_value(self).expect("a stage's config is plain data"))
+    }
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        Stage::run(self, inputs, cx)
+    }
+    fn check(&self) -> Vec<Finding> {
+        Stage::check(self)
+    }
+    fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error> {
+        Stage::cases(self, tables)
+    }
+    fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
+        Stage::rows_of(self, port, table, of)
+    }
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        Stage::memory_bytes(self, inputs)
+    }
+}
+
+/// A line of the registry in `lib.rs`.
+#[derive(Clone, Copy)]
+pub struct StageDef {
+    pub info: Info,
+    /// JSON Schema of `with`.
+    pub schema: fn() -> schemars::Schema,
+    /// `with` as JSON → the stage.
+    pub parse: fn(Value) -> Result<Box<dyn AnyStage>, serde_json::Error>,
+}
+
+impl StageDef {
+    pub const fn of<S: Stage>() -> Self {
+        Self {
+            info: S::INFO,
+            schema: || schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<S>(),
+            parse: |with| Ok(Box::new(serde_json::from_value::<S>(with)?)),
+        }
+    }
+}
+
+/// Four times the float32 size of the volumes that come in, or 256 MiB.
+pub fn default_memory_bytes(inputs: &Inputs) -> u64 {
+    let voxels: u64 = inputs.0.values().flatten().filter_map(|i| i.manifest.facts.get("voxels")?.as_u64()).max().unwrap_or(0);
+    (voxels * 16).max(256 << 20)
+}

@@ -1,0 +1,3 @@
+//! The three shelves.
+/// Placeholder of the contract; see the store room.
+pub struct Store;
