@@ -62,6 +62,10 @@ pub enum Error {
     #[error("model: {why}")]
     Model { why: String },
 
+    /// A bug of ours, kept from taking the other cases with it.
+    #[error("stage {stage} broke on this input (a bug worth reporting): {text}")]
+    Panicked { stage: &'static str, text: String },
+
     #[error("the loss became {value} at step {step}; patches of {cases}")]
     NotFinite { value: f32, step: u64, cases: String },
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::RecordBatch;
 use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use voxmill_schemas::artifact::{CaseId, ContentHash, Kind, Manifest, Port, Scope};
 
@@ -17,6 +17,8 @@ use crate::store::Store;
 /// A step. Public API of every stage in this crate.
 pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
     const INFO: Info;
+    /// Whether the stage draws from `cx.seed`: only then is the seed part of its key.
+    const RANDOM: bool = false;
 
     /// Makes one artifact inside `cx.draft`. Depends on nothing but `self`, `inputs` and `cx.seed`.
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error>;
@@ -175,7 +177,7 @@ impl Facts {
 }
 
 /// A file or series that a set stage had to leave out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// Path relative to the archive, or a series or case name.
     pub what: String,
@@ -204,6 +206,7 @@ impl Finding {
 /// A parsed stage, as the engine holds it.
 pub trait AnyStage: Send + Sync {
     fn info(&self) -> Info;
+    fn is_random(&self) -> bool;
     /// Canonical config with defaults filled in.
     fn config(&self) -> Value;
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error>;
@@ -216,6 +219,9 @@ pub trait AnyStage: Send + Sync {
 impl<S: Stage> AnyStage for S {
     fn info(&self) -> Info {
         S::INFO
+    }
+    fn is_random(&self) -> bool {
+        S::RANDOM
     }
     fn config(&self) -> Value {
         voxmill_schemas::artifact::canonical(serde_json::to_value(self).expect("a stage's config is plain data"))

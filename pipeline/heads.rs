@@ -1,0 +1,52 @@
+//! The newest artifact of every node and case in a workspace: `heads/NODE.json`, case → key. It serves explanations (`plan`, `why`), `infer` and
+//! `query`; losing it loses no artifact.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use voxmill_schemas::artifact::Key;
+use voxmill_stages::error::Error;
+use voxmill_stages::stage::Input;
+
+#[derive(Clone, Debug)]
+pub struct Heads {
+    folder: PathBuf,
+}
+
+impl Heads {
+    pub fn open(workspace: &Path) -> Self {
+        Self { folder: workspace.join("heads") }
+    }
+
+    /// Case (empty for a node over the set) → key. Empty where nothing was run yet.
+    pub fn read(&self, node: &str) -> BTreeMap<String, Key> {
+        std::fs::read(self.folder.join(format!("{node}.json"))).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
+    }
+
+    /// Every node that has run here.
+    pub fn nodes(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(&self.folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.strip_suffix(".json").map(str::to_string))
+            .filter(|n| !n.starts_with('.'))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Replaces a node's entry, beside and renamed.
+    pub fn write(&self, node: &str, items: &[Input]) -> Result<(), Error> {
+        let heads: BTreeMap<String, Key> =
+            items.iter().map(|i| (i.manifest.case.as_ref().map(|c| c.0.clone()).unwrap_or_default(), i.manifest.key)).collect();
+        if heads == self.read(node) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&self.folder).map_err(Error::io("make folder", &self.folder))?;
+        let (to, beside) =
+            (self.folder.join(format!("{node}.json")), self.folder.join(format!(".{node}.{}.new", std::process::id())));
+        std::fs::write(&beside, serde_json::to_vec_pretty(&heads).expect("plain data")).map_err(Error::io("write", &beside))?;
+        std::fs::rename(&beside, &to).map_err(Error::io("write", &to))
+    }
+}

@@ -1,0 +1,163 @@
+//! What a node has to do: which cases, from which inputs, by which recipe; and why a recipe is new.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Recipe, RecipeInput, Scope};
+use voxmill_stages::error::Error;
+use voxmill_stages::stage::{Input, Inputs, Rows};
+use voxmill_stages::store::Store;
+use voxmill_stages::table;
+
+use crate::plan::PlanNode;
+
+/// One artifact to reuse or make.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub case: Option<CaseId>,
+    pub inputs: Inputs,
+    pub recipe: Recipe,
+}
+
+/// The jobs of a node, sorted by case.
+#[derive(Debug, Default)]
+pub struct Work {
+    pub jobs: Vec<Job>,
+    /// Cases that the stage has nothing to do for.
+    pub left_out: usize,
+}
+
+/// The work of a node with ports. `upstream` gives the results of a node by its index in the plan.
+pub fn of<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input]) -> Result<Work, Error> {
+    match node.def.info.scope {
+        Scope::Set => {
+            let mut ports = BTreeMap::new();
+            for (port, up) in &node.from {
+                let mut items = upstream(*up).to_vec();
+                for item in items.iter_mut().filter(|i| i.manifest.kind == Kind::Table) {
+                    item.rows = Some(table::open(&item.dir)?);
+                }
+                ports.insert(port.clone(), items);
+            }
+            Ok(Work { jobs: vec![job(node, seed, None, Inputs(ports))], left_out: 0 })
+        }
+        Scope::Case => case_jobs(node, seed, upstream),
+    }
+}
+
+fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input]) -> Result<Work, Error> {
+    let kind_of = |port: &str| node.def.info.ports.iter().find(|p| p.name == port).map(|p| p.kind);
+    let of_kind = |want: Kind| node.from.iter().filter(move |(port, _)| kind_of(port) == Some(want));
+    let mut tables: BTreeMap<&str, (&Input, Rows)> = BTreeMap::new();
+    for (port, up) in of_kind(Kind::Table) {
+        if let Some(input) = upstream(*up).first() {
+            tables.insert(port, (input, table::open(&input.dir)?));
+        }
+    }
+    let with_rows = |input: &Input, rows: Rows| Input { rows: Some(rows), ..input.clone() };
+    let mut work = Work::default();
+    let Some((leading, first_up)) = of_kind(Kind::Volume).next() else {
+        let all = tables.iter().map(|(port, (_, rows))| (port.to_string(), rows.clone())).collect();
+        for opened in node.stage.cases(&all)? {
+            let ports = opened.rows.into_iter().map(|(port, rows)| {
+                let input = with_rows(tables[port.as_str()].0, rows);
+                (port, vec![input])
+            });
+            work.jobs.push(job(node, seed, Some(opened.case), Inputs(ports.collect())));
+        }
+        work.jobs.sort_by(|a, b| a.case.cmp(&b.case));
+        return Ok(work);
+    };
+    'cases: for lead in upstream(*first_up) {
+        let mut ports = BTreeMap::from([(leading.clone(), vec![lead.clone()])]);
+        for (port, up) in of_kind(Kind::Volume).skip(1) {
+            // A case that failed upstream is counted there.
+            let Some(twin) = upstream(*up).iter().find(|i| i.manifest.case == lead.manifest.case) else { continue 'cases };
+            ports.insert(port.clone(), vec![twin.clone()]);
+        }
+        for (port, (input, rows)) in &tables {
+            match node.stage.rows_of(port, rows, &lead.manifest)? {
+                Some(mine) => ports.insert(port.to_string(), vec![with_rows(input, mine)]),
+                None => {
+                    work.left_out += 1;
+                    continue 'cases;
+                }
+            };
+        }
+        for (port, up) in node.from.iter().filter(|(p, _)| !matches!(kind_of(p), Some(Kind::Volume | Kind::Table))) {
+            ports.insert(port.clone(), upstream(*up).to_vec());
+        }
+        work.jobs.push(job(node, seed, lead.manifest.case.clone(), Inputs(ports)));
+    }
+    work.jobs.sort_by(|a, b| a.case.cmp(&b.case));
+    Ok(work)
+}
+
+fn job(node: &PlanNode, seed: u64, case: Option<CaseId>, inputs: Inputs) -> Job {
+    let content = |i: &Input| match (&i.rows, node.def.info.scope) {
+        (Some(rows), Scope::Case) => rows.content(),
+        _ => i.manifest.content,
+    };
+    let recipe_inputs = |items: &Vec<Input>| -> Vec<RecipeInput> {
+        let case_of = |i: &Input| if node.def.info.scope == Scope::Set { i.manifest.case.clone() } else { None };
+        items.iter().map(|i| RecipeInput { case: case_of(i), content: content(i) }).collect()
+    };
+    let mut recipe = recipe(node, seed);
+    recipe.inputs = inputs.0.iter().map(|(port, items)| (port.clone(), recipe_inputs(items))).collect();
+    // A case stage that reads its own name (file names, case columns) must not share an artifact with another case of equal bytes.
+    if let Some(case) = &case {
+        recipe.inputs.insert("case".into(), vec![RecipeInput { case: Some(case.clone()), content: ContentHash::of(case.0.as_bytes()) }]);
+    }
+    Job { case, inputs, recipe }
+}
+
+fn recipe(node: &PlanNode, seed: u64) -> Recipe {
+    Recipe {
+        stage: node.def.info.name.into(),
+        version: node.def.info.version,
+        config: node.stage.config(),
+        inputs: BTreeMap::new(),
+        // A seed that a stage does not draw from must not make its artifacts stale.
+        seed: if node.stage.is_random() { seed } else { 0 },
+    }
+}
+
+/// The recipe of a source: what its draft holds takes the place of inputs.
+pub fn source_recipe(node: &PlanNode, seed: u64, draft: &Path) -> Result<Recipe, Error> {
+    let mut names: Vec<_> = std::fs::read_dir(draft)
+        .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>())
+        .map_err(Error::io("list", draft))?;
+    names.sort();
+    let mut found = blake3::Hasher::new();
+    for path in names {
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        found.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        found.update(blake3::hash(&bytes).as_bytes());
+    }
+    let mut recipe = recipe(node, seed);
+    recipe.inputs.insert("found".into(), vec![RecipeInput { case: None, content: ContentHash(*found.finalize().as_bytes()) }]);
+    Ok(recipe)
+}
+
+/// Which part of the key changed since the node last gave this case, in words.
+pub fn why(store: &Store, job: &Job, before: &BTreeMap<String, Key>) -> String {
+    let name = job.case.as_ref().map_or("", |c| &c.0);
+    why_recipe(store, &job.recipe, before.get(name))
+}
+
+/// The same for a recipe and the key that stood there before.
+pub fn why_recipe(store: &Store, recipe: &Recipe, before: Option<&Key>) -> String {
+    let Some(key) = before else { return "never made here".into() };
+    if *key == recipe.key() {
+        return "its artifact is gone from the store".into();
+    }
+    match store.disk.manifest(key) {
+        Ok(Some(old)) => {
+            let parts = recipe.differences(&old.recipe);
+            let more = parts.len().saturating_sub(4);
+            let shown = parts.into_iter().take(4).collect::<Vec<_>>().join("; ");
+            if more > 0 { format!("{shown}; and {more} more") } else { shown }
+        }
+        _ => "what stood there before is gone from the store".into(),
+    }
+}

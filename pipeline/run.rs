@@ -1,0 +1,467 @@
+//! Plan → artifacts. Nodes in order, the cases of a node side by side under a memory budget; reuse by key, early cut-off by content, quarantine,
+//! cancel. What a node's work is stands in `jobs.rs`, what users see of it in `progress.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use voxmill_schemas::artifact::{CaseId, Key, Kind, Manifest, Scope};
+use voxmill_schemas::tables::{ExecutionRow, QuarantineRow};
+use voxmill_stages::error::{Error, chain};
+use voxmill_stages::stage::{Cx, Facts, Input, Inputs, Progress, Quarantined};
+use voxmill_stages::store::{Commit, Store};
+
+use crate::heads::Heads;
+use crate::jobs::{self, Job};
+use crate::lineage::Lineage;
+use crate::plan::{Plan, PlanNode};
+use crate::progress::{Bar, Progressing};
+
+/// How a run goes about its work; nothing in here changes a byte of what is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub jobs: usize,
+    /// For the cases in hand; the RAM shelf has its own share.
+    pub memory_bytes: u64,
+    pub fail_fast: bool,
+    /// Where `out/NODE` is published.
+    pub out: PathBuf,
+}
+
+/// What a run stands on.
+pub struct Bench<'a> {
+    pub plan: &'a Plan,
+    pub store: &'a Store,
+    pub workspace: &'a Path,
+    pub heads: &'a Heads,
+    pub lineage: &'a Lineage,
+    pub ui: &'a Progressing,
+    pub cancel: &'a AtomicBool,
+}
+
+/// How a node ended.
+#[derive(Clone, Debug, Default)]
+pub struct NodeEnd {
+    pub name: String,
+    /// What the node gives to those below: one input without a case, or one a case, sorted.
+    pub items: Vec<Input>,
+    pub made: usize,
+    pub reused: usize,
+    pub left_out: usize,
+    pub quarantined: Vec<Quarantined>,
+    /// Why the node gives nothing.
+    pub failed: Option<String>,
+    pub took_ms: u64,
+    pub published: Option<PathBuf>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    pub nodes: Vec<NodeEnd>,
+    pub cancelled: bool,
+}
+
+impl Summary {
+    /// 0 all done, 1 failed, 3 done but something is quarantined, 130 stopped on request.
+    pub fn exit_code(&self) -> u8 {
+        if self.cancelled {
+            130
+        } else if self.nodes.iter().any(|n| n.failed.is_some()) {
+            1
+        } else if self.nodes.iter().any(|n| !n.quarantined.is_empty()) {
+            3
+        } else {
+            0
+        }
+    }
+}
+
+/// Runs the nodes in `wanted` (indices into the plan, already closed over what they need). `given` are nodes whose result is known beforehand.
+pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usize, Vec<Input>>) -> Result<Summary, Error> {
+    let mut summary = Summary::default();
+    let mut ends: BTreeMap<usize, NodeEnd> =
+        given.into_iter().map(|(i, items)| (i, NodeEnd { name: b.plan.nodes[i].name.clone(), items, ..NodeEnd::default() })).collect();
+    let mut stop: Option<String> = None;
+    for &i in wanted {
+        if ends.contains_key(&i) {
+            continue;
+        }
+        let node = &b.plan.nodes[i];
+        let started = Instant::now();
+        let broken = node.from.values().find_map(|up| ends.get(up)?.failed.as_ref().map(|_| &b.plan.nodes[*up].name));
+        let mut end = if let Some(why) = &stop {
+            NodeEnd { failed: Some(why.clone()), ..NodeEnd::default() }
+        } else if let Some(up) = broken {
+            NodeEnd { failed: Some(format!("not run: {up} gave nothing")), ..NodeEnd::default() }
+        } else {
+            match run_node(b, o, node, &ends) {
+                Ok(end) => end,
+                Err(e) => {
+                    if e.stops_the_run() {
+                        stop = Some(format!("not run: the run stopped at {}", node.name));
+                    }
+                    summary.cancelled |= matches!(e, Error::Cancelled);
+                    NodeEnd { failed: Some(chain(&e)), ..NodeEnd::default() }
+                }
+            }
+        };
+        end.name = node.name.clone();
+        end.took_ms = started.elapsed().as_millis() as u64;
+        if end.failed.is_some() && !summary.cancelled {
+            b.ui.node_failed(&end);
+        }
+        if o.fail_fast && stop.is_none() && (end.failed.is_some() || !end.quarantined.is_empty()) {
+            stop = Some(format!("not run: --fail-fast, and {} had a failure", node.name));
+        }
+        ends.insert(i, end);
+    }
+    summary.nodes = wanted.iter().filter_map(|i| ends.remove(i)).collect();
+    Ok(summary)
+}
+
+fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, NodeEnd>) -> Result<NodeEnd, Error> {
+    let upstream = |i: usize| ends.get(&i).map_or(&[][..], |e| &e.items);
+    if node.def.info.ports.is_empty() {
+        return run_source(b, o, node);
+    }
+    let work = jobs::of(node, b.plan.seed, upstream)?;
+    let bar = b.ui.node(&node.name, node.def.info.scope, work.jobs.len());
+    let before = b.heads.read(&node.name);
+    let gate = Gate::new(o.memory_bytes);
+    let next = Mutex::new(work.jobs.iter());
+    let done = Mutex::new((NodeEnd { left_out: work.left_out, ..NodeEnd::default() }, None::<Error>));
+    // A set stage may use every thread itself; cases share them.
+    let workers = if node.def.info.scope == Scope::Set { 1 } else { o.jobs.max(1) };
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    if done.lock().expect("no worker panics while it holds the results").1.is_some() {
+                        return;
+                    }
+                    let Some(job) = next.lock().expect("an iterator does not panic").next() else { return };
+                    let outcome = run_job(b, o, node, job, &before, &gate, &bar);
+                    let mut held = done.lock().expect("no worker panics while it holds the results");
+                    let (end, stop) = &mut *held;
+                    bar.case_done();
+                    match outcome {
+                        Ok((manifest, was_made)) => {
+                            *(if was_made { &mut end.made } else { &mut end.reused }) += 1;
+                            end.items.push(Input { dir: b.store.disk.dir(&manifest.key), manifest, rows: None });
+                        }
+                        Err(e) if e.stops_the_run() || job.case.is_none() => *stop = Some(e),
+                        Err(e) => {
+                            let what = job.case.as_ref().map(|c| c.0.clone()).unwrap_or_default();
+                            bar.warn(&format!("{what} is quarantined: {}", chain(&e)));
+                            end.quarantined.push(Quarantined { what, why: chain(&e) });
+                            if o.fail_fast {
+                                *stop = Some(e);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (mut end, stop) = done.into_inner().expect("the workers are gone");
+    bar.finish(&end);
+    end.items.sort_by(|a, b| a.manifest.case.cmp(&b.manifest.case));
+    end.quarantined.sort_by(|a, b| a.what.cmp(&b.what));
+    if let Some(e) = stop {
+        return Err(e);
+    }
+    for item in &end.items {
+        end.quarantined.extend(quarantined_inside(&item.manifest));
+    }
+    if end.items.is_empty() && end.left_out == 0 {
+        let first = end.quarantined.first().map(|q| format!("; the first, {}: {}", q.what, q.why)).unwrap_or_default();
+        end.failed = Some(format!("no case is left: {} of {} quarantined{first}", end.quarantined.len(), work.jobs.len()));
+    }
+    b.heads.write(&node.name, &end.items)?;
+    end.published = publish(&o.out, node, &end.items)?;
+    Ok(end)
+}
+
+/// One artifact: reuse it or make it. The lock keeps two processes from making the same thing twice.
+fn run_job(
+    b: &Bench,
+    o: &Options,
+    node: &PlanNode,
+    job: &Job,
+    before: &BTreeMap<String, Key>,
+    gate: &Gate,
+    bar: &Bar,
+) -> Result<(Arc<Manifest>, bool), Error> {
+    let key = job.recipe.key();
+    let mut row = new_row(b, node, job.case.as_ref());
+    row.key = key.hex();
+    row.config_hash = voxmill_schemas::artifact::ContentHash::of(job.recipe.config.to_string().as_bytes()).hex();
+    row.config = job.recipe.config.to_string();
+    row.input_keys = job.inputs.0.values().flatten().map(|i| i.manifest.key.hex()).collect();
+    let made = (|| {
+        if b.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        if let Some(m) = b.store.disk.manifest(&key)? {
+            return Ok((Arc::new(m), false));
+        }
+        let _lock = b.store.disk.lock(&key)?;
+        if let Some(m) = b.store.disk.manifest(&key)? {
+            return Ok((Arc::new(m), false));
+        }
+        let _admitted = gate.admit(node.stage.memory_bytes(&job.inputs), b.cancel)?;
+        row.why = Some(jobs::why(b.store, job, before));
+        let draft = b.store.disk.draft()?;
+        let memo = b.workspace.join("memo").join(key.hex());
+        let facts = call_stage(b, o, node, job.case.as_ref(), &job.inputs, &draft.path, &memo, bar)?;
+        let manifest = draft.commit(Commit {
+            key,
+            kind: node.def.info.gives,
+            case: job.case.clone(),
+            recipe: job.recipe.clone(),
+            input_keys: job.inputs.0.iter().map(|(p, i)| (p.clone(), i.iter().map(|i| i.manifest.key).collect())).collect(),
+            facts: with_quarantine(&facts),
+            content: facts.content,
+            inputs_dirs: &job.inputs.0.values().flatten().map(|i| (i.dir.clone(), i.manifest.clone())).collect::<Vec<_>>(),
+        })?;
+        let _ = std::fs::remove_dir_all(&memo);
+        Ok((Arc::new(manifest), true))
+    })();
+    finish_row(b, row, &made);
+    made
+}
+
+/// A source always looks. Its artifact is keyed by what it found, so the same finding is the same artifact.
+fn run_source(b: &Bench, o: &Options, node: &PlanNode) -> Result<NodeEnd, Error> {
+    let bar = b.ui.node(&node.name, Scope::Set, 1);
+    let mut row = new_row(b, node, None);
+    let made = (|| {
+        let (draft, facts, recipe) = look(b, o, node, &bar)?;
+        let key = recipe.key();
+        row.key = key.hex();
+        row.config = recipe.config.to_string();
+        row.config_hash = voxmill_schemas::artifact::ContentHash::of(recipe.config.to_string().as_bytes()).hex();
+        let _lock = b.store.disk.lock(&key)?;
+        if let Some(m) = b.store.disk.manifest(&key)? {
+            return Ok((Arc::new(m), false));
+        }
+        let before = b.heads.read(&node.name);
+        row.why = Some(jobs::why_recipe(b.store, &recipe, before.get("")));
+        let manifest = draft.commit(Commit {
+            key,
+            kind: node.def.info.gives,
+            case: None,
+            recipe,
+            input_keys: BTreeMap::new(),
+            facts: with_quarantine(&facts),
+            content: facts.content,
+            inputs_dirs: &[],
+        })?;
+        Ok((Arc::new(manifest), true))
+    })();
+    finish_row(b, row, &made);
+    let (manifest, was_made) = made?;
+    let mut end = NodeEnd { made: was_made as usize, reused: !was_made as usize, ..NodeEnd::default() };
+    end.quarantined = quarantined_inside(&manifest);
+    for q in &end.quarantined {
+        b.lineage.quarantine(QuarantineRow { run: b.lineage.run.clone(), node: node.name.clone(), what: q.what.clone(), why: q.why.clone() });
+    }
+    end.items.push(Input { dir: b.store.disk.dir(&manifest.key), manifest, rows: None });
+    bar.case_done();
+    bar.finish(&end);
+    b.heads.write(&node.name, &end.items)?;
+    end.published = publish(&o.out, node, &end.items)?;
+    Ok(end)
+}
+
+/// Runs a source into a draft and says which recipe that makes.
+pub fn look(
+    b: &Bench,
+    o: &Options,
+    node: &PlanNode,
+    bar: &Bar,
+) -> Result<(voxmill_stages::store::Draft, Facts, voxmill_schemas::artifact::Recipe), Error> {
+    let draft = b.store.disk.draft()?;
+    let memo = b.workspace.join("memo").join(format!("source-{}", node.name));
+    let facts = call_stage(b, o, node, None, &Inputs::default(), &draft.path, &memo, bar)?;
+    let recipe = jobs::source_recipe(node, b.plan.seed, &draft.path)?;
+    Ok((draft, facts, recipe))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn call_stage(
+    b: &Bench,
+    o: &Options,
+    node: &PlanNode,
+    case: Option<&CaseId>,
+    inputs: &Inputs,
+    draft: &Path,
+    memo: &Path,
+    bar: &Bar,
+) -> Result<Facts, Error> {
+    std::fs::create_dir_all(memo).map_err(Error::io("make folder", memo))?;
+    let progress = |p: Progress| bar.news(p);
+    let cx = Cx {
+        draft,
+        case,
+        seed: b.plan.seed,
+        memo,
+        store: b.store,
+        jobs: o.jobs,
+        memory_bytes: o.memory_bytes,
+        cancel: b.cancel,
+        progress: &progress,
+    };
+    catch_unwind(AssertUnwindSafe(|| node.stage.run(inputs, &cx))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(Error::Panicked { stage: node.def.info.name, text: text.to_string() })
+    })
+}
+
+fn with_quarantine(f: &Facts) -> serde_json::Map<String, serde_json::Value> {
+    let mut facts = f.facts.clone();
+    if !f.quarantined.is_empty() {
+        facts.insert("quarantined".into(), serde_json::to_value(&f.quarantined).expect("plain data"));
+    }
+    facts
+}
+
+fn quarantined_inside(m: &Manifest) -> Vec<Quarantined> {
+    m.facts.get("quarantined").and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default()
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}
+
+fn new_row(b: &Bench, node: &PlanNode, case: Option<&CaseId>) -> ExecutionRow {
+    ExecutionRow {
+        run: b.lineage.run.clone(),
+        node: node.name.clone(),
+        stage: node.def.info.name.into(),
+        version: node.def.info.version as i64,
+        case: case.map(|c| c.0.clone()),
+        started_ms: now_ms(),
+        ..ExecutionRow::default()
+    }
+}
+
+fn finish_row(b: &Bench, mut row: ExecutionRow, outcome: &Result<(Arc<Manifest>, bool), Error>) {
+    row.ended_ms = now_ms();
+    row.took_ms = row.ended_ms - row.started_ms;
+    match outcome {
+        Ok((m, made)) => {
+            row.status = if *made { "made" } else { "reused" }.into();
+            row.content = m.content.hex();
+            row.bytes = m.bytes as i64;
+            row.facts = serde_json::Value::Object(m.facts.clone()).to_string();
+            row.input_keys = m.input_keys.values().flatten().map(Key::hex).collect();
+        }
+        Err(e) => {
+            let status = match (e, &row.case) {
+                (Error::Cancelled, _) => "cancelled",
+                (_, Some(_)) => "quarantined",
+                (_, None) => "failed",
+            };
+            row.status = status.into();
+            row.error = Some(chain(e));
+            if let (Some(case), "quarantined") = (&row.case, status) {
+                b.lineage.quarantine(QuarantineRow {
+                    run: row.run.clone(),
+                    node: row.node.clone(),
+                    what: case.clone(),
+                    why: chain(e),
+                });
+            }
+        }
+    }
+    let counts = b.store.counts();
+    (row.ram_hits, row.nvme_hits, row.disk_reads) = (counts.ram_hits as i64, counts.nvme_hits as i64, counts.disk_reads as i64);
+    b.lineage.push(row);
+}
+
+/// What people look for in one place: `out/NODE` holds hard links to the files, tables and models of this run. Built beside and renamed.
+fn publish(out: &Path, node: &PlanNode, items: &[Input]) -> Result<Option<PathBuf>, Error> {
+    if node.def.info.gives == Kind::Volume {
+        return Ok(None);
+    }
+    let (place, beside) = (out.join(&node.name), out.join(format!(".{}.new", node.name)));
+    let _ = std::fs::remove_dir_all(&beside);
+    std::fs::create_dir_all(&beside).map_err(Error::io("make folder", &beside))?;
+    for item in items {
+        for file in item.manifest.files.keys() {
+            let (from, to) = (item.dir.join(file), beside.join(file));
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).map_err(Error::io("make folder", parent))?;
+            }
+            if std::fs::hard_link(&from, &to).is_err() {
+                std::fs::copy(&from, &to).map_err(Error::io("copy to", &to))?;
+            }
+        }
+    }
+    let old = out.join(format!(".{}.old", node.name));
+    let _ = std::fs::remove_dir_all(&old);
+    let _ = std::fs::rename(&place, &old);
+    std::fs::rename(&beside, &place).map_err(Error::io("publish", &place))?;
+    let _ = std::fs::remove_dir_all(&old);
+    Ok(Some(place))
+}
+
+/// Admits cases while their needs stay under the budget; one that needs more than all of it runs alone.
+struct Gate {
+    budget: u64,
+    state: Mutex<(u64, usize)>,
+    changed: Condvar,
+}
+
+struct Admitted<'a>(&'a Gate, u64);
+
+impl Gate {
+    fn new(budget: u64) -> Self {
+        Self { budget, state: Mutex::new((0, 0)), changed: Condvar::new() }
+    }
+
+    fn admit(&self, need: u64, cancel: &AtomicBool) -> Result<Admitted<'_>, Error> {
+        let mut held = self.state.lock().expect("no holder panics");
+        while held.1 > 0 && held.0.saturating_add(need) > self.budget {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            held = self.changed.wait_timeout(held, std::time::Duration::from_millis(200)).expect("no holder panics").0;
+        }
+        held.0 = held.0.saturating_add(need);
+        held.1 += 1;
+        Ok(Admitted(self, need))
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.state.lock().expect("no holder panics");
+        held.0 = held.0.saturating_sub(self.1);
+        held.1 -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_admitted_while_they_fit() {
+        let gate = Gate::new(100);
+        let cancel = AtomicBool::new(false);
+        let a = gate.admit(60, &cancel).unwrap();
+        let b = gate.admit(40, &cancel).unwrap();
+        cancel.store(true, Ordering::Relaxed);
+        assert!(matches!(gate.admit(1, &cancel), Err(Error::Cancelled)), "a third one waits");
+        drop((a, b));
+        assert!(gate.admit(500, &cancel).is_ok(), "one that never fits runs alone");
+    }
+}
