@@ -1,4 +1,4 @@
-//! The newest artifact of every node and case in a workspace: `heads/NODE.json`, case → key. It serves explanations (`plan`, `why`), `infer` and
+//! The newest artifact of every node and case in a workspace: `heads/PIPELINE/NODE.json`, case → key. It serves explanations (`plan`, `why`), `infer` and
 //! `query`; losing it loses no artifact.
 
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ pub struct Heads {
 }
 
 impl Heads {
-    pub fn open(workspace: &Path) -> Self {
-        Self { folder: workspace.join("heads") }
+    pub fn open(workspace: &Path, pipeline: &str) -> Self {
+        Self { folder: workspace.join("heads").join(pipeline) }
     }
 
     /// Case (empty for a node over the set) → key. Empty where nothing was run yet.

@@ -292,6 +292,22 @@ pub fn look(
     Ok((draft, facts, recipe))
 }
 
+/// The manifest that a source's draft would get, for planning below it.
+pub fn preview(node: &PlanNode, recipe: voxmill_schemas::artifact::Recipe, facts: &Facts) -> Manifest {
+    Manifest {
+        key: recipe.key(),
+        content: facts.content.unwrap_or(recipe.inputs["found"][0].content),
+        kind: node.def.info.gives,
+        case: None,
+        recipe,
+        input_keys: BTreeMap::new(),
+        facts: with_quarantine(facts),
+        files: BTreeMap::new(),
+        bytes: 0,
+        layout: 0,
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
 fn call_stage(
     b: &Bench,

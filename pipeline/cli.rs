@@ -1,0 +1,250 @@
+//! What was typed → what is done. The only file that knows clap. Results go to stdout, progress and problems to stderr.
+//! Exit codes: 0 all done, 1 failed, 2 the file or the command is wrong, 3 done but something is quarantined, 130 stopped on request.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use voxmill_stages::stage::StageDef;
+
+use crate::commands;
+use crate::progress::Style;
+
+const AFTER: &str = "Exit codes: 0 all done · 1 failed · 2 the file or the command is wrong · 3 done, but something is quarantined · 130 stopped on request";
+
+/// DICOM archive → voxels → trained, evaluated, exported segmentation model, from one YAML file.
+#[derive(Parser)]
+#[command(name = "voxmill", version, after_help = AFTER, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make what the file describes; reuse what is already made
+    Run(RunArgs),
+    /// Say what a run would make, reuse or remake, and why
+    Plan(PlanArgs),
+    /// Look for mistakes in a file; make nothing
+    Check(FileArgs),
+    /// Draw the stages of a file and what flows between them
+    Graph(GraphArgs),
+    /// Apply the trained pipeline to a new DICOM study
+    Infer(InferArgs),
+    /// Ask the index and the lineage with SQL
+    Query(QueryArgs),
+    /// Where an artifact comes from and what was made of it
+    Trace(TraceArgs),
+    /// List the stages, or explain one
+    Stages {
+        /// A stage's name
+        name: Option<String>,
+        /// Print the table for the README instead
+        #[arg(long, hide = true)]
+        markdown: bool,
+    },
+    /// Print the JSON Schema of the YAML language, for editors
+    Schema,
+    /// Make a seeded DICOM CT archive with labels, to try things on
+    Phantom(PhantomArgs),
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+/// A pipeline and what is set from outside.
+#[derive(Args, Clone)]
+pub struct FileArgs {
+    /// The pipeline (YAML)
+    pub file: PathBuf,
+    /// Set a variable of the file (`NAME=value`) or any value in it (`NODE.key=value`); may be given many times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// How work is done.
+#[derive(Args, Clone)]
+pub struct WorkArgs {
+    /// Cases in hand at the same time, and threads in all [default: the number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub jobs: Option<u32>,
+    /// Memory to stay under, such as 8GiB [default: 75% of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Machine-readable progress on stderr, one JSON object a line
+    #[arg(long, value_name = "FORMAT")]
+    pub log: Option<LogFormat>,
+    /// Show failures only
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+impl WorkArgs {
+    pub fn style(&self) -> Style {
+        Style::choose(self.quiet, self.log.is_some())
+    }
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// Only these nodes and what they need [default: all]
+    pub nodes: Vec<String>,
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// Quarantine a bad case and go on (the default)
+    #[arg(long, conflicts_with = "fail_fast")]
+    pub keep_going: bool,
+    /// Stop at the first bad case
+    #[arg(long)]
+    pub fail_fast: bool,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// Only these nodes and what they need [default: all]
+    pub nodes: Vec<String>,
+    #[arg(long, default_value = "table")]
+    pub format: PlanFormat,
+}
+
+#[derive(Args)]
+pub struct GraphArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    #[arg(long, default_value = "mermaid")]
+    pub format: GraphFormat,
+}
+
+#[derive(Args)]
+pub struct InferArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// A folder with the DICOM study (or several)
+    pub study: PathBuf,
+    /// Where the predictions go
+    pub out: PathBuf,
+    /// The node that predicts, where the file has several
+    #[arg(long)]
+    pub node: Option<String>,
+    #[command(flatten)]
+    pub work: WorkArgs,
+}
+
+#[derive(Args)]
+#[command(after_long_help = crate::query::HELP)]
+pub struct QueryArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// A SELECT
+    pub sql: String,
+    #[arg(long, default_value = "table")]
+    pub format: RowFormat,
+    /// Write here instead of stdout (required for parquet)
+    #[arg(long, short)]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct TraceArgs {
+    /// The first digits of an artifact's key, a case, or the path of a published file
+    pub what: String,
+    /// The pipeline whose workspace is searched
+    #[arg(long, short, value_name = "FILE", conflicts_with = "workspace")]
+    pub file: Option<PathBuf>,
+    /// The workspace itself [default: of the only pipeline in this folder]
+    #[arg(long, short)]
+    pub workspace: Option<PathBuf>,
+    #[arg(long, default_value = "tree")]
+    pub format: TraceFormat,
+}
+
+#[derive(Args)]
+pub struct PhantomArgs {
+    /// A folder that does not exist yet, or is empty
+    pub out: PathBuf,
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub patients: u32,
+    /// Slices of each scan
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(8..=2_000))]
+    pub slices: u32,
+    /// Rows and columns of each slice
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(16..=1_024))]
+    pub size: u32,
+    /// Spacing of the slices, millimetres [default: chosen so that the knee fits]
+    #[arg(long)]
+    pub slice_spacing_mm: Option<f64>,
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    Json,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum PlanFormat {
+    Table,
+    Json,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum GraphFormat {
+    Mermaid,
+    Dot,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum RowFormat {
+    Table,
+    Csv,
+    Json,
+    Parquet,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum TraceFormat {
+    Tree,
+    Mermaid,
+}
+
+/// Runs the program and gives its exit code.
+pub fn main(defs: &'static [StageDef]) -> u8 {
+    let filter = std::env::var("VOXMILL_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(filter).without_time().with_target(false).init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { 2 } else { 0 };
+        }
+    };
+    match cli.command {
+        Command::Run(a) => commands::run(&a, defs),
+        Command::Plan(a) => commands::plan(&a.file, &a.nodes, a.format, defs),
+        Command::Check(a) => commands::check(&a, defs),
+        Command::Graph(a) => commands::graph(&a, defs),
+        Command::Infer(a) => commands::infer(&a, defs),
+        Command::Query(a) => commands::query(&a, defs),
+        Command::Trace(a) => commands::trace(&a, defs),
+        Command::Stages { name, markdown } => commands::stages(name.as_deref(), markdown, defs),
+        Command::Schema => commands::schema(defs),
+        Command::Phantom(a) => commands::phantom(&a),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "voxmill", &mut std::io::stdout());
+            0
+        }
+    }
+}
+
+/// Prints a result; a closed pipe (`| head`) is no error.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    if !text.ends_with('\n') {
+        let _ = out.write_all(b"\n");
+    }
+}
