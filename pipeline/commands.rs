@@ -1,0 +1,226 @@
+//! One function a command: load, open the workspace, do it, tell it. Each gives its exit code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use voxmill_stages::error::chain;
+use voxmill_stages::stage::{Input, StageDef};
+
+use crate::cli::{FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, WorkArgs, print};
+use crate::plan::Plan;
+use crate::progress::Progressing;
+use crate::run::{self, Bench, Options, Summary};
+use crate::session::{Fault, Session, cores};
+use crate::{infer, language, problem, query, status, summary};
+
+static CANCEL: AtomicBool = AtomicBool::new(false);
+
+/// Ctrl-C asks the work in hand to stop at its next safe place; a second one ends the process (drafts are dropped at the next start).
+fn listen_for_ctrl_c() {
+    // A second call in one process keeps the first handler: that is as good.
+    let _ = ctrlc::set_handler(|| {
+        if CANCEL.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping: what is in hand is dropped or finished; press again to stop at once");
+    });
+}
+
+fn load(file: &FileArgs, defs: &'static [StageDef]) -> Result<Plan, u8> {
+    match crate::load(&file.file, &file.sets, defs) {
+        Ok(plan) => {
+            if !plan.warnings.is_empty() {
+                eprint!("{}", problem::render(&plan.warnings));
+            }
+            Ok(plan)
+        }
+        Err(problems) => {
+            eprint!("{}", problem::render(&problems));
+            Err(2)
+        }
+    }
+}
+
+/// Prints a fault with its cause and gives its exit code.
+fn fault(e: &Fault) -> u8 {
+    eprintln!("error: {}", chain(e));
+    e.exit_code()
+}
+
+/// The nodes asked for with all they need; every node when none is asked for.
+fn wanted(plan: &Plan, nodes: &[String]) -> Result<BTreeSet<usize>, Fault> {
+    if nodes.is_empty() {
+        return Ok((0..plan.nodes.len()).collect());
+    }
+    let mut todo = Vec::new();
+    for name in nodes {
+        let at = plan.nodes.iter().position(|n| n.name == *name);
+        todo.push(at.ok_or_else(|| Fault::NoSuchNode {
+            name: name.clone(),
+            nodes: plan.nodes.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", "),
+        })?);
+    }
+    let mut all = BTreeSet::new();
+    while let Some(i) = todo.pop() {
+        if all.insert(i) {
+            todo.extend(plan.nodes[i].from.values());
+        }
+    }
+    Ok(all)
+}
+
+fn with_threads(jobs: usize) {
+    // The pool of rayon is one for the process: `--jobs` bounds every parallel loop, Burn's included.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global();
+}
+
+pub fn run(a: &RunArgs, defs: &'static [StageDef]) -> u8 {
+    let plan = match load(&a.file, defs) {
+        Ok(plan) => plan,
+        Err(code) => return code,
+    };
+    let nodes = match wanted(&plan, &a.nodes) {
+        Ok(nodes) => nodes,
+        Err(e) => return fault(&e),
+    };
+    if a.dry_run {
+        return plan_nodes(&plan, &nodes, PlanFormat::Table);
+    }
+    match execute(&plan, &a.file, &a.work, a.fail_fast, &nodes, BTreeMap::new(), None) {
+        Ok(code) => code,
+        Err(e) => fault(&e),
+    }
+}
+
+/// Runs nodes with display, lineage and the closing summary. `out`: where files are published (default `WORKSPACE/out`).
+fn execute(
+    plan: &Plan,
+    file: &FileArgs,
+    work: &WorkArgs,
+    fail_fast: bool,
+    nodes: &BTreeSet<usize>,
+    given: BTreeMap<usize, Vec<Input>>,
+    out: Option<PathBuf>,
+) -> Result<u8, Fault> {
+    let jobs = work.jobs.map_or_else(cores, |j| j as usize);
+    with_threads(jobs);
+    listen_for_ctrl_c();
+    let session = Session::open(plan, work.memory.as_deref())?;
+    let purpose = if out.is_some() { "infer" } else { "run" };
+    let lineage = session.begin(plan, file, jobs, purpose)?;
+    let ui = Progressing::new(work.style(), nodes.iter().map(|i| plan.nodes[*i].name.as_str()));
+    let heads = session.heads(plan, out.is_some());
+    let options = Options {
+        jobs,
+        memory_bytes: session.work_bytes,
+        fail_fast,
+        out: out.unwrap_or_else(|| session.workspace.join("out")),
+    };
+    let bench = Bench {
+        plan,
+        store: &session.store,
+        workspace: &session.workspace,
+        heads: &heads,
+        lineage: &lineage,
+        ui: &ui,
+        cancel: &CANCEL,
+    };
+    let ended = run::run(&bench, &options, nodes, given);
+    let summary = ended.unwrap_or_else(|e| Summary { nodes: vec![run::NodeEnd { failed: Some(chain(&e)), ..Default::default() }], ..Default::default() });
+    let code = summary.exit_code();
+    lineage.finish(match code {
+        0 => "done",
+        3 => "quarantined",
+        130 => "cancelled",
+        _ => "failed",
+    })?;
+    summary::tell(&ui, &summary, &file.file, code);
+    Ok(code)
+}
+
+pub fn plan(file: &FileArgs, nodes: &[String], format: PlanFormat, defs: &'static [StageDef]) -> u8 {
+    let plan = match load(file, defs) {
+        Ok(plan) => plan,
+        Err(code) => return code,
+    };
+    match wanted(&plan, nodes) {
+        Ok(nodes) => plan_nodes(&plan, &nodes, format),
+        Err(e) => fault(&e),
+    }
+}
+
+fn plan_nodes(plan: &Plan, nodes: &BTreeSet<usize>, format: PlanFormat) -> u8 {
+    let made = (|| {
+        let session = Session::open(plan, None)?;
+        let lineage = crate::lineage::Lineage::silent();
+        let heads = session.heads(plan, false);
+        let ui = Progressing::new(crate::progress::Style::Quiet, std::iter::empty());
+        let bench = Bench {
+            plan,
+            store: &session.store,
+            workspace: &session.workspace,
+            heads: &heads,
+            lineage: &lineage,
+            ui: &ui,
+            cancel: &CANCEL,
+        };
+        let options = Options { jobs: cores(), memory_bytes: session.work_bytes, fail_fast: false, out: session.workspace.join("out") };
+        Ok::<_, Fault>(status::of(&bench, &options, nodes)?)
+    })();
+    match made {
+        Ok(nodes) if format == PlanFormat::Json => {
+            print(&serde_json::to_string_pretty(&nodes).expect("plain data"));
+            0
+        }
+        Ok(nodes) => {
+            print(&status::table(&nodes));
+            0
+        }
+        Err(e) => fault(&e),
+    }
+}
+
+pub fn check(file: &FileArgs, defs: &'static [StageDef]) -> u8 {
+    match load(file, defs) {
+        Ok(plan) => {
+            print(&format!("{}: {} stages, no mistakes", file.file.display(), plan.nodes.len()));
+            0
+        }
+        Err(code) => code,
+    }
+}
+
+pub fn graph(a: &GraphArgs, defs: &'static [StageDef]) -> u8 {
+    match load(&a.file, defs) {
+        Ok(plan) => {
+            print(&match a.format {
+                GraphFormat::Mermaid => language::graph_mermaid(&plan),
+                GraphFormat::Dot => language::graph_dot(&plan),
+            });
+            0
+        }
+        Err(code) => code,
+    }
+}
+
+pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
+    let made = (|| {
+        if !a.study.is_dir() {
+            return Err(Fault::NoFolder { path: a.study.clone() });
+        }
+        let whole = load(&a.file, defs).map_err(Fault::Told)?;
+        let part = infer::part_of(&whole, a.node.as_deref())?;
+        let sets = infer::sets(&whole, &part, &a.study, &a.file.sets);
+        let file = FileArgs { sets, ..a.file.clone() };
+        let plan = infer::cut(load(&file, defs).map_err(Fault::Told)?, &part)?;
+        let given = {
+            let session = Session::open(&plan, a.work.memory.as_deref())?;
+            infer::trained(&session, &plan)?
+        };
+        let nodes = (0..plan.nodes.len()).collect();
+        execute(&plan, &file, &a.work, false, &nodes, given, Some(a.out.clone()))
+    })();
+    made.unwrap_or_else(|e| fault(&e))
+}
+

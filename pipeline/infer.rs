@@ -1,0 +1,109 @@
+//! `voxmill infer FILE STUDY OUT`: the part of a pipeline that leads from a source to the node that predicts and on to its exports, applied to a new
+//! study. The model is the one that the last run of the file made; stages that only add labels step aside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use voxmill_schemas::artifact::Kind;
+use voxmill_stages::stage::Input;
+
+use crate::plan::{Plan, PlanNode};
+use crate::session::{Fault, Session};
+
+fn port_kind(n: &PlanNode, port: &str) -> Option<Kind> {
+    n.def.info.ports.iter().find(|p| p.name == port).map(|p| p.kind)
+}
+
+fn predicts(n: &PlanNode) -> bool {
+    n.def.info.gives == Kind::Volume && n.from.keys().any(|p| port_kind(n, p) == Some(Kind::Model))
+}
+
+/// The names of the nodes that inference needs: above the predicting node without what only labels need, the node, and the exports below it.
+pub fn part_of(plan: &Plan, chosen: Option<&str>) -> Result<BTreeSet<String>, Fault> {
+    let all: Vec<usize> = (0..plan.nodes.len()).filter(|i| predicts(&plan.nodes[*i])).collect();
+    let names = || all.iter().map(|i| plan.nodes[*i].name.clone()).collect::<Vec<_>>().join(", ");
+    let node = match chosen {
+        Some(name) => *all
+            .iter()
+            .find(|i| plan.nodes[**i].name == name)
+            .ok_or_else(|| Fault::NoSuchNode { name: name.into(), nodes: names() })?,
+        None => match all[..] {
+            [one] => one,
+            [] => return Err(Fault::NoPrediction),
+            _ => return Err(Fault::ManyPredictions { nodes: names() }),
+        },
+    };
+    let mut part = BTreeSet::new();
+    let mut todo = vec![node];
+    while let Some(i) = todo.pop() {
+        let n = &plan.nodes[i];
+        if !part.insert(i) || n.def.info.gives == Kind::Model {
+            continue;
+        }
+        for (port, up) in &n.from {
+            let passes = match n.def.info.absent_in_inference {
+                Some(kept) => port == kept,
+                None => n.def.info.ports.iter().any(|p| p.name == port && (p.required || p.kind != Kind::Table)),
+            };
+            if passes {
+                todo.push(*up);
+            }
+        }
+    }
+    // Exports: nodes that give files and whose every input is in the part.
+    for (i, n) in plan.nodes.iter().enumerate() {
+        if n.def.info.gives == Kind::Files && n.from.values().all(|up| part.contains(up)) {
+            part.insert(i);
+        }
+    }
+    Ok(part.into_iter().map(|i| plan.nodes[i].name.clone()).collect())
+}
+
+/// What is set from outside for the study: every source of the part looks there.
+pub fn sets(plan: &Plan, part: &BTreeSet<String>, study: &Path, given: &[String]) -> Vec<String> {
+    let sources = plan.nodes.iter().filter(|n| n.def.info.ports.is_empty() && part.contains(&n.name));
+    let study = serde_json::to_string(&study.to_string_lossy()).expect("a text is plain data");
+    given.iter().cloned().chain(sources.map(|n| format!("{}.archive={study}", n.name))).collect()
+}
+
+/// The plan reduced to the part, with absent stages bypassed and optional ports to the rest dropped.
+pub fn cut(plan: Plan, part: &BTreeSet<String>) -> Result<Plan, Fault> {
+    let is_absent = |n: &PlanNode| n.def.info.absent_in_inference.is_some();
+    let through: Vec<usize> = (0..plan.nodes.len())
+        .map(|mut i| {
+            while let Some(port) = plan.nodes[i].def.info.absent_in_inference {
+                i = plan.nodes[i].from[port];
+            }
+            i
+        })
+        .collect();
+    let keep: Vec<usize> = (0..plan.nodes.len()).filter(|i| part.contains(&plan.nodes[*i].name) && !is_absent(&plan.nodes[*i])).collect();
+    let new_index: BTreeMap<usize, usize> = keep.iter().enumerate().map(|(new, old)| (*old, new)).collect();
+    let Plan { nodes, .. } = plan;
+    let mut nodes: Vec<Option<PlanNode>> = nodes.into_iter().map(Some).collect();
+    let kept = keep
+        .iter()
+        .map(|i| {
+            let mut n = nodes[*i].take().expect("each node is kept once");
+            let is_model = n.def.info.gives == Kind::Model;
+            n.from.retain(|_, up| new_index.contains_key(&through[*up]) && !is_model);
+            for up in n.from.values_mut() {
+                *up = new_index[&through[*up]];
+            }
+            n
+        })
+        .collect();
+    Ok(Plan { nodes: kept, ..plan })
+}
+
+/// The models that the last run of this file made.
+pub fn trained(session: &Session, plan: &Plan) -> Result<BTreeMap<usize, Vec<Input>>, Fault> {
+    let heads = session.heads(plan, false);
+    let mut given = BTreeMap::new();
+    for (i, n) in plan.nodes.iter().enumerate().filter(|(_, n)| n.def.info.gives == Kind::Model) {
+        let key = heads.read(&n.name).get("").copied().ok_or_else(|| Fault::NotTrained { node: n.name.clone() })?;
+        let manifest = session.store.disk.manifest(&key)?.ok_or_else(|| Fault::NotTrained { node: n.name.clone() })?;
+        given.insert(i, vec![Input { dir: session.store.disk.dir(&key), manifest: manifest.into(), rows: None }]);
+    }
+    Ok(given)
+}
