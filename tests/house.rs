@@ -1,0 +1,112 @@
+//! The rules of the house, kept by reading the sources: floors, doors and the size of a file.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut todo = vec![root.join(folder)];
+    let mut out = Vec::new();
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push((path.strip_prefix(root).unwrap().to_path_buf(), std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+    assert!(!out.is_empty(), "{folder} holds sources");
+    out
+}
+
+/// Code lines of a file, without comments and without its tests.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().take_while(|l| !l.starts_with("#[cfg(test)]")).filter(|l| !l.trim_start().starts_with("//"))
+}
+
+fn mentions(text: &str, name: &str) -> bool {
+    code(text).any(|l| {
+        l.match_indices(name).any(|(at, _)| {
+            let before = l[..at].chars().next_back();
+            !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+        })
+    })
+}
+
+#[test]
+fn heavy_crates_enter_by_their_doors() {
+    let doors: &[(&str, &[&str])] = &[
+        ("serde_saphyr::", &["schemas/spec"]),
+        ("dicom::", &["stages/dicom"]),
+        ("dicom_pixeldata::", &["stages/dicom"]),
+        ("zarrs::", &["stages/store", "stages/volume"]),
+        ("burn::", &["stages/model"]),
+        ("parquet::", &["stages/table"]),
+        ("datafusion::", &["stages/table"]),
+        ("tokio::", &["stages/table"]),
+        ("clap::", &["pipeline/cli.rs"]),
+        ("clap_complete::", &["pipeline/cli.rs"]),
+        ("miette::", &["pipeline"]),
+    ];
+    let mut wrong = Vec::new();
+    for (path, text) in ["schemas", "stages", "pipeline"].iter().flat_map(|f| sources(f)) {
+        for (name, allowed) in doors {
+            // `crate::dicom::` is our own room: only an extern path starts a word.
+            if mentions(&text, name) && !allowed.iter().any(|d| path.starts_with(d)) {
+                wrong.push(format!("{} uses {name}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn imports_run_one_way() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("schemas") {
+        if mentions(&text, "voxmill_stages") || mentions(&text, "voxmill::") {
+            wrong.push(path);
+        }
+    }
+    for (path, text) in sources("stages") {
+        if mentions(&text, "voxmill::") {
+            wrong.push(path);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?} look upwards");
+}
+
+#[test]
+fn a_stage_imports_no_other_stage() {
+    let verbs: Vec<String> = sources("stages")
+        .into_iter()
+        .filter(|(p, _)| p.components().count() == 2)
+        .map(|(p, _)| p.file_stem().unwrap().to_str().unwrap().to_string())
+        .filter(|n| !["lib", "stage", "error"].contains(&n.as_str()))
+        .collect();
+    assert!(verbs.len() >= 10, "{verbs:?}");
+    let mut wrong = Vec::new();
+    for (path, text) in sources("stages").into_iter().filter(|(p, _)| p.file_name().unwrap() != "lib.rs") {
+        for verb in &verbs {
+            if code(&text).any(|l| l.contains(&format!("crate::{verb}::"))) {
+                wrong.push(format!("{} imports {verb}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn ops_and_model_maths_open_no_file() {
+    for (path, text) in sources("stages/ops") {
+        assert!(!mentions(&text, "std::fs"), "{} touches the file system", path.display());
+    }
+}
+
+#[test]
+fn the_engine_names_no_stage() {
+    for (path, text) in sources("pipeline") {
+        for name in ["\"assemble\"", "\"annotate\"", "\"resample\"", "\"train\"", "\"evaluate\"", "\"export\""] {
+            assert!(!mentions(&text, name), "{} names the stage {name}", path.display());
+        }
+    }
+}
