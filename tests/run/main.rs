@@ -1,0 +1,8 @@
+//! Promises of `voxmill run` to its users, kept on the built program and real DICOM.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod bench;
+mod crash;
+mod reuse;
+mod way;
