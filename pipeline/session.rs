@@ -50,3 +50,32 @@ impl Fault {
         }
     }
 }
+
+/// Cores this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Bytes of memory that a new program may take, from the cgroup or the kernel; 4 GiB where neither tells.
+fn free_memory_bytes() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| -> Option<u64> {
+        let line = meminfo.lines().find(|l| l.starts_with(name))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
+    };
+    let cgroup = |f: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(f)).ok()?.trim().parse::<u64>().ok();
+    let room = match (cgroup("memory.max"), cgroup("memory.current")) {
+        (Some(max), Some(now)) => max.saturating_sub(now),
+        _ => u64::MAX,
+    };
+    field("MemAvailable:").unwrap_or(4 << 30).min(room)
+}
+
+/// An open workspace.
+pub struct Session {
+    pub workspace: PathBuf,
+    pub store: Store,
+    /// What `--memory` leaves for the cases in hand after the RAM shelf.
+    pub work_bytes: u64,
+    memory_bytes: u64,
+}

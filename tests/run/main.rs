@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod bytes;
 mod crash;
 mod reuse;
 mod way;
