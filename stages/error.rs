@@ -66,6 +66,10 @@ pub enum Error {
     #[error("stage {stage} broke on this input (a bug worth reporting): {text}")]
     Panicked { stage: &'static str, text: String },
 
+    /// A worker of the feed could not make a patch.
+    #[error("cannot cut a patch of case {case}")]
+    Patch { case: String, source: Box<Error> },
+
     #[error("the loss became {value} at step {step}; patches of {cases}")]
     NotFinite { value: f32, step: u64, cases: String },
 }
@@ -84,6 +88,7 @@ impl Error {
     pub fn stops_the_run(&self) -> bool {
         matches!(self, Error::Cancelled | Error::DiskFull { .. } | Error::ShelfFull { .. } | Error::Device { .. })
             || matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
+            || matches!(self, Error::Patch { source, .. } if source.stops_the_run())
     }
 }
 

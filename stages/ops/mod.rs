@@ -1,5 +1,7 @@
 //! Pure functions on arrays: they take slices and give vectors or change slices in place; they open no file and know no stage. Arrays are C order,
 //! slowest axis first; results do not depend on the number of threads.
 
+pub mod augment;
 pub mod distance;
 pub mod metrics;
+pub mod regrid;
