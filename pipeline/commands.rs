@@ -111,23 +111,12 @@ fn execute(
     let lineage = session.begin(plan, file, jobs, purpose)?;
     let ui = Progressing::new(work.style(), nodes.iter().map(|i| plan.nodes[*i].name.as_str()));
     let heads = session.heads(plan, out.is_some());
-    let options = Options {
-        jobs,
-        memory_bytes: session.work_bytes,
-        fail_fast,
-        out: out.unwrap_or_else(|| session.workspace.join("out")),
-    };
-    let bench = Bench {
-        plan,
-        store: &session.store,
-        workspace: &session.workspace,
-        heads: &heads,
-        lineage: &lineage,
-        ui: &ui,
-        cancel: &CANCEL,
-    };
+    let options = Options { jobs, memory_bytes: session.work_bytes, fail_fast, out: out.unwrap_or_else(|| session.workspace.join("out")) };
+    let bench =
+        Bench { plan, store: &session.store, workspace: &session.workspace, heads: &heads, lineage: &lineage, ui: &ui, cancel: &CANCEL };
     let ended = run::run(&bench, &options, nodes, given);
-    let summary = ended.unwrap_or_else(|e| Summary { nodes: vec![run::NodeEnd { failed: Some(chain(&e)), ..Default::default() }], ..Default::default() });
+    let summary = ended
+        .unwrap_or_else(|e| Summary { nodes: vec![run::NodeEnd { failed: Some(chain(&e)), ..Default::default() }], ..Default::default() });
     let code = summary.exit_code();
     lineage.finish(match code {
         0 => "done",
@@ -224,3 +213,24 @@ pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
     made.unwrap_or_else(|e| fault(&e))
 }
 
+pub fn stages(name: Option<&str>, markdown: bool, defs: &'static [StageDef]) -> u8 {
+    let Some(name) = name else {
+        print(&if markdown { language::readme_table(defs) } else { language::stages_list(defs) });
+        return 0;
+    };
+    match defs.iter().find(|d| d.info.name == name) {
+        Some(d) => {
+            print(&language::stage_help(d));
+            0
+        }
+        None => {
+            let help = voxmill_schemas::spec::did_you_mean(name, "stages", defs.iter().map(|d| d.info.name));
+            fault(&Fault::Wrong(format!("there is no stage {name}: {help}")))
+        }
+    }
+}
+
+pub fn schema(defs: &'static [StageDef]) -> u8 {
+    print(&serde_json::to_string_pretty(&language::pipeline_schema(defs)).expect("plain data"));
+    0
+}

@@ -1,1 +1,84 @@
-//! The engine: load, plan, run, lineage.
+//! The engine, in the order of its story: load and plan, run, leave lineage, answer questions.
+
+pub mod cli;
+pub mod commands;
+
+// A file becomes a plan.
+pub mod choice;
+pub mod conform;
+pub mod language;
+pub mod plan;
+pub mod problem;
+pub mod schema;
+pub mod words;
+
+// A plan becomes artifacts.
+pub mod heads;
+pub mod infer;
+pub mod jobs;
+pub mod progress;
+pub mod run;
+pub mod session;
+pub mod status;
+pub mod summary;
+
+// Artifacts answer questions.
+pub mod lineage;
+pub mod query;
+pub mod trace;
+
+use std::io::Read;
+use std::path::Path;
+
+use voxmill_schemas::spec::{self, World};
+use voxmill_stages::stage::StageDef;
+
+use plan::Plan;
+use problem::Problem;
+
+/// A pipeline is a text that people write: more is a mistake.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Reads a pipeline with what is set from outside (`KEY=VALUE` each), or says everything that is wrong with it. Warnings come with either.
+pub fn load(file: &Path, sets: &[String], defs: &'static [StageDef]) -> Result<Plan, Vec<Problem>> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let (spec, mistakes) = spec::read(file, &World { text_of: &text_of, variable: &variable, sets });
+    let mut problems: Vec<Problem> = mistakes.into_iter().map(Problem::from).collect();
+    let has_mistakes = !problems.is_empty();
+    let plan = spec.and_then(|spec| plan::make(&spec, defs, &mut problems));
+    problem::sort(&mut problems);
+    match plan {
+        Some(plan) if !has_mistakes => Ok(Plan { warnings: problems, ..plan }),
+        _ => Err(problems),
+    }
+}
+
+/// The text of a file, or why there is none (message, help).
+fn text_of(path: &Path) -> Result<String, (String, String)> {
+    let name = path.display();
+    let wrong = |message: String, help: &str| Err((message, help.to_string()));
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return wrong(format!("there is no file {name}"), "look at the path, relative to the current folder"),
+        Err(e) => return wrong(format!("cannot read {name}: {e}"), "look at the path and its permissions"),
+    };
+    if meta.is_dir() {
+        return wrong(format!("{name} is a folder, not a pipeline"), "give the YAML file itself");
+    }
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|f| f.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    if let Err(e) = read {
+        return wrong(format!("cannot read {name}: {e}"), "look at its permissions");
+    }
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return wrong(format!("{name} is larger than 1 MiB"), "a pipeline is a short text: is this the right file?");
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(e) => {
+            let at = e.utf8_error().valid_up_to();
+            let line = e.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
+            wrong(format!("{name} is not UTF-8: the first byte that is none stands in line {line}"), "save it as UTF-8; a pipeline is a text file")
+        }
+    }
+}

@@ -304,7 +304,8 @@ pub fn digest(batch: &RecordBatch) -> ContentHash {
         }
         put(field.name().as_bytes());
         put(field.data_type().to_string().as_bytes());
-        let cells = arrow::util::display::ArrayFormatter::try_new(column, &arrow::util::display::FormatOptions::new().with_null("\u{0}null"));
+        let cells =
+            arrow::util::display::ArrayFormatter::try_new(column, &arrow::util::display::FormatOptions::new().with_null("\u{0}null"));
         let cells = cells.expect("our column types can all be shown");
         (0..batch.num_rows()).for_each(|row| put(cells.value(row).to_string().as_bytes()));
     }

@@ -66,7 +66,13 @@ impl Store {
     }
     /// One brick of an array, from the fastest shelf that has it; `decode` reads it from the disk shelf. The name of a brick is the key of its artifact, the
     /// array in it and the brick's index.
-    pub fn brick(&self, _key: &Key, _array: &str, _index: [usize; 4], _decode: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<Arc<Vec<u8>>, Error> {
+    pub fn brick(
+        &self,
+        _key: &Key,
+        _array: &str,
+        _index: [usize; 4],
+        _decode: impl FnOnce() -> Result<Vec<u8>, Error>,
+    ) -> Result<Arc<Vec<u8>>, Error> {
         unimplemented!()
     }
 }

@@ -103,9 +103,8 @@ fn a_workspace_that_cannot_be_written_is_named() {
 fn a_full_disk_stops_the_run_with_a_clear_message() {
     let b = Bench::new(2);
     std::fs::create_dir(b.path("work")).unwrap();
-    let mount = |options: &str| {
-        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(b.path("work")).output()
-    };
+    let mount =
+        |options: &str| std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(b.path("work")).output();
     let Ok(mounted) = mount("size=256k") else { return eprintln!("skipped: no mount here") };
     if !mounted.status.success() {
         return eprintln!("skipped: {}", String::from_utf8_lossy(&mounted.stderr));

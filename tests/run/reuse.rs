@@ -73,12 +73,14 @@ fn the_same_bytes_for_any_number_of_jobs() {
     let (one, two) = (Bench::new(4), Bench::new(4));
     one.run(&["--jobs", "1"]).expect(0);
     two.run(&["--jobs", "2"]).expect(0);
-    let content = |b: &Bench| b.artifacts().into_iter().filter(|(name, _)| !is_index(b, name)).collect::<std::collections::BTreeMap<_, _>>();
+    let content =
+        |b: &Bench| b.artifacts().into_iter().filter(|(name, _)| !is_index(b, name)).collect::<std::collections::BTreeMap<_, _>>();
     assert_eq!(content(&one), content(&two));
 }
 
 /// The index names the folder it looked at, and the two archives lie in two folders.
 fn is_index(b: &Bench, file: &str) -> bool {
     let folder = b.path("work/store/artifacts").join(file).parent().unwrap().to_path_buf();
-    std::fs::read_to_string(folder.join("artifact.json")).is_ok_and(|t| t.contains("\"stage\":\"index\"") || t.contains("\"stage\": \"index\""))
+    std::fs::read_to_string(folder.join("artifact.json"))
+        .is_ok_and(|t| t.contains("\"stage\":\"index\"") || t.contains("\"stage\": \"index\""))
 }
