@@ -1,1 +1,375 @@
+//! What stands in `zarr.json`: array metadata of Zarr v3 (sharded bricks), OME-Zarr 0.5 multiscales and image labels, and our own namespace
+//! `voxmill`, which keeps what OME-Zarr cannot say yet (direction, shear, channels, classes, provenance). The recipe and the key stand in the
+//! manifest, not here: they would give equal voxels different bytes.
 
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::geometry::{Geometry, Lps, Zyx};
+
+/// Version of the layout that `voxmill.layout` holds.
+pub const LAYOUT: u32 = 1;
+
+/// What travels with a volume through every stage. Names no patient unless the pipeline says so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// DICOM modality: `CT`, `MR`.
+    pub modality: String,
+    /// What a voxel value means: `HU`, `stored`, `SUV`, `normalised`.
+    pub unit: String,
+    /// Pseudonym (or, if the index says `deidentify: none`, the id) of the patient.
+    pub patient: String,
+    /// Pseudonyms of study and series: they join to the index table.
+    pub study: String,
+    pub series: String,
+    /// The grid on which the volume was assembled: predictions go back to it.
+    pub source: Geometry,
+}
+
+/// `zarr.json` of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupMeta {
+    pub zarr_format: u32,
+    pub node_type: String,
+    pub attributes: Attributes,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Attributes {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ome: Option<Ome>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voxmill: Option<Own>,
+}
+
+/// OME-Zarr 0.5, <https://ngff.openmicroscopy.org/0.5/>.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ome {
+    pub version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiscales: Option<Vec<Multiscale>>,
+    /// Names of the children of a `labels` group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    #[serde(default, rename = "image-label", skip_serializing_if = "Option::is_none")]
+    pub image_label: Option<ImageLabel>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Multiscale {
+    pub name: String,
+    pub axes: Vec<Axis>,
+    pub datasets: Vec<Dataset>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Axis {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dataset {
+    pub path: String,
+    #[serde(rename = "coordinateTransformations")]
+    pub transformations: Vec<Transformation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Transformation {
+    Scale { scale: Vec<f64> },
+    Translation { translation: Vec<f64> },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageLabel {
+    pub colors: Vec<LabelColor>,
+    pub properties: Vec<LabelProperty>,
+    pub source: LabelSource,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelColor {
+    #[serde(rename = "label-value")]
+    pub value: u8,
+    pub rgba: [u8; 4],
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelProperty {
+    #[serde(rename = "label-value")]
+    pub value: u8,
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelSource {
+    pub image: String,
+}
+
+/// Our own namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Own {
+    pub layout: u32,
+    /// The full affine as we use it: origin and one step vector an axis, LPS millimetres.
+    pub grid: Geometry,
+    /// The same for others, row-major 4×4 from the index (x, y, z, 1), x the last array axis, to DICOM's LPS millimetres …
+    pub affine_lps_xyz: [[f64; 4]; 4],
+    /// … and to RAS millimetres, as nibabel has it.
+    pub affine_ras_xyz: [[f64; 4]; 4],
+    /// One name a channel, in the order of the first array axis.
+    pub channels: Vec<String>,
+    /// Class name → id in `labels/labels/0`; absent without labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<IndexMap<String, u8>>,
+    pub about: About,
+}
+
+impl GroupMeta {
+    pub fn new(ome: Ome, voxmill: Option<Own>) -> Self {
+        Self { zarr_format: 3, node_type: "group".into(), attributes: Attributes { ome: Some(ome), voxmill } }
+    }
+}
+
+impl Ome {
+    fn new() -> Self {
+        Self { version: "0.5".into(), multiscales: None, labels: None, image_label: None }
+    }
+
+    /// An image whose only level is the array `0`, `[c, z, y, x]`.
+    pub fn image(geometry: &Geometry) -> Self {
+        Self { multiscales: Some(vec![multiscale("image", geometry, true)]), ..Self::new() }
+    }
+
+    /// The group `labels` with its one child.
+    pub fn labels_group() -> Self {
+        Self { labels: Some(vec!["labels".into()]), ..Self::new() }
+    }
+
+    /// The label image whose only level is the array `0`, `[z, y, x]`.
+    pub fn labels(geometry: &Geometry, classes: &IndexMap<String, u8>) -> Self {
+        let colors = classes.values().map(|id| LabelColor { value: *id, rgba: color(*id) }).collect();
+        let properties = classes.iter().map(|(name, id)| LabelProperty { value: *id, name: name.clone() }).collect();
+        let source = LabelSource { image: "../../".into() };
+        Self {
+            multiscales: Some(vec![multiscale("labels", geometry, false)]),
+            image_label: Some(ImageLabel { colors, properties, source }),
+            ..Self::new()
+        }
+    }
+}
+
+/// Hues a golden angle apart, so that neighbouring ids never look alike; opaque.
+fn color(id: u8) -> [u8; 4] {
+    let hue = (id as u32 * 137) % 360;
+    let (sector, part) = (hue / 60, (hue % 60 * 255 / 60) as u8);
+    let [r, g, b] = match sector {
+        0 => [255, part, 0],
+        1 => [255 - part, 255, 0],
+        2 => [0, 255, part],
+        3 => [0, 255 - part, 255],
+        4 => [part, 0, 255],
+        _ => [255, 0, 255 - part],
+    };
+    [r, g, b, 255]
+}
+
+/// Scale and translation are the axis-aligned best: spacing, and how far the first voxel lies along each axis' own direction. Two volumes
+/// of equal orientation so keep their relative place in a viewer that knows no rotation.
+fn multiscale(name: &str, g: &Geometry, has_channels: bool) -> Multiscale {
+    let space = |name: &str| Axis { name: name.into(), kind: "space".into(), unit: Some("millimeter".into()) };
+    let mut axes = vec![space("z"), space("y"), space("x")];
+    let mut scale = g.spacing_mm().to_array().to_vec();
+    let along = |step: Lps| g.origin.dot(step.scale(1.0 / step.norm()));
+    let mut translation = g.axes_mm.map(along).to_array().to_vec();
+    if has_channels {
+        axes.insert(0, Axis { name: "c".into(), kind: "channel".into(), unit: None });
+        scale.insert(0, 1.0);
+        translation.insert(0, 0.0);
+    }
+    let transformations = vec![Transformation::Scale { scale }, Transformation::Translation { translation }];
+    Multiscale { name: name.into(), axes, datasets: vec![Dataset { path: "0".into(), transformations }] }
+}
+
+impl Own {
+    pub fn new(grid: Geometry, channels: Vec<String>, classes: Option<IndexMap<String, u8>>, about: About) -> Self {
+        let ras = grid.affine_ras_xyz();
+        // 0.0 - v, so that zero stays positive zero.
+        let flip = |row: [f64; 4]| row.map(|v| 0.0 - v);
+        let affine_lps_xyz = [flip(ras[0]), flip(ras[1]), ras[2], ras[3]];
+        Self { layout: LAYOUT, affine_lps_xyz, affine_ras_xyz: ras, grid, channels, classes, about }
+    }
+}
+
+/// `zarr.json` of an array, Zarr v3 core with the `sharding_indexed` codec: exactly what we write, and all that our own reader takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArrayMeta {
+    pub zarr_format: u32,
+    pub node_type: String,
+    pub shape: Vec<u64>,
+    pub data_type: String,
+    pub chunk_grid: Named<ChunkShape>,
+    pub chunk_key_encoding: Named<Separator>,
+    pub fill_value: Value,
+    pub codecs: Vec<Codec>,
+    pub dimension_names: Vec<String>,
+    pub attributes: serde_json::Map<String, Value>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Named<C> {
+    pub name: String,
+    pub configuration: C,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChunkShape {
+    pub chunk_shape: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Separator {
+    pub separator: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", content = "configuration", rename_all = "snake_case")]
+pub enum Codec {
+    Bytes(Endian),
+    ShardingIndexed(Sharding),
+    Blosc(Blosc),
+    Crc32c,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Endian {
+    pub endian: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sharding {
+    pub chunk_shape: Vec<u64>,
+    pub codecs: Vec<Codec>,
+    pub index_codecs: Vec<Codec>,
+    pub index_location: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Blosc {
+    pub cname: String,
+    pub clevel: u8,
+    pub shuffle: String,
+    pub typesize: u32,
+    pub blocksize: u32,
+}
+
+impl ArrayMeta {
+    /// - `names`: one a dimension, `["c", "z", "y", "x"]` or without channels;
+    /// - `shape`, `shard`, `brick`: lengths on these dimensions; a shard is a whole number of bricks on every one.
+    pub fn sharded(names: &[&str], data_type: &str, shape: &[u64], shard: &[u64], brick: &[u64], blosc: Blosc) -> Self {
+        let bytes = || Codec::Bytes(Endian { endian: "little".into() });
+        let sharding = Sharding {
+            chunk_shape: brick.to_vec(),
+            codecs: vec![bytes(), Codec::Blosc(blosc), Codec::Crc32c],
+            index_codecs: vec![bytes(), Codec::Crc32c],
+            index_location: "end".into(),
+        };
+        Self {
+            zarr_format: 3,
+            node_type: "array".into(),
+            shape: shape.to_vec(),
+            data_type: data_type.into(),
+            chunk_grid: Named { name: "regular".into(), configuration: ChunkShape { chunk_shape: shard.to_vec() } },
+            chunk_key_encoding: Named { name: "default".into(), configuration: Separator { separator: ".".into() } },
+            fill_value: if data_type.starts_with("float") { Value::from(0.0) } else { Value::from(0) },
+            codecs: vec![Codec::ShardingIndexed(sharding)],
+            dimension_names: names.iter().map(|n| n.to_string()).collect(),
+            attributes: serde_json::Map::new(),
+        }
+    }
+
+    /// The sharding codec, where the array has the codecs that [`ArrayMeta::sharded`] gives.
+    pub fn sharding(&self) -> Option<&Sharding> {
+        match self.codecs.as_slice() {
+            [Codec::ShardingIndexed(s)]
+                if s.index_location == "end"
+                    && matches!(s.codecs.as_slice(), [Codec::Bytes(e), Codec::Blosc(_), Codec::Crc32c] if e.endian == "little")
+                    && matches!(s.index_codecs.as_slice(), [Codec::Bytes(e), Codec::Crc32c] if e.endian == "little") =>
+            {
+                Some(s)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The grid's size as dimensions of an array.
+pub fn dimensions(size: Zyx<usize>) -> [u64; 3] {
+    size.map(|n| n as u64).to_array()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn geometry() -> Geometry {
+        Geometry {
+            size: Zyx::new(3, 4, 5),
+            origin: Lps([-10.1, 20.0, 1.0 / 3.0]),
+            axes_mm: Zyx::new(Lps([0., 0., 2.5]), Lps([0., -0.7, 0.]), Lps([0.7, 0., 0.])),
+        }
+    }
+
+    #[test]
+    fn a_group_survives_its_json_to_the_last_bit() {
+        let g = geometry();
+        let about =
+            About { modality: "CT".into(), unit: "HU".into(), patient: "p".into(), study: "s".into(), series: "e".into(), source: g };
+        let classes = IndexMap::from([("Posterior".to_string(), 2), ("Anterior".to_string(), 1)]);
+        let meta = GroupMeta::new(Ome::image(&g), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
+        let text = serde_json::to_string(&meta).unwrap();
+        assert_eq!(serde_json::from_str::<GroupMeta>(&text).unwrap(), meta);
+    }
+
+    #[test]
+    fn scale_is_spacing_and_translation_runs_along_the_axis() {
+        let m = &Ome::image(&geometry()).multiscales.unwrap()[0];
+        let json = serde_json::to_value(&m.datasets[0].transformations).unwrap();
+        assert_eq!(json[0], serde_json::json!({"type": "scale", "scale": [1.0, 2.5, 0.7, 0.7]}));
+        let t: Vec<f64> = serde_json::from_value(json[1]["translation"].clone()).unwrap();
+        assert_eq!((t[0], t[2], t[3]), (0.0, -20.0, -10.1));
+    }
+
+    #[test]
+    fn both_affines_send_the_first_voxel_to_the_origin() {
+        let about = About {
+            modality: String::new(),
+            unit: String::new(),
+            patient: String::new(),
+            study: String::new(),
+            series: String::new(),
+            source: geometry(),
+        };
+        let own = Own::new(geometry(), vec![], None, about);
+        assert_eq!([0, 1, 2].map(|r| own.affine_lps_xyz[r][3]), geometry().origin.0);
+        assert_eq!([0, 1, 2].map(|r| own.affine_ras_xyz[r][3]), [10.1, -20.0, 1.0 / 3.0]);
+    }
+
+    #[test]
+    fn array_metadata_reads_back_and_other_codecs_are_told_apart() {
+        let blosc = Blosc { cname: "lz4".into(), clevel: 5, shuffle: "shuffle".into(), typesize: 2, blocksize: 0 };
+        let meta = ArrayMeta::sharded(&["z", "y", "x"], "int16", &[3, 4, 5], &[4, 4, 6], &[2, 4, 3], blosc);
+        let text = serde_json::to_string(&meta).unwrap();
+        let mut back: ArrayMeta = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, meta);
+        assert_eq!(back.sharding().unwrap().chunk_shape, [2, 4, 3]);
+        back.codecs = vec![Codec::Crc32c];
+        assert!(back.sharding().is_none());
+    }
+}

@@ -1,12 +1,25 @@
 //! The three shelves: disk (durable artifacts), NVMe and RAM (evictable bricks of volumes). This folder does not know what HU is.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod conformance;
+mod disk;
+mod draft;
+mod ledger;
+mod nvme;
+mod ram;
 
-use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Manifest, Recipe};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use crate::error::Error;
+use voxmill_schemas::artifact::Key;
+
+pub use self::disk::{Disk, Lock};
+pub use self::draft::{Commit, Draft, link};
+use self::nvme::Nvme;
+use self::ram::Ram;
+use crate::error::{Error, chain};
 
 /// Budgets and places of the shelves.
 #[derive(Clone, Debug, Default)]
@@ -27,85 +40,101 @@ pub struct Counts {
     pub disk_reads: u64,
 }
 
+/// Names a brick on the evictable shelves: the artifact, which of its arrays, and the brick's index there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Brick {
+    pub artifact: Key,
+    pub array: u32,
+    /// `[c, z, y, x]`, counted in bricks.
+    pub index: [u32; 4],
+}
+
+impl Brick {
+    /// A hash of the name: what the shelves file it under.
+    fn id(&self) -> [u8; 32] {
+        let mut h = blake3::Hasher::new();
+        h.update(&self.artifact.0);
+        h.update(&self.array.to_le_bytes());
+        for i in self.index {
+            h.update(&i.to_le_bytes());
+        }
+        *h.finalize().as_bytes()
+    }
+}
+
 pub struct Store {
     pub disk: Disk,
+    ram: Ram,
+    nvme_at: Option<(PathBuf, u64)>,
+    /// Opened when the first brick is asked for: counting what stands there costs a walk that most commands never need.
+    nvme: OnceLock<Option<Nvme>>,
+    ram_hits: AtomicU64,
+    nvme_hits: AtomicU64,
+    disk_reads: AtomicU64,
 }
-
-pub struct Disk {
-    pub root: PathBuf,
-}
-
-/// An artifact in the making: a folder that a dead process cannot keep (its lock is gone) and that is dropped unless committed.
-pub struct Draft {
-    pub path: PathBuf,
-}
-
-/// What makes a draft an artifact.
-pub struct Commit<'a> {
-    pub key: Key,
-    pub kind: Kind,
-    pub case: Option<CaseId>,
-    pub recipe: Recipe,
-    pub input_keys: BTreeMap<String, Vec<Key>>,
-    pub facts: serde_json::Map<String, serde_json::Value>,
-    /// Stands in for the hash of the files.
-    pub content: Option<ContentHash>,
-    /// Files of a draft that are hard links into one of these need no second hash.
-    pub inputs_dirs: &'a [(PathBuf, Arc<Manifest>)],
-}
-
-/// Held while an artifact is made; released on drop, and by the kernel when the process dies.
-pub struct Lock;
 
 impl Store {
-    pub fn open(_limits: &Limits) -> Result<Self, Error> {
-        unimplemented!()
+    /// Makes the folders of the disk shelf where they are missing and sweeps what dead processes left in `drafts/`.
+    pub fn open(limits: &Limits) -> Result<Self, Error> {
+        Ok(Self {
+            disk: Disk::open(&limits.disk_dir, limits.disk_bytes)?,
+            ram: Ram::new(limits.ram_bytes),
+            nvme_at: limits.nvme.clone(),
+            nvme: OnceLock::new(),
+            ram_hits: AtomicU64::new(0),
+            nvme_hits: AtomicU64::new(0),
+            disk_reads: AtomicU64::new(0),
+        })
     }
+
     pub fn counts(&self) -> Counts {
-        unimplemented!()
+        Counts {
+            ram_hits: self.ram_hits.load(Ordering::Relaxed),
+            nvme_hits: self.nvme_hits.load(Ordering::Relaxed),
+            disk_reads: self.disk_reads.load(Ordering::Relaxed),
+        }
     }
-    /// One brick of an array, from the fastest shelf that has it; `decode` reads it from the disk shelf. The name of a brick is the key of its artifact, the
-    /// array in it and the brick's index.
-    pub fn brick(
-        &self,
-        _key: &Key,
-        _array: &str,
-        _index: [usize; 4],
-        _decode: impl FnOnce() -> Result<Vec<u8>, Error>,
-    ) -> Result<Arc<Vec<u8>>, Error> {
-        unimplemented!()
-    }
-}
 
-impl Disk {
-    /// `artifacts/ab/KEY` of a key.
-    pub fn dir(&self, _key: &Key) -> PathBuf {
-        unimplemented!()
+    /// One brick of an array, from the fastest shelf that has it; `decode` reads it from the disk shelf. Threads that want the same brick at
+    /// the same time wait for one of them to fetch it, so `decode` must not wait for other threads itself (no rayon inside).
+    /// An evictable shelf that fails is a warning and a slower read, never an error.
+    pub fn brick(&self, name: &Brick, decode: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<Arc<Vec<u8>>, Error> {
+        let (bytes, was_there) = self.ram.get_or_load(name, || self.from_nvme_or(name, decode))?;
+        if was_there {
+            self.ram_hits.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes)
     }
-    pub fn manifest(&self, _key: &Key) -> Result<Option<Manifest>, Error> {
-        unimplemented!()
-    }
-    /// Waits until no other process makes this artifact.
-    pub fn lock(&self, _key: &Key) -> Result<Lock, Error> {
-        unimplemented!()
-    }
-    pub fn draft(&self) -> Result<Draft, Error> {
-        unimplemented!()
-    }
-    /// All manifests on the shelf, in the order of their keys.
-    pub fn manifests(&self) -> Result<Vec<Manifest>, Error> {
-        unimplemented!()
-    }
-}
 
-impl Draft {
-    /// Hashes and syncs the files, writes the manifest last, renames the folder into place. Where the key already stands there, that artifact wins.
-    pub fn commit(self, _c: Commit) -> Result<Manifest, Error> {
-        unimplemented!()
+    fn from_nvme_or(&self, name: &Brick, decode: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<Vec<u8>, Error> {
+        let nvme = self.nvme();
+        if let Some(nvme) = nvme {
+            match nvme.get(name) {
+                Ok(Some(bytes)) => {
+                    self.nvme_hits.fetch_add(1, Ordering::Relaxed);
+                    return Ok(bytes);
+                }
+                Ok(None) => {}
+                Err(e) => nvme.failed(&e),
+            }
+        }
+        self.disk_reads.fetch_add(1, Ordering::Relaxed);
+        let bytes = decode()?;
+        if let Some(nvme) = nvme
+            && let Err(e) = nvme.put(name, &bytes)
+        {
+            nvme.failed(&e);
+        }
+        Ok(bytes)
     }
-}
 
-/// Gives `to` the bytes of `from` without copying where the file system allows.
-pub fn link(_from: &Path, _to: &Path) -> Result<(), Error> {
-    unimplemented!()
+    fn nvme(&self) -> Option<&Nvme> {
+        let opened = self.nvme.get_or_init(|| {
+            let (dir, limit_bytes) = self.nvme_at.as_ref()?;
+            Nvme::open(dir, *limit_bytes)
+                .inspect_err(|e| tracing::warn!(dir = %dir.display(), error = chain(e), "the NVMe shelf is not used, reads are slower"))
+                .ok()
+        });
+        opened.as_ref().filter(|n| n.works())
+    }
 }

@@ -1,17 +1,23 @@
 //! Volumes in memory and on a shelf. Arrays are C order, slowest axis first; channels and labels of a volume share one grid and one geometry.
 
+mod array;
+mod group;
+mod layout;
+mod stored;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
-use voxmill_schemas::artifact::Key;
+use serde_json::Value;
 use voxmill_schemas::geometry::Geometry;
-use voxmill_schemas::region::Region;
+pub use voxmill_schemas::zarr_attrs::About;
 
-use crate::error::Error;
+use self::layout::Dtype;
+pub use self::stored::{Patch, StoredVolume};
 use crate::stage::Facts;
-use crate::store::Store;
 
 /// Voxel values, C order.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,22 +49,6 @@ pub struct Labels {
     pub voxels: Vec<u8>,
 }
 
-/// What travels with a volume through every stage. Names no patient unless the pipeline says so.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct About {
-    /// DICOM modality: `CT`, `MR`.
-    pub modality: String,
-    /// What a voxel value means: `HU`, `stored`, `SUV`, `normalised`.
-    pub unit: String,
-    /// Pseudonym (or, if the index says `deidentify: none`, the id) of the patient.
-    pub patient: String,
-    /// Pseudonyms of study and series: they join to the index table.
-    pub study: String,
-    pub series: String,
-    /// The grid on which the volume was assembled: predictions go back to it.
-    pub source: Geometry,
-}
-
 impl Voxels {
     pub fn len(&self) -> usize {
         match self {
@@ -68,9 +58,16 @@ impl Voxels {
             Voxels::F32(v) => v.len(),
         }
     }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// `uint8`, `int16`, `uint16`, `float32`.
+    pub fn dtype(&self) -> &'static str {
+        self.kind().name()
+    }
+
     /// The values as float32; borrowed where they are.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
         match self {
@@ -80,58 +77,76 @@ impl Voxels {
             Voxels::F32(v) => Cow::Borrowed(v),
         }
     }
+
+    fn kind(&self) -> Dtype {
+        match self {
+            Voxels::U8(_) => Dtype::U8,
+            Voxels::I16(_) => Dtype::I16,
+            Voxels::U16(_) => Dtype::U16,
+            Voxels::F32(_) => Dtype::F32,
+        }
+    }
+
+    fn zeros(dtype: Dtype, n: usize) -> Self {
+        match dtype {
+            Dtype::U8 => Voxels::U8(vec![0; n]),
+            Dtype::I16 => Voxels::I16(vec![0; n]),
+            Dtype::U16 => Voxels::U16(vec![0; n]),
+            Dtype::F32 => Voxels::F32(vec![0.0; n]),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Voxels::U8(v) => v,
+            Voxels::I16(v) => bytemuck::cast_slice(v),
+            Voxels::U16(v) => bytemuck::cast_slice(v),
+            Voxels::F32(v) => bytemuck::cast_slice(v),
+        }
+    }
+
+    fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Voxels::U8(v) => v,
+            Voxels::I16(v) => bytemuck::cast_slice_mut(v),
+            Voxels::U16(v) => bytemuck::cast_slice_mut(v),
+            Voxels::F32(v) => bytemuck::cast_slice_mut(v),
+        }
+    }
 }
 
 impl Volume {
-    /// Reads an artifact whole, every chunk checked against its crc32c.
-    pub fn read(_dir: &Path) -> Result<Volume, Error> {
-        unimplemented!()
-    }
-
-    /// Writes an OME-Zarr 0.5 group into a draft. `unchanged`: the artifact whose image array (`[c, z, y, x]`) is the same; it is hard-linked, not written.
-    pub fn write(&self, _draft: &Path, _unchanged: Option<&Path>) -> Result<(), Error> {
-        unimplemented!()
+    /// Bytes of the voxels and labels in memory.
+    pub fn bytes(&self) -> u64 {
+        (self.voxels.as_bytes().len() + self.labels.as_ref().map_or(0, |l| l.voxels.len())) as u64
     }
 
     /// What every stage that gives a volume tells: `size`, `spacing_mm`, `voxels`, `channels`, `dtype`, `modality`, `unit`, `patient`, `study`, `series` and, with
     /// labels, `classes` and `label_voxels` (class → count). `series` is what `rows_of` of annotate and export joins on.
     pub fn facts(&self) -> Facts {
-        unimplemented!()
+        let facts = Facts::default()
+            .with("size", self.geometry.size)
+            .with("spacing_mm", self.geometry.spacing_mm())
+            .with("voxels", self.voxels.len())
+            .with("channels", &self.channels)
+            .with("dtype", self.voxels.dtype())
+            .with("modality", &self.about.modality)
+            .with("unit", &self.about.unit)
+            .with("patient", &self.about.patient)
+            .with("study", &self.about.study)
+            .with("series", &self.about.series);
+        match &self.labels {
+            Some(l) => facts.with("classes", &l.classes).with("label_voxels", l.counts()),
+            None => facts,
+        }
     }
 }
 
-/// A volume on a shelf: its metadata read, its voxels not.
-pub struct StoredVolume {
-    pub dir: PathBuf,
-    pub key: Key,
-    pub geometry: Geometry,
-    pub channels: Vec<String>,
-    /// Empty without labels.
-    pub classes: IndexMap<String, u8>,
-    pub about: About,
-}
-
-/// A box of a volume, float32.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Patch {
-    /// `[c, z, y, x]`
-    pub voxels: Vec<f32>,
-    /// `[z, y, x]`
-    pub labels: Option<Vec<u8>>,
-}
-
-impl StoredVolume {
-    pub fn open(_dir: &Path, _key: Key) -> Result<Self, Error> {
-        unimplemented!()
-    }
-
-    /// The voxels of a region through the shelves. It may stick out of the volume: there stand `outside` and background.
-    pub fn read(&self, _region: Region, _outside: f32, _store: &Store) -> Result<Patch, Error> {
-        unimplemented!()
-    }
-
-    /// The labels alone, whole: what a plan of patches needs to find foreground. `[z, y, x]`
-    pub fn labels(&self) -> Result<Option<Vec<u8>>, Error> {
-        unimplemented!()
+impl Labels {
+    /// Class name → number of voxels, in the order of the classes.
+    pub fn counts(&self) -> serde_json::Map<String, Value> {
+        let mut n = [0u64; 256];
+        self.voxels.iter().for_each(|v| n[*v as usize] += 1);
+        self.classes.iter().map(|(name, id)| (name.clone(), n[*id as usize].into())).collect()
     }
 }

@@ -1,0 +1,135 @@
+//! A volume as an OME-Zarr 0.5 group: array `0` `[c, z, y, x]`, labels in `labels/labels/0` `[z, y, x]`, geometry and the rest in `zarr.json`.
+
+use std::fs;
+use std::path::Path;
+
+use voxmill_schemas::artifact::Key;
+use voxmill_schemas::zarr_attrs::{GroupMeta, LAYOUT, Ome, Own};
+
+use super::array::{self, ArrayFile, Fault};
+use super::layout::{Dtype, Layout};
+use super::{Labels, Volume, Voxels};
+use crate::error::Error;
+use crate::store::link;
+
+pub(super) const IMAGE: &str = "0";
+pub(super) const LABELS: &str = "labels/labels/0";
+
+impl Fault {
+    /// Names the artifact; a folder that is none (a draft) is named by its path.
+    pub(super) fn of(self, dir: &Path, key: Option<Key>) -> Error {
+        match (self, key.or_else(|| Key::from_hex(dir.file_name()?.to_str()?))) {
+            (Fault::Io(e), _) => e,
+            (Fault::Damaged(what), Some(key)) => Error::Damaged { key, what },
+            (Fault::Damaged(what), None) => Error::Zarr { doing: "read", path: dir.to_path_buf(), source: what.into() },
+        }
+    }
+}
+
+impl Volume {
+    /// Reads an artifact whole, every chunk checked against its crc32c.
+    pub fn read(dir: &Path) -> Result<Volume, Error> {
+        read(dir).map_err(|f| f.of(dir, None))
+    }
+
+    /// Writes an OME-Zarr 0.5 group into a draft. `unchanged`: the artifact whose image array (`[c, z, y, x]`) is the same; it is hard-linked, not written.
+    pub fn write(&self, draft: &Path, unchanged: Option<&Path>) -> Result<(), Error> {
+        self.write_sharing(draft, unchanged, None)
+    }
+
+    /// As [`Volume::write`], and `unchanged_labels` is the artifact whose label array (`[z, y, x]`) is the same.
+    pub fn write_sharing(&self, draft: &Path, unchanged: Option<&Path>, unchanged_labels: Option<&Path>) -> Result<(), Error> {
+        self.check()?;
+        let classes = self.labels.as_ref().map(|l| l.classes.clone());
+        let own = Own::new(self.geometry, self.channels.clone(), classes, self.about.clone());
+        array::write_json(&draft.join("zarr.json"), &GroupMeta::new(Ome::image(&self.geometry), Some(own)))?;
+        let layout = Layout::new(self.voxels.kind(), Some(self.channels.len()), self.geometry.size);
+        share_or_write(draft, IMAGE, unchanged, &layout, self.voxels.as_bytes())?;
+        if let Some(labels) = &self.labels {
+            let folder = draft.join("labels/labels");
+            fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
+            array::write_json(&draft.join("labels/zarr.json"), &GroupMeta::new(Ome::labels_group(), None))?;
+            array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Ome::labels(&self.geometry, &labels.classes), None))?;
+            let layout = Layout::new(Dtype::U8, None, self.geometry.size);
+            share_or_write(draft, LABELS, unchanged_labels, &layout, &labels.voxels)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let g = &self.geometry;
+        let refuse = |why: String| Err(Error::Geometry { what: "volume".into(), why });
+        let Some(n) = g.size.checked_count().filter(|n| *n > 0) else { return refuse(format!("its size {} holds no voxel", g.size)) };
+        if n.checked_mul(self.channels.len()) != Some(self.voxels.len()) || self.channels.is_empty() {
+            return refuse(format!("{} voxels do not fill {} channels of {}", self.voxels.len(), self.channels.len(), g.size));
+        }
+        if let Some(l) = self.labels.as_ref().filter(|l| l.voxels.len() != n) {
+            return refuse(format!("{} label voxels do not fill {}", l.voxels.len(), g.size));
+        }
+        if g.is_degenerate() || self.about.source.is_degenerate() {
+            return refuse("its axes do not span space".into());
+        }
+        Ok(())
+    }
+}
+
+fn share_or_write(draft: &Path, name: &str, unchanged: Option<&Path>, layout: &Layout, voxels: &[u8]) -> Result<(), Error> {
+    let to = draft.join(name);
+    let Some(from) = unchanged.map(|dir| dir.join(name)) else { return array::write(&to, layout, voxels) };
+    // Only the same shape and type can be the same array; another is a mistake of the caller that must not end as a broken artifact.
+    let same = ArrayFile::open(&from).map_err(|f| f.of(unchanged.unwrap_or(&from), None))?.layout == *layout;
+    if !same {
+        return array::write(&to, layout, voxels);
+    }
+    fs::create_dir_all(&to).map_err(Error::io("make folder", &to))?;
+    let entries = fs::read_dir(&from).and_then(|d| d.collect::<Result<Vec<_>, _>>()).map_err(Error::io("list", &from))?;
+    entries.iter().try_for_each(|e| link(&e.path(), &to.join(e.file_name())))
+}
+
+/// The group's own attributes, sane by themselves.
+pub(super) fn read_own(dir: &Path) -> Result<Own, Fault> {
+    let meta: GroupMeta = array::read_json(&dir.join("zarr.json"))?;
+    let own = meta.attributes.voxmill.ok_or_else(|| Fault::Damaged("zarr.json has no attributes of voxmill".into()))?;
+    if own.layout != LAYOUT {
+        return Err(Fault::Damaged(format!("zarr.json has layout {}, this program has {LAYOUT}", own.layout)));
+    }
+    if own.grid.is_degenerate() {
+        return Err(Fault::Damaged("zarr.json has axes that do not span space".into()));
+    }
+    Ok(own)
+}
+
+/// Opens the arrays and checks that they have the shape that the attributes give them.
+pub(super) fn open_arrays(dir: &Path, own: &Own) -> Result<(ArrayFile, Option<ArrayFile>), Fault> {
+    let image = ArrayFile::open(&dir.join(IMAGE))?;
+    let labels = own.classes.as_ref().map(|_| ArrayFile::open(&dir.join(LABELS))).transpose()?;
+    let (size, l) = (own.grid.size, &image.layout);
+    if l.size != size || l.channels != Some(own.channels.len()) {
+        return Err(Fault::Damaged(format!(
+            "array 0 has {:?} channels of {}, zarr.json says {} of {size}",
+            l.channels,
+            l.size,
+            own.channels.len()
+        )));
+    }
+    if let Some(l) = labels.as_ref().map(|a| &a.layout).filter(|l| l.size != size || l.channels.is_some() || l.dtype != Dtype::U8) {
+        return Err(Fault::Damaged(format!("the label array has {} {}, zarr.json says uint8 {size}", l.dtype.name(), l.size)));
+    }
+    Ok((image, labels))
+}
+
+fn read(dir: &Path) -> Result<Volume, Fault> {
+    let own = read_own(dir)?;
+    let (image, label_array) = open_arrays(dir, &own)?;
+    let mut voxels = Voxels::zeros(image.layout.dtype, image.layout.n_channels() * image.layout.size.count());
+    image.read(voxels.as_bytes_mut())?;
+    let labels = match (label_array, own.classes) {
+        (Some(array), Some(classes)) => {
+            let mut voxels = vec![0; array.layout.bytes()];
+            array.read(&mut voxels)?;
+            Some(Labels { classes, voxels })
+        }
+        _ => None,
+    };
+    Ok(Volume { geometry: own.grid, channels: own.channels, voxels, labels, about: own.about })
+}

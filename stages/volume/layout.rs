@@ -1,0 +1,180 @@
+//! How an array lies in its files: bricks, shards, names, and what its `zarr.json` says. Sizes that come from a file are bounded here.
+
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+use voxmill_schemas::zarr_attrs::{ArrayMeta, Blosc};
+use zarrs::array::codec::BloscShuffleMode;
+
+/// Length that a brick's edges come near to.
+const BRICK_EDGE: usize = 32;
+/// Shards are cut along z to stay below this before compression.
+const SHARD_BYTES: usize = 512 << 20;
+/// Blosc's "as small as it gets without trying harder": lz4 does not change much above.
+pub(super) const LEVEL: u8 = 5;
+/// Bounds on what a file may claim.
+const BRICK_LIMIT_BYTES: usize = 64 << 20;
+const ARRAY_LIMIT_BYTES: usize = 1 << 40;
+/// Type of a voxel on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dtype {
+    U8,
+    I16,
+    U16,
+    F32,
+}
+
+impl Dtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::U8 => "uint8",
+            Dtype::I16 => "int16",
+            Dtype::U16 => "uint16",
+            Dtype::F32 => "float32",
+        }
+    }
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Dtype::U8, Dtype::I16, Dtype::U16, Dtype::F32].into_iter().find(|d| d.name() == name)
+    }
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::U8 => 1,
+            Dtype::I16 | Dtype::U16 => 2,
+            Dtype::F32 => 4,
+        }
+    }
+}
+
+/// How an array lies in its files.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Layout {
+    pub dtype: Dtype,
+    /// Channels; `None` for an array without that axis.
+    pub channels: Option<usize>,
+    pub size: Zyx<usize>,
+    pub brick: Zyx<usize>,
+    /// Bricks a shard holds along z; it holds all along y and x, and one channel.
+    pub bricks_deep: usize,
+}
+
+impl Layout {
+    /// Bricks near 32³, evened out so that the last one on an axis is not mostly padding (35 voxels are one brick of 35, 48 two of 24).
+    pub fn new(dtype: Dtype, channels: Option<usize>, size: Zyx<usize>) -> Self {
+        let brick = size.map(|n| n.div_ceil(((n + BRICK_EDGE / 2) / BRICK_EDGE).max(1)).max(1));
+        let mut layout = Self { dtype, channels, size, brick, bricks_deep: 1 };
+        let grid = layout.grid();
+        let layer_bytes = grid.y * grid.x * layout.brick_bytes();
+        layout.bricks_deep = (SHARD_BYTES / layer_bytes.max(1)).clamp(1, grid.z.max(1));
+        layout
+    }
+
+    /// Bricks along each axis.
+    pub fn grid(&self) -> Zyx<usize> {
+        self.size.zip(self.brick).map(|(n, b)| n.div_ceil(b))
+    }
+    pub fn brick_bytes(&self) -> usize {
+        self.brick.count() * self.dtype.bytes()
+    }
+    pub fn n_channels(&self) -> usize {
+        self.channels.unwrap_or(1)
+    }
+    pub fn bytes(&self) -> usize {
+        self.n_channels() * self.size.count() * self.dtype.bytes()
+    }
+    pub fn shards_deep(&self) -> usize {
+        self.grid().z.div_ceil(self.bricks_deep)
+    }
+    pub fn n_shards(&self) -> usize {
+        self.n_channels() * self.shards_deep()
+    }
+    pub fn bricks_per_shard(&self) -> usize {
+        let g = self.grid();
+        self.bricks_deep * g.y * g.x
+    }
+
+    /// Where a brick stands: shard, and place in the shard's index.
+    pub fn place(&self, channel: usize, at: Zyx<usize>) -> (usize, usize) {
+        let g = self.grid();
+        let shard = channel * self.shards_deep() + at.z / self.bricks_deep;
+        (shard, (at.z % self.bricks_deep * g.y + at.y) * g.x + at.x)
+    }
+
+    /// File of a shard: the default chunk key with `.`, which needs no folders.
+    pub fn file_name(&self, shard: usize) -> String {
+        let (c, z) = (shard / self.shards_deep(), shard % self.shards_deep());
+        match self.channels {
+            Some(_) => format!("c.{c}.{z}.0.0"),
+            None => format!("c.{z}.0.0"),
+        }
+    }
+
+    /// The part of the array that a brick covers.
+    pub fn region(&self, at: Zyx<usize>) -> Region {
+        let whole = Region::whole(self.size);
+        Region { start: at.zip(self.brick).map(|(i, b)| (i * b) as i64), size: self.brick }
+            .intersect(&whole)
+            .expect("bricks of the grid overlap the array")
+    }
+
+    fn blosc(&self) -> Blosc {
+        let shuffle = match shuffle(self.dtype) {
+            BloscShuffleMode::NoShuffle => "noshuffle",
+            BloscShuffleMode::Shuffle => "shuffle",
+            BloscShuffleMode::BitShuffle => "bitshuffle",
+        };
+        Blosc { cname: "lz4".into(), clevel: LEVEL, shuffle: shuffle.into(), typesize: self.dtype.bytes() as u32, blocksize: 0 }
+    }
+
+    pub fn meta(&self) -> ArrayMeta {
+        let g = self.grid();
+        let shard = Zyx::new(self.bricks_deep * self.brick.z, g.y * self.brick.y, g.x * self.brick.x);
+        let dims =
+            |channel: Option<usize>, s: Zyx<usize>| -> Vec<u64> { channel.into_iter().chain(s.to_array()).map(|n| n as u64).collect() };
+        let one = self.channels.map(|_| 1);
+        let names: &[&str] = if self.channels.is_some() { &["c", "z", "y", "x"] } else { &["z", "y", "x"] };
+        ArrayMeta::sharded(
+            names,
+            self.dtype.name(),
+            &dims(self.channels, self.size),
+            &dims(one, shard),
+            &dims(one, self.brick),
+            self.blosc(),
+        )
+    }
+
+    /// The layout that metadata describe, or why it is none of ours. Bounds every size before anything is allocated by it.
+    pub fn from_meta(m: &ArrayMeta) -> Result<Self, String> {
+        let dtype = Dtype::from_name(&m.data_type).ok_or_else(|| format!("data type {} is not read", m.data_type))?;
+        let sharding = m.sharding().ok_or("its codecs are not those of this program")?;
+        let split = |what: &str, dims: &[u64]| -> Result<(Option<usize>, Zyx<usize>), String> {
+            let dims: Vec<usize> = dims.iter().map(|n| usize::try_from(*n).map_err(|_| format!("{what} {n}"))).collect::<Result<_, _>>()?;
+            match *dims.as_slice() {
+                [z, y, x] => Ok((None, Zyx::new(z, y, x))),
+                [c, z, y, x] => Ok((Some(c), Zyx::new(z, y, x))),
+                _ => Err(format!("{what} has {} dimensions", dims.len())),
+            }
+        };
+        let (channels, size) = split("shape", &m.shape)?;
+        let (shard_channels, shard) = split("shard", &m.chunk_grid.configuration.chunk_shape)?;
+        let (brick_channels, brick) = split("brick", &sharding.chunk_shape)?;
+        let one = channels.map(|_| 1);
+        let fits = |n: Zyx<usize>, c: usize, limit: usize| {
+            n.checked_count().and_then(|n| n.checked_mul(c)?.checked_mul(dtype.bytes())).is_some_and(|n| 0 < n && n <= limit)
+        };
+        if !fits(size, channels.unwrap_or(1), ARRAY_LIMIT_BYTES) || !fits(brick, 1, BRICK_LIMIT_BYTES) || !fits(shard, 1, usize::MAX) {
+            return Err(format!("shape {size} in shards of {shard} and bricks of {brick} is out of bounds"));
+        }
+        let bricks_deep = shard.z / brick.z;
+        let layout = Self { dtype, channels, size, brick, bricks_deep };
+        if shard_channels != one || brick_channels != one || bricks_deep == 0 || layout.meta() != *m {
+            return Err("its shards are not laid out by this program".into());
+        }
+        Ok(layout)
+    }
+}
+
+pub(super) fn shuffle(dtype: Dtype) -> BloscShuffleMode {
+    match dtype {
+        Dtype::U8 => BloscShuffleMode::NoShuffle,
+        _ => BloscShuffleMode::Shuffle,
+    }
+}

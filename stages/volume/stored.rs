@@ -1,0 +1,201 @@
+//! A volume on a shelf: regions are read brick by brick through RAM, NVMe and disk, converted to float32 straight into the patch.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use rayon::prelude::*;
+use voxmill_schemas::artifact::Key;
+use voxmill_schemas::geometry::{Geometry, Zyx};
+use voxmill_schemas::region::Region;
+
+use super::array::{ArrayFile, Fault};
+use super::layout::{Dtype, Layout};
+use super::{About, group};
+use crate::error::Error;
+use crate::store::{Brick, Store};
+
+/// A volume on a shelf: its metadata read, its voxels not.
+pub struct StoredVolume {
+    pub dir: PathBuf,
+    pub key: Key,
+    pub geometry: Geometry,
+    pub channels: Vec<String>,
+    /// Empty without labels.
+    pub classes: IndexMap<String, u8>,
+    pub about: About,
+    image: ArrayFile,
+    label_array: Option<ArrayFile>,
+}
+
+/// A box of a volume, float32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    /// `[c, z, y, x]`
+    pub voxels: Vec<f32>,
+    /// `[z, y, x]`
+    pub labels: Option<Vec<u8>>,
+}
+
+/// What a brick's number says on the shelves: which array of the artifact it belongs to.
+const IMAGE: u32 = 0;
+const LABELS: u32 = 1;
+
+impl StoredVolume {
+    pub fn open(dir: &Path, key: Key) -> Result<Self, Error> {
+        let open = || -> Result<Self, Fault> {
+            let own = group::read_own(dir)?;
+            let (image, label_array) = group::open_arrays(dir, &own)?;
+            Ok(Self {
+                dir: dir.to_path_buf(),
+                key,
+                geometry: own.grid,
+                channels: own.channels,
+                classes: own.classes.unwrap_or_default(),
+                about: own.about,
+                image,
+                label_array,
+            })
+        };
+        open().map_err(|f| f.of(dir, Some(key)))
+    }
+
+    /// `uint8`, `int16`, `uint16`, `float32`.
+    pub fn dtype(&self) -> &'static str {
+        self.image.layout.dtype.name()
+    }
+
+    pub fn has_labels(&self) -> bool {
+        self.label_array.is_some()
+    }
+
+    /// The voxels of a region through the shelves. It may stick out of the volume: there stand `outside` and background.
+    /// Touches only the bricks that the region overlaps, in parallel; each is checked against its crc32c when it comes from the disk shelf.
+    pub fn read(&self, region: Region, outside: f32, store: &Store) -> Result<Patch, Error> {
+        let n = region.size.checked_count().and_then(|n| n.checked_mul(self.channels.len())).filter(|n| *n <= isize::MAX as usize / 4);
+        let n = n.ok_or_else(|| Error::TooLarge {
+            what: format!("a patch of {}", region.size),
+            wanted_bytes: u64::MAX,
+            limit_bytes: isize::MAX as u64,
+        })?;
+        let mut voxels = vec![outside; n];
+        let convert: fn(&[u8], &mut [f32]) = match self.image.layout.dtype {
+            Dtype::U8 => |from, to| to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as f32),
+            Dtype::I16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = i16::from_le_bytes(*f) as f32),
+            Dtype::U16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = u16::from_le_bytes(*f) as f32),
+            Dtype::F32 => |from, to| to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(t, f)| *t = f32::from_le_bytes(*f)),
+        };
+        self.fill(&self.image, IMAGE, region, store, &mut voxels, convert)?;
+        let labels = match &self.label_array {
+            Some(array) => {
+                let mut labels = vec![0; region.size.count()];
+                self.fill(array, LABELS, region, store, &mut labels, |from, to| to.copy_from_slice(from))?;
+                Some(labels)
+            }
+            None => None,
+        };
+        Ok(Patch { voxels, labels })
+    }
+
+    /// The labels alone, whole: what a plan of patches needs to find foreground. `[z, y, x]`
+    pub fn labels(&self) -> Result<Option<Vec<u8>>, Error> {
+        let Some(array) = &self.label_array else { return Ok(None) };
+        let mut labels = vec![0; array.layout.bytes()];
+        array.read(&mut labels).map_err(|f| f.of(&self.dir, Some(self.key)))?;
+        Ok(Some(labels))
+    }
+
+    /// - `out`: `[c, z, y, x]` of the region; left as it is outside the volume
+    fn fill<T: Copy + Send + Default>(
+        &self,
+        array: &ArrayFile,
+        number: u32,
+        region: Region,
+        store: &Store,
+        out: &mut [T],
+        convert: fn(&[u8], &mut [T]),
+    ) -> Result<(), Error> {
+        let layout = &array.layout;
+        let Some(inside) = region.intersect(&Region::whole(layout.size)) else { return Ok(()) };
+        let touched = Touched::new(layout, inside);
+        let shards = array.shards();
+        let fetch = |i: usize| -> Result<Option<Arc<Vec<u8>>>, Error> {
+            let (channel, at) = touched.brick(i);
+            let fault = |f: Fault| f.of(&self.dir, Some(self.key));
+            if shards.is_absent(channel, at).map_err(fault)? {
+                return Ok(None);
+            }
+            let index = [channel, at.z, at.y, at.x].map(|i| i as u32);
+            let decode = || Ok(shards.brick(channel, at).map_err(fault)?.expect("present in the index"));
+            store.brick(&Brick { artifact: self.key, array: number, index }, decode).map(Some)
+        };
+        let bricks = (0..touched.len()).into_par_iter().map(fetch).collect::<Result<Vec<_>, Error>>()?;
+        let plane = region.size.y * region.size.x;
+        out.par_chunks_mut(plane).enumerate().for_each(|(i, out)| {
+            let (channel, z) = (i / region.size.z, region.start.z + (i % region.size.z) as i64);
+            if inside.start.z <= z && z < inside.end().z {
+                touched.paste_plane(layout, &bricks, channel, z as usize, region, inside, out, convert);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The bricks that a box overlaps: a box of the brick grid, for every channel.
+struct Touched {
+    first: Zyx<usize>,
+    n: Zyx<usize>,
+    n_channels: usize,
+}
+
+impl Touched {
+    fn new(layout: &Layout, inside: Region) -> Self {
+        let first = inside.start.zip(layout.brick).map(|(s, b)| s as usize / b);
+        let end = inside.end().zip(layout.brick).map(|(e, b)| (e as usize).div_ceil(b));
+        Self { first, n: end.zip(first).map(|(e, f)| e - f), n_channels: layout.n_channels() }
+    }
+
+    fn len(&self) -> usize {
+        self.n_channels * self.n.count()
+    }
+
+    fn brick(&self, i: usize) -> (usize, Zyx<usize>) {
+        let local = Zyx::new(i / (self.n.y * self.n.x) % self.n.z, i / self.n.x % self.n.y, i % self.n.x);
+        (i / self.n.count(), local.zip(self.first).map(|(l, f)| l + f))
+    }
+
+    /// Copies what the bricks hold of one plane.
+    /// - `bricks`: in the order of [`Touched::brick`]
+    /// - `z`: index in the volume; `out`: `[y, x]` of the region
+    #[allow(clippy::too_many_arguments)]
+    fn paste_plane<T: Copy + Default>(
+        &self,
+        layout: &Layout,
+        bricks: &[Option<Arc<Vec<u8>>>],
+        channel: usize,
+        z: usize,
+        region: Region,
+        inside: Region,
+        out: &mut [T],
+        convert: fn(&[u8], &mut [T]),
+    ) {
+        let (brick, voxel) = (layout.brick, layout.dtype.bytes());
+        let layer = z / brick.z - self.first.z;
+        for i in 0..self.n.y * self.n.x {
+            let i = (channel * self.n.z + layer) * self.n.y * self.n.x + i;
+            let (_, at) = self.brick(i);
+            let Some(part) = layout.region(at).intersect(&inside) else { continue };
+            for y in part.start.y..part.end().y {
+                let to = (y - region.start.y) as usize * region.size.x + (part.start.x - region.start.x) as usize;
+                let to = &mut out[to..to + part.size.x];
+                match &bricks[i] {
+                    Some(bytes) => {
+                        let row = (z % brick.z * brick.y + y as usize % brick.y) * brick.x + part.start.x as usize % brick.x;
+                        convert(&bytes[row * voxel..(row + part.size.x) * voxel], to);
+                    }
+                    None => to.fill(T::default()),
+                }
+            }
+        }
+    }
+}
