@@ -1,0 +1,203 @@
+//! RT Structure Set (PS3.3 A.19): closed planar contours → voxels on the slices where they were really drawn. What is not drawn is counted.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dicom::dictionary_std::{tags, uids};
+use voxmill_schemas::geometry::Lps;
+
+use super::fill::{Fill, Polygon, fill};
+use super::place::Grid;
+use super::tree::{self, Dataset, name_of};
+use crate::error::Error;
+
+/// Largest spread of a contour's points along the slice normal, mm.
+const COPLANAR_MM: f64 = 0.1;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contour {
+    pub points: Vec<Lps>,
+    /// SOP instances (and frames) of the images it was drawn on, where the file says so.
+    pub images: Vec<(String, u32)>,
+}
+
+/// A region of interest. `contours` are the closed ones; others are counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Roi {
+    pub number: i64,
+    pub name: String,
+    pub frame_of_reference: Option<String>,
+    pub contours: Vec<Contour>,
+    /// ContourGeometricType → how many are not areas (`POINT`, `OPEN_PLANAR`) or not readable (`unreadable`).
+    pub skipped: BTreeMap<String, usize>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RtStruct {
+    pub file: String,
+    pub rois: Vec<Roi>,
+    /// Series its images belong to.
+    pub referenced_series: Vec<String>,
+    /// StructureSetDate and StructureSetTime.
+    pub made: String,
+}
+
+/// What became of the contours of an ROI.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Drawn {
+    pub contours: usize,
+    /// Contour type or cause → how many were not drawn.
+    pub skipped: BTreeMap<String, usize>,
+    /// Drawn on the nearest slice although more than a tenth of the slice spacing away.
+    pub between_slices: usize,
+    /// Drawn on another slice than the image they name.
+    pub wrong_references: usize,
+    /// Slices on which contours lie inside one another or overlap.
+    pub nested_slices: usize,
+}
+
+pub fn read(path: &Path) -> Result<RtStruct, Error> {
+    let object = tree::open(path)?;
+    let d: &Dataset = &object;
+    let file = name_of(path);
+    if tree::text(d, tags::SOP_CLASS_UID).as_deref() != Some(uids::RT_STRUCTURE_SET_STORAGE) {
+        return Err(Error::Dicom { file, why: "it is no RT structure set".into() });
+    }
+    let mut rois: Vec<Roi> = tree::items(d, tags::STRUCTURE_SET_ROI_SEQUENCE)
+        .iter()
+        .filter_map(|s| {
+            let number = tree::int(s, tags::ROI_NUMBER)?;
+            let name = tree::text(s, tags::ROI_NAME).unwrap_or_else(|| format!("ROI {number}"));
+            Some(Roi { number, name, frame_of_reference: tree::text(s, tags::REFERENCED_FRAME_OF_REFERENCE_UID), ..Roi::default() })
+        })
+        .collect();
+    for drawn in tree::items(d, tags::ROI_CONTOUR_SEQUENCE) {
+        let Some(roi) = tree::int(drawn, tags::REFERENCED_ROI_NUMBER).and_then(|n| rois.iter_mut().find(|r| r.number == n)) else {
+            continue;
+        };
+        for c in tree::items(drawn, tags::CONTOUR_SEQUENCE) {
+            let kind = tree::text(c, tags::CONTOUR_GEOMETRIC_TYPE).unwrap_or_else(|| "untyped".into());
+            if !matches!(kind.as_str(), "CLOSED_PLANAR" | "CLOSEDPLANAR_XOR") {
+                *roi.skipped.entry(kind).or_default() += 1;
+                continue;
+            }
+            match contour(c) {
+                Some(contour) => roi.contours.push(contour),
+                None => *roi.skipped.entry("unreadable".into()).or_default() += 1,
+            }
+        }
+    }
+    let studies = tree::items(d, tags::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE)
+        .iter()
+        .flat_map(|f| tree::items(f, tags::RT_REFERENCED_STUDY_SEQUENCE));
+    let series = studies.flat_map(|s| tree::items(s, tags::RT_REFERENCED_SERIES_SEQUENCE));
+    let referenced_series = series.filter_map(|s| tree::text(s, tags::SERIES_INSTANCE_UID)).collect();
+    let made = [tags::STRUCTURE_SET_DATE, tags::STRUCTURE_SET_TIME].map(|t| tree::text(d, t).unwrap_or_default()).join(" ");
+    Ok(RtStruct { file, rois, referenced_series, made })
+}
+
+/// `None` when the data are no triplets of finite numbers.
+fn contour(c: &Dataset) -> Option<Contour> {
+    let numbers = c.get(tags::CONTOUR_DATA)?.value().to_multi_float64().ok()?;
+    if numbers.is_empty() || numbers.len() % 3 != 0 || !numbers.iter().all(|v| v.is_finite() && v.abs() < 1e9) {
+        return None;
+    }
+    let points = numbers.chunks_exact(3).map(|p| Lps([p[0], p[1], p[2]])).collect();
+    let images = tree::items(c, tags::CONTOUR_IMAGE_SEQUENCE).iter().filter_map(|i| {
+        let frame = tree::int(i, tags::REFERENCED_FRAME_NUMBER).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
+        Some((tree::text(i, tags::REFERENCED_SOP_INSTANCE_UID)?, frame))
+    });
+    Some(Contour { points, images: images.collect() })
+}
+
+/// Calls `put(voxel)` (C order index) for every voxel of the grid in the ROI.
+pub fn draw(roi: &Roi, grid: &Grid, how: Fill, put: &mut dyn FnMut(usize)) -> Drawn {
+    let mut drawn = Drawn { skipped: roi.skipped.clone(), ..Drawn::default() };
+    let mut by_slice: BTreeMap<usize, Vec<Polygon>> = BTreeMap::new();
+    let (rows, columns) = (grid.geometry.size.y, grid.geometry.size.x);
+    for c in &roi.contours {
+        let mut skip = |why: &str| *drawn.skipped.entry(why.into()).or_default() += 1;
+        let along: Vec<f64> = c.points.iter().map(|p| p.dot(grid.normal)).collect();
+        let (low, high) = along.iter().fold((f64::MAX, f64::MIN), |(l, h), a| (l.min(*a), h.max(*a)));
+        if high - low > COPLANAR_MM {
+            skip("not in the plane of the slices");
+            continue;
+        }
+        let (k, _) = grid.nearest(c.points[0]);
+        let d = (low + high) / 2.0 - grid.along_mm[k];
+        let gap = grid.gap_mm(k);
+        // Half a gap, and no more than the slice is thick where slices are thinner than their distance.
+        let reach = (0.5 * gap).min(grid.thickness_mm.filter(|t| *t > 0.0).unwrap_or(f64::MAX)) + 1e-3;
+        if d.abs() > reach {
+            skip(if k == 0 || k + 1 == grid.along_mm.len() { "beyond the first or last slice" } else { "between slices" });
+            continue;
+        }
+        let plane = grid.plane(k);
+        let polygon: Polygon = c.points.iter().map(|p| plane.pixel(*p)).collect();
+        let bounds = |pick: fn(&(f64, f64)) -> f64| polygon.iter().map(pick).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+        let ((top, bottom), (left, right)) = (bounds(|p| p.0), bounds(|p| p.1));
+        if bottom < -0.5 || right < -0.5 || top > rows as f64 - 0.5 || left > columns as f64 - 0.5 {
+            skip("outside the image");
+            continue;
+        }
+        drawn.contours += 1;
+        drawn.between_slices += usize::from(d.abs() > 0.1 * gap);
+        let named = c.images.iter().find_map(|i| grid.slice_of.get(i));
+        drawn.wrong_references += usize::from(named.is_some_and(|n| *n != k));
+        by_slice.entry(k).or_default().push(polygon);
+    }
+    for (k, polygons) in by_slice {
+        let mask = fill(&polygons, rows, columns, how);
+        if polygons.len() > 1 {
+            let one = |p: &Polygon| fill(std::slice::from_ref(p), rows, columns, Fill::Xor);
+            let sum: usize = polygons.iter().map(|p| one(p).into_iter().filter(|v| *v).count()).sum();
+            let union = fill(&polygons, rows, columns, Fill::Union).into_iter().filter(|v| *v).count();
+            drawn.nested_slices += usize::from(sum > union);
+        }
+        mask.into_iter().enumerate().filter(|(_, v)| *v).for_each(|(i, _)| put(k * rows * columns + i));
+    }
+    drawn
+}
+
+#[cfg(test)]
+mod tests {
+    use voxmill_schemas::geometry::{Geometry, Zyx};
+
+    use super::*;
+
+    fn square(z: f64, low: f64, high: f64) -> Contour {
+        let p = |x: f64, y: f64| Lps([x, y, z]);
+        Contour { points: vec![p(low, low), p(high, low), p(high, high), p(low, high)], images: Vec::new() }
+    }
+
+    fn drawn(contours: Vec<Contour>) -> (Vec<usize>, Drawn) {
+        // Slices at 0, 3 and 6 mm, pixels of 1 mm.
+        let grid = Grid::of(&Geometry::axis_aligned(Zyx::new(3, 8, 8), Zyx::new(3.0, 1.0, 1.0)));
+        let mut slices = vec![0; 3];
+        let d = draw(&Roi { contours, ..Roi::default() }, &grid, Fill::Xor, &mut |v| slices[v / 64] += 1);
+        (slices, d)
+    }
+
+    #[test]
+    fn contours_go_to_the_slice_they_lie_on() {
+        let (slices, d) = drawn(vec![square(0.0, 1.0, 3.0), square(6.2, 2.0, 3.0)]);
+        assert_eq!(slices, [9, 0, 4]);
+        assert_eq!((d.contours, d.between_slices), (2, 0));
+    }
+
+    #[test]
+    fn what_is_not_drawn_is_counted_by_cause() {
+        let mut tilted = square(3.0, 1.0, 3.0);
+        tilted.points[0].0[2] += 0.5;
+        let (slices, d) = drawn(vec![tilted, square(3.9, 1.0, 2.0), square(9.0, 1.0, 2.0), square(0.0, 20.0, 30.0)]);
+        assert_eq!(slices, [0, 4, 0]);
+        assert_eq!((d.contours, d.between_slices), (1, 1));
+        assert_eq!(d.skipped.len(), 3);
+    }
+
+    #[test]
+    fn a_hole_is_seen_as_nesting() {
+        let (slices, d) = drawn(vec![square(3.0, 0.0, 6.0), square(3.0, 2.0, 4.0)]);
+        assert_eq!((slices[1], d.nested_slices), (49 - 1, 1));
+    }
+}

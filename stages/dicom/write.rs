@@ -1,0 +1,142 @@
+//! Building DICOM datasets and files. Equal content gives equal bytes: UIDs are hashes, and no clock is read.
+
+use dicom::core::header::HasLength;
+use dicom::core::value::{DataSetSequence, PrimitiveValue};
+use dicom::core::{DataElement, Length, Tag, VR};
+use dicom::dictionary_std::{tags, uids};
+use dicom::object::{FileMetaTableBuilder, InMemDicomObject};
+
+use super::seg::Code;
+use super::tree::Dataset;
+use crate::error::{Error, chain};
+
+/// What implementation wrote a file, PS3.7 D.3.3.2.
+const IMPLEMENTATION: &str = "2.25.228914361907713850472161936412034587921";
+const IMPLEMENTATION_NAME: &str = "VOXMILL";
+
+/// A UID (PS3.5 B.2: `2.25.` and a 128-bit number) that equal parts always give and other parts do not.
+pub fn uid(parts: &[&[u8]]) -> String {
+    let mut h = blake3::Hasher::new();
+    for part in parts {
+        h.update(&(part.len() as u64).to_le_bytes());
+        h.update(part);
+    }
+    let bytes: [u8; 16] = h.finalize().as_bytes()[..16].try_into().expect("a hash has 32 bytes");
+    // Version 8 (made by the application) and variant 1 of RFC 9562.
+    let n = u128::from_be_bytes(bytes) & !(0xf << 76) & !(0b11 << 62) | 0x8 << 76 | 0b10 << 62;
+    format!("2.25.{n}")
+}
+
+pub fn put(d: &mut Dataset, tag: Tag, vr: VR, value: impl Into<PrimitiveValue>) {
+    d.put(DataElement::new(tag, vr, value.into()));
+}
+
+/// An element of a type that may be empty.
+pub fn put_empty(d: &mut Dataset, tag: Tag, vr: VR) {
+    d.put(DataElement::new(tag, vr, PrimitiveValue::Empty));
+}
+
+/// Decimal strings, each at most 16 characters (PS3.5 6.2).
+pub fn put_decimals(d: &mut Dataset, tag: Tag, values: &[f64]) {
+    put(d, tag, VR::DS, PrimitiveValue::Strs(values.iter().map(|v| decimal(*v)).collect()));
+}
+
+pub fn put_items(d: &mut Dataset, tag: Tag, items: Vec<Dataset>) {
+    d.put(DataElement::new(tag, VR::SQ, DataSetSequence::new(items, Length::UNDEFINED)));
+}
+
+pub fn put_code(d: &mut Dataset, tag: Tag, code: &Code) {
+    let mut item = Dataset::new_empty();
+    put(&mut item, tags::CODE_VALUE, VR::SH, code.value.as_str());
+    put(&mut item, tags::CODING_SCHEME_DESIGNATOR, VR::SH, code.scheme.as_str());
+    put(&mut item, tags::CODE_MEANING, VR::LO, code.meaning.as_str());
+    put_items(d, tag, vec![item]);
+}
+
+/// Takes over elements as they are; the ones that must be there (type 2) empty where the source has none.
+pub fn copy(from: &Dataset, to: &mut Dataset, optional: &[Tag], required: &[(Tag, VR)]) {
+    for tag in optional.iter().chain(required.iter().map(|(t, _)| t)) {
+        if let Some(e) = from.get(*tag) {
+            to.put(e.clone());
+        }
+    }
+    for (tag, vr) in required {
+        if to.get(*tag).is_none_or(|e| e.is_empty()) {
+            put_empty(to, *tag, *vr);
+        }
+    }
+}
+
+/// The shortest decimal that reads back as `v`, or as many digits as fit 16 characters.
+pub fn decimal(v: f64) -> String {
+    // No negative zero.
+    let v = v + 0.0;
+    let shortest = format!("{v}");
+    if shortest.len() <= 16 {
+        return shortest;
+    }
+    let plain = (0..15).rev().map(|digits| format!("{v:.digits$}")).find(|t| t.len() <= 16);
+    let science = (0..15).rev().map(|digits| format!("{v:.digits$e}")).find(|t| t.len() <= 16);
+    match (plain, science) {
+        (Some(p), _) if v.abs() >= 1e-4 => p,
+        (p, s) => s.or(p).expect("one digit and an exponent fit 16 characters"),
+    }
+}
+
+/// How a dataset is encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    #[default]
+    ExplicitLittle,
+    ImplicitLittle,
+}
+
+/// A whole DICOM file (PS3.10) of a dataset that holds SOPClassUID and SOPInstanceUID.
+pub fn file(mut d: Dataset, encoding: Encoding) -> Result<Vec<u8>, Error> {
+    let syntax = match encoding {
+        Encoding::ExplicitLittle => uids::EXPLICIT_VR_LITTLE_ENDIAN,
+        Encoding::ImplicitLittle => uids::IMPLICIT_VR_LITTLE_ENDIAN,
+    };
+    // Whatever the source was encoded in, the texts are here as Unicode.
+    put(&mut d, tags::SPECIFIC_CHARACTER_SET, VR::CS, "ISO_IR 192");
+    let wrong =
+        |e: &dyn std::error::Error| Error::Dicom { file: "the file in hand".into(), why: format!("it cannot be encoded ({})", chain(e)) };
+    let meta = FileMetaTableBuilder::new()
+        .transfer_syntax(syntax)
+        .implementation_class_uid(IMPLEMENTATION)
+        .implementation_version_name(IMPLEMENTATION_NAME);
+    let object = d.with_meta(meta).map_err(|e| wrong(&e))?;
+    let mut out = Vec::new();
+    object.write_all(&mut out).map_err(|e| wrong(&e))?;
+    Ok(out)
+}
+
+pub fn empty() -> Dataset {
+    InMemDicomObject::new_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_fit_their_16_characters() {
+        assert_eq!(decimal(-0.0), "0");
+        assert_eq!(decimal(12.5), "12.5");
+        assert_eq!(decimal(-123.45678901234567), "-123.45678901235");
+        for v in [1.0 / 3.0, -1.0 / 3.0e7, 1e300, -6.02214076e-23, 123456789012345680.0, -0.000123456789012345] {
+            let text = decimal(v);
+            assert!(text.len() <= 16, "{text}");
+            let back: f64 = text.parse().expect("a number");
+            assert!((back - v).abs() <= 1e-8 * v.abs(), "{text} for {v}");
+        }
+    }
+
+    #[test]
+    fn a_uid_follows_from_its_parts() {
+        let u = uid(&[b"ab", b"c"]);
+        assert!(u.len() <= 64 && u.starts_with("2.25."));
+        assert_eq!(u, uid(&[b"ab", b"c"]));
+        assert_ne!(u, uid(&[b"a", b"bc"]));
+    }
+}
