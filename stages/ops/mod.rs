@@ -2,6 +2,16 @@
 //! slowest axis first; results do not depend on the number of threads.
 
 pub mod augment;
+pub mod crop;
 pub mod distance;
+pub mod intensity;
+pub mod matrix;
 pub mod metrics;
+pub mod morphology;
+pub mod orient;
 pub mod regrid;
+pub mod resample;
+pub mod respace;
+pub mod separable;
+pub mod smooth;
+pub mod spline;

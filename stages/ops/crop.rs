@@ -1,0 +1,159 @@
+//! Boxes: find the one around what matters, cut it out, pad around it. A box may stick out of the array; the geometry of the result is [`Geometry::crop`] of it.
+//!
+//! [`Geometry::crop`]: voxmill_schemas::geometry::Geometry::crop
+
+use rayon::prelude::*;
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+
+/// The smallest box around all voxels that `keep` accepts in any channel; `None` when it accepts none (MONAI `generate_spatial_bounding_box`).
+///
+/// - values: `[c, z, y, x]`
+pub fn bounding_box<T: Copy + Sync>(values: &[T], size: Zyx<usize>, keep: impl Fn(T) -> bool + Sync) -> Option<Region> {
+    if values.is_empty() {
+        return None;
+    }
+    // Each row of the array: (z, y, first x, end of x).
+    let rows = values.par_chunks(size.x).enumerate().filter_map(|(i, row)| {
+        let first = row.iter().position(|v| keep(*v))?;
+        let end = row.iter().rposition(|v| keep(*v))? + 1;
+        let (z, y) = (i / size.y % size.z, i % size.y);
+        Some((Zyx::new(z, y, first), Zyx::new(z + 1, y + 1, end)))
+    });
+    let (first, end) = rows.reduce_with(|a, b| (a.0.zip(b.0).map(|(p, q)| p.min(q)), a.1.zip(b.1).map(|(p, q)| p.max(q))))?;
+    Some(Region { start: first.map(|v| v as i64), size: end.zip(first).map(|(e, f)| e - f) })
+}
+
+/// A box with `margin` voxels more on either side; it may stick out.
+pub fn grow(region: Region, margin: Zyx<usize>) -> Region {
+    Region { start: region.start.zip(margin).map(|(s, m)| s - m as i64), size: region.size.zip(margin).map(|(n, m)| n + 2 * m) }
+}
+
+/// Makes the size a multiple of `k` by growing on both sides, the odd voxel at the end (MONAI `k_divisible`).
+pub fn grow_to_multiple(region: Region, k: Zyx<usize>) -> Region {
+    let size = region.size.zip(k).map(|(n, k)| n.div_ceil(k.max(1)) * k.max(1));
+    Region { start: region.start.zip(size.zip(region.size)).map(|(s, (new, old))| s - ((new - old) / 2) as i64), size }
+}
+
+/// The box of `target` voxels about the middle: a centre crop where the array is larger, even padding where it is smaller (MONAI `ResizeWithPadOrCrop`). On an
+/// axis where `target` is 0 all stays.
+pub fn centered(size: Zyx<usize>, target: Zyx<usize>) -> Region {
+    let axis = |(n, r): (usize, usize)| match (n, r) {
+        (n, 0) => (0, n),
+        (n, r) if n >= r => ((n / 2).saturating_sub(r / 2) as i64, r),
+        (n, r) => (-(((r - n) / 2) as i64), r),
+    };
+    let both = size.zip(target).map(axis);
+    Region { start: both.map(|b| b.0), size: both.map(|b| b.1) }
+}
+
+/// What fills a box where it sticks out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill<T> {
+    Value(T),
+    /// The closest voxel of the edge.
+    Edge,
+    /// Mirrored at the outermost voxels, which are not repeated (numpy `reflect`).
+    Reflect,
+}
+
+/// The voxels of a box, in every channel.
+///
+/// - values: `[c, z, y, x]` of `size`; the result is `[c, z, y, x]` of `region.size`
+pub fn cut<T: Copy + Default + Send + Sync>(values: &[T], size: Zyx<usize>, region: Region, fill: Fill<T>) -> Vec<T> {
+    let (voxels, to) = (size.count(), region.size);
+    let channels = values.len().checked_div(voxels).unwrap_or(0);
+    let blank = if let Fill::Value(v) = fill { v } else { T::default() };
+    let mut out = vec![blank; channels * to.count()];
+    let plane = (to.y * to.x).max(1);
+    let xs: Vec<Option<usize>> = (0..to.x).map(|x| source(region.start.x + x as i64, size.x, fill)).collect();
+    // Where x runs through the array without a fold it is copied whole.
+    let inside_first = (-region.start.x).max(0) as usize;
+    let inside_end = ((size.x as i64 - region.start.x).max(0) as usize).min(to.x);
+    out.par_chunks_mut(plane).enumerate().for_each(|(i, out)| {
+        let Some(z) = source(region.start.z + (i % to.z) as i64, size.z, fill) else { return };
+        let channel = &values[i / to.z * voxels..][..voxels];
+        for (y, row) in out.chunks_exact_mut(to.x.max(1)).enumerate() {
+            let Some(y) = source(region.start.y + y as i64, size.y, fill) else { continue };
+            let line = &channel[(z * size.y + y) * size.x..][..size.x];
+            if inside_first < inside_end {
+                let from = (region.start.x + inside_first as i64) as usize;
+                row[inside_first..inside_end].copy_from_slice(&line[from..][..inside_end - inside_first]);
+            }
+            for x in (0..inside_first.min(to.x)).chain(inside_end..to.x) {
+                if let Some(from) = xs[x] {
+                    row[x] = line[from];
+                }
+            }
+        }
+    });
+    out
+}
+
+fn source<T>(i: i64, n: usize, fill: Fill<T>) -> Option<usize> {
+    let last = n as i64 - 1;
+    match fill {
+        _ if (0..=last).contains(&i) => Some(i as usize),
+        Fill::Value(_) => None,
+        Fill::Edge => Some(i.clamp(0, last) as usize),
+        Fill::Reflect if last == 0 => Some(0),
+        Fill::Reflect => {
+            let k = i.rem_euclid(2 * last);
+            Some(if k > last { 2 * last - k } else { k } as usize)
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn centre_crop_and_padding_are_those_of_monai() {
+        let axis = |n, r| {
+            let c = centered(Zyx::splat(n), Zyx::splat(r));
+            (c.start.x, c.size.x)
+        };
+        assert_eq!([axis(5, 2), axis(5, 5), axis(5, 8), axis(4, 7), axis(6, 0)], [(1, 2), (0, 5), (-1, 8), (-1, 7), (0, 6)]);
+    }
+
+    #[test]
+    fn the_box_holds_every_channel() {
+        let size = Zyx::new(3, 4, 5);
+        let mut v = vec![0.0f32; 2 * size.count()];
+        v[20 + 5 + 2] = 1.0;
+        v[60 + 40 + 15] = 1.0;
+        let found = bounding_box(&v, size, |v| v > 0.5).unwrap();
+        assert_eq!(found, Region { start: Zyx::new(1, 1, 0), size: Zyx::new(2, 3, 3) });
+        assert_eq!(bounding_box(&v, size, |v| v > 2.0), None);
+        assert_eq!(grow(found, Zyx::new(1, 0, 2)), Region { start: Zyx::new(0, 1, -2), size: Zyx::new(4, 3, 7) });
+        assert_eq!(grow_to_multiple(found, Zyx::splat(4)), Region { start: Zyx::new(0, 1, 0), size: Zyx::new(4, 4, 4) });
+    }
+
+    #[test]
+    fn fills_repeat_mirror_or_stand_alone() {
+        let row = |fill| cut(&[1, 2, 3], Zyx::new(1, 1, 3), Region { start: Zyx::new(0, 0, -3), size: Zyx::new(1, 1, 9) }, fill);
+        assert_eq!(row(Fill::Value(9)), [9, 9, 9, 1, 2, 3, 9, 9, 9]);
+        assert_eq!(row(Fill::Edge), [1, 1, 1, 1, 2, 3, 3, 3, 3]);
+        assert_eq!(row(Fill::Reflect), [2, 3, 2, 1, 2, 3, 2, 1, 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_box_and_its_inverse_give_the_middle_back(n in 1usize..8, a in -4i64..4, m in 1usize..9) {
+            let size = Zyx::splat(n);
+            let values: Vec<u16> = (1..=2 * size.count() as u16).collect();
+            let region = Region { start: Zyx::splat(a), size: Zyx::splat(m) };
+            let out = cut(&values, size, region, Fill::Value(0));
+            let back = cut(&out, region.size, Region { start: Zyx::splat(-a), size }, Fill::Value(0));
+            for (i, v) in back.iter().enumerate() {
+                let at = [i / (n * n) % n, i / n % n, i % n].map(|k| k as i64);
+                let inside = at.iter().all(|k| *k >= a && *k < a + m as i64);
+                prop_assert_eq!(*v, if inside { values[i] } else { 0 });
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Intensity transforms in float32 with MONAI's formulas, and the order statistics and moments they need. Sums run in float64 over blocks of fixed length that
+//! are added in order, so they are the same on any number of threads. Values that are not finite are left out of every statistic.
+
+use rayon::prelude::*;
+
+/// Voxels of one partial sum.
+const BLOCK: usize = 1 << 16;
+
+/// Maps `low`…`high` to `to_low`…`to_high`, values beyond held at the ends if `clip` (MONAI `ScaleIntensityRange`). Where high = low, x − low + to_low.
+pub fn window(values: &mut [f32], low: f32, high: f32, to_low: f32, to_high: f32, clip: bool) {
+    let (range, to_range) = (high - low, to_high - to_low);
+    let (floor, ceiling) = (to_low.min(to_high), to_low.max(to_high));
+    values.par_chunks_mut(BLOCK).for_each(|values| {
+        if range == 0.0 {
+            values.iter_mut().for_each(|v| *v = *v - low + to_low);
+        } else if clip {
+            values.iter_mut().for_each(|v| *v = ((*v - low) / range * to_range + to_low).max(floor).min(ceiling));
+        } else {
+            values.iter_mut().for_each(|v| *v = (*v - low) / range * to_range + to_low);
+        }
+    });
+}
+
+/// Mean and population standard deviation (÷ N) of the finite values that `keep` accepts, and how many they are. Two passes: no cancellation.
+pub fn mean_std(values: &[f32], keep: impl Fn(usize, f32) -> bool + Sync) -> (f64, f64, usize) {
+    let sum = |f: &(dyn Fn(f64) -> f64 + Sync)| -> (f64, usize) {
+        let parts: Vec<(f64, usize)> = values
+            .par_chunks(BLOCK)
+            .enumerate()
+            .map(|(block, values)| {
+                let kept = values.iter().enumerate().filter(|(i, v)| v.is_finite() && keep(block * BLOCK + i, **v));
+                kept.fold((0.0, 0), |(sum, n), (_, v)| (sum + f(*v as f64), n + 1))
+            })
+            .collect();
+        parts.into_iter().fold((0.0, 0), |(a, n), (b, m)| (a + b, n + m))
+    };
+    let (total, n) = sum(&|v| v);
+    if n == 0 {
+        return (0.0, 0.0, 0);
+    }
+    let mean = total / n as f64;
+    let (squares, _) = sum(&|v| (v - mean) * (v - mean));
+    (mean, (squares / n as f64).sqrt(), n)
+}
+
+/// Subtracts the mean and divides by the standard deviation (1 where it is 0) of the values that `keep` accepts; the others stay as they are
+/// (MONAI `NormalizeIntensity`, whose `nonzero` is `|_, v| v != 0.0`). Without an accepted value nothing changes.
+pub fn zscore(values: &mut [f32], keep: impl Fn(usize, f32) -> bool + Sync) {
+    let (mean, std, n) = mean_std(values, &keep);
+    if n == 0 {
+        return;
+    }
+    let (mean, std) = (mean as f32, if std == 0.0 { 1.0 } else { std as f32 });
+    values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
+        for (i, v) in values.iter_mut().enumerate() {
+            if keep(block * BLOCK + i, *v) {
+                *v = (*v - mean) / std;
+            }
+        }
+    });
+}
+
+/// Percentiles of the finite values, interpolated linearly between the order statistics at q/100·(n − 1) as numpy does. `None` without a finite value.
+/// Copies the values.
+pub fn percentiles(values: impl Iterator<Item = f32>, percents: &[f64]) -> Option<Vec<f64>> {
+    let mut v: Vec<f32> = values.filter(|v| v.is_finite()).collect();
+    let last = v.len().checked_sub(1)?;
+    Some(
+        percents
+            .iter()
+            .map(|q| {
+                let at = (q / 100.0).clamp(0.0, 1.0) * last as f64;
+                let (low, t) = (at.floor() as usize, at.fract());
+                let (_, a, above) = v.select_nth_unstable_by(low, f32::total_cmp);
+                let a = *a as f64;
+                let b = above.iter().copied().fold(f32::INFINITY, f32::min);
+                if t == 0.0 || b.is_infinite() { a } else { a + (b as f64 - a) * t }
+            })
+            .collect(),
+    )
+}
+
+/// Smallest and largest finite value.
+pub fn range(values: &[f32]) -> Option<(f32, f32)> {
+    values.iter().filter(|v| v.is_finite()).fold(None, |r, v| match r {
+        None => Some((*v, *v)),
+        Some((a, b)) => Some((a.min(*v), b.max(*v))),
+    })
+}
+
+/// ((x − min)/(max − min + 1e-7))^γ·(max − min) + min (MONAI `AdjustContrast`). γ > 1 darkens.
+pub fn adjust_contrast(values: &mut [f32], gamma: f32) {
+    let Some((min, max)) = range(values) else { return };
+    let width = max - min;
+    values
+        .par_chunks_mut(BLOCK)
+        .for_each(|values| values.iter_mut().for_each(|v| *v = ((*v - min) / (width + 1e-7)).powf(gamma) * width + min));
+}
+
+/// Moves every value away from the mean (factor > 1) or toward it, held in the range of the input (batchgenerators `ContrastTransform`).
+pub fn stretch_contrast(values: &mut [f32], factor: f32) {
+    let Some((min, max)) = range(values) else { return };
+    let mean = mean_std(values, |_, _| true).0 as f32;
+    values.iter_mut().for_each(|v| *v = ((*v - mean) * factor + mean).max(min).min(max));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_maps_its_ends_and_clips_on_request() {
+        let mut v = [-2000.0, -1000.0, 0.0, 1000.0, 3000.0];
+        window(&mut v, -1000.0, 1000.0, 0.0, 1.0, true);
+        assert_eq!(v, [0.0, 0.0, 0.5, 1.0, 1.0]);
+        window(&mut v, 0.0, 1.0, 10.0, -10.0, false);
+        assert_eq!(v, [10.0, 10.0, 0.0, -10.0, -10.0]);
+        let mut v = [5.0, 7.0];
+        window(&mut v, 5.0, 5.0, 1.0, 2.0, true);
+        assert_eq!(v, [1.0, 3.0]);
+    }
+
+    #[test]
+    fn zscore_of_nonzero_voxels_leaves_the_others() {
+        let mut v = [0.0, 2.0, 4.0, 0.0];
+        zscore(&mut v, |_, v| v != 0.0);
+        assert_eq!(v, [0.0, -1.0, 1.0, 0.0]);
+        let mut flat = [3.0; 4];
+        zscore(&mut flat, |_, _| true);
+        assert_eq!(flat, [0.0; 4]);
+        let mut none = [0.0; 3];
+        zscore(&mut none, |_, v| v != 0.0);
+        assert_eq!(none, [0.0; 3]);
+    }
+
+    #[test]
+    fn percentiles_interpolate_between_order_statistics() {
+        let v = [9.0, 1.0, f32::NAN, 5.0, 3.0];
+        assert_eq!(percentiles(v.into_iter(), &[0.0, 50.0, 75.0, 100.0]).unwrap(), [1.0, 4.0, 6.0, 9.0]);
+        assert_eq!(percentiles([].into_iter(), &[50.0]), None);
+    }
+
+    #[test]
+    fn moments_leave_out_what_is_not_finite() {
+        assert_eq!(mean_std(&[1.0, f32::NAN, 3.0, f32::INFINITY], |_, _| true), (2.0, 1.0, 2));
+    }
+}

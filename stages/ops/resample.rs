@@ -1,0 +1,306 @@
+//! Values of a volume on another grid: linear, nearest or cubic B-spline (MONAI `SpatialResample` on float64). Right-angled pairs of grids go axis by axis
+//! (see `separable`), oblique ones voxel by voxel. Every value depends on its place alone, so the number of threads changes nothing.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::geometry::{Geometry, Zyx};
+
+use super::matrix::{self, Affine};
+use super::orient::Turn;
+use super::separable::{self, Axes};
+use super::spline;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Trilinear, from the 8 voxels around a point.
+    Linear,
+    /// The closest voxel.
+    Nearest,
+    /// Cubic B-spline through the voxels (order 3): sharper, may overshoot the range of its input.
+    Cubic,
+}
+
+/// How class ids are carried over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelInterpolation {
+    /// The class of the closest voxel.
+    Nearest,
+    /// Each class is interpolated linearly and the strongest wins, the lower id on a tie: smoother surfaces, and thin structures may vanish.
+    Linear,
+}
+
+/// What stands where the input grid has no voxels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outside {
+    /// The closest voxel of the edge, however far (MONAI `border`).
+    Edge,
+    /// This value from half a voxel beyond the outermost centres on; up to there the edge.
+    Value(f32),
+    /// The neighbours of a point that lie outside count as 0 (MONAI `zeros`): the edge fades over one voxel.
+    Fade,
+    /// The picture mirrored at half a voxel beyond the outermost centres (MONAI `reflection`).
+    Reflect,
+}
+
+/// Distance in voxels within which two grids count as one.
+const SAME_GRID_VOXELS: f64 = 1e-3;
+
+/// Largest sum of cross terms, in voxels, with which a map still counts as right-angled.
+const RIGHT_ANGLED_VOXELS: f64 = 1e-9;
+
+/// Channels on another grid.
+///
+/// - values: `[c, z, y, x]` on `from`; the result is `[c, z, y, x]` on `to`
+///
+/// Grids that agree within a thousandth of a voxel give the values untouched. Neither grid may be degenerate.
+pub fn resample_to(values: &[f32], from: &Geometry, to: &Geometry, how: Interpolation, outside: Outside) -> Vec<f32> {
+    resample_values(values, &|v| v as f64, from, to, how, outside)
+}
+
+/// [`resample_to`] from any voxel type; `value` widens a voxel.
+pub fn resample_values<T: Copy + Default + Send + Sync>(
+    values: &[T],
+    value: &(impl Fn(T) -> f64 + Sync),
+    from: &Geometry,
+    to: &Geometry,
+    how: Interpolation,
+    outside: Outside,
+) -> Vec<f32> {
+    if from.same_grid(to, SAME_GRID_VOXELS) {
+        return values.par_iter().map(|v| value(*v) as f32).collect();
+    }
+    // A grid that lies along other axes is turned first: then nearly every pair of grids can go axis by axis.
+    let turn = Turn::along(from, to);
+    if turn != Turn::NONE {
+        return resample_values(&turn.apply(values, from.size), value, &turn.geometry(from), to, how, outside);
+    }
+    let map = index_map(from, to);
+    match right_angled(&map, to.size) && !matches!(outside, Outside::Fade | Outside::Reflect) {
+        true => match how {
+            Interpolation::Linear => separable::linear(values, value, &Axes::linear(&map, from.size, to.size, outside)),
+            Interpolation::Nearest => separable::nearest(values, |v| value(v) as f32, &Axes::nearest(&map, from.size, to.size, outside)),
+            Interpolation::Cubic => spline::separable(values, value, &map, from.size, to.size, outside),
+        },
+        false => sample(values, value, &map, from.size, to.size, how, outside),
+    }
+}
+
+/// Class ids on another grid. [`Outside::Value`] gives that class, rounded; [`Outside::Fade`] is background.
+///
+/// - labels: `[z, y, x]` on `from`; the result is `[z, y, x]` on `to`
+pub fn resample_labels(labels: &[u8], from: &Geometry, to: &Geometry, how: LabelInterpolation, outside: Outside) -> Vec<u8> {
+    if from.same_grid(to, SAME_GRID_VOXELS) {
+        return labels.to_vec();
+    }
+    let turn = Turn::along(from, to);
+    if turn != Turn::NONE {
+        return resample_labels(&turn.apply(labels, from.size), &turn.geometry(from), to, how, outside);
+    }
+    let map = index_map(from, to);
+    let axes_do = right_angled(&map, to.size) && !matches!(outside, Outside::Fade | Outside::Reflect);
+    if how == LabelInterpolation::Nearest && axes_do {
+        return separable::nearest(labels, |v| v, &Axes::nearest(&map, from.size, to.size, outside));
+    }
+    sample_labels(labels, &map, from.size, to.size, how, outside)
+}
+
+/// The strongest class on another grid: every channel is interpolated linearly, the lowest class wins a tie. Costs one byte a voxel of `to` and a few planes,
+/// never all channels on `to`.
+///
+/// - scores: `[class, z, y, x]` on `from` (logits or probabilities); the result is `[z, y, x]` on `to`
+///
+/// From half a voxel beyond `from` on, everything is class 0.
+pub fn strongest_class(scores: &[f32], from: &Geometry, to: &Geometry) -> Vec<u8> {
+    let voxels = from.size.count();
+    let classes = scores.len().checked_div(voxels).unwrap_or(0);
+    assert!(classes <= 256 && classes * voxels == scores.len(), "one score a class and voxel");
+    let turn = Turn::along(from, to);
+    if turn != Turn::NONE {
+        return strongest_class(&turn.apply(scores, from.size), &turn.geometry(from), to);
+    }
+    let map = index_map(from, to);
+    if right_angled(&map, to.size) {
+        return separable::strongest(scores, &Axes::linear(&map, from.size, to.size, Outside::Value(f32::NEG_INFINITY)));
+    }
+    let (plane, mut out) = (to.size.y * to.size.x, vec![0u8; to.size.count()]);
+    out.par_chunks_mut(plane.max(1)).enumerate().for_each(|(z, out)| {
+        for_each_point(&map, z, to.size, |i, p| {
+            let mut best = f64::NEG_INFINITY;
+            for class in 0..classes {
+                let s = linear_at(&scores[class * voxels..][..voxels], &|v| v as f64, from.size, p, Outside::Value(f32::NEG_INFINITY));
+                if s > best {
+                    (best, out[i]) = (s, class as u8);
+                }
+            }
+        });
+    });
+    out
+}
+
+/// From an index of `to` to the index of `from` at the same point, in the order x, y, z.
+fn index_map(from: &Geometry, to: &Geometry) -> Affine {
+    matrix::solve(&from.affine_ras_xyz(), &to.affine_ras_xyz())
+}
+
+fn right_angled(map: &Affine, size: Zyx<usize>) -> bool {
+    let last = [size.x, size.y, size.z].map(|n| n.saturating_sub(1) as f64);
+    (0..3).all(|r| (0..3).filter(|c| *c != r).map(|c| (map[r][c] * last[c]).abs()).sum::<f64>() <= RIGHT_ANGLED_VOXELS)
+}
+
+/// Values at the points `map`·(x, y, z, 1) of each output index: the general way, any affine map.
+///
+/// - values: `[c, z, y, x]` of `size`; the result is `[c, z, y, x]` of `to`
+pub fn sample<T: Copy + Sync>(
+    values: &[T],
+    value: &(impl Fn(T) -> f64 + Sync),
+    map: &Affine,
+    size: Zyx<usize>,
+    to: Zyx<usize>,
+    how: Interpolation,
+    outside: Outside,
+) -> Vec<f32> {
+    let (voxels, plane) = (size.count(), (to.y * to.x).max(1));
+    let channels = values.len().checked_div(voxels).unwrap_or(0);
+    let mut out = vec![0.0f32; channels * to.count()];
+    for (values, out) in values.chunks_exact(voxels.max(1)).zip(out.chunks_exact_mut(to.count().max(1))) {
+        let coefficients = (how == Interpolation::Cubic).then(|| spline::Coefficients::of(values, value, size));
+        out.par_chunks_mut(plane).enumerate().for_each(|(z, out)| {
+            for_each_point(map, z, to, |i, p| {
+                out[i] = match (&coefficients, how) {
+                    (Some(c), _) => c.at(p, outside),
+                    (None, Interpolation::Nearest) => nearest_at(size, p, outside).map_or(outside.value(), |i| value(values[i]) as f32),
+                    (None, _) => linear_at(values, value, size, p, outside) as f32,
+                };
+            });
+        });
+    }
+    out
+}
+
+/// [`sample`] for class ids.
+pub fn sample_labels(labels: &[u8], map: &Affine, size: Zyx<usize>, to: Zyx<usize>, how: LabelInterpolation, outside: Outside) -> Vec<u8> {
+    let mut out = vec![0u8; to.count()];
+    let beyond = outside.value().clamp(0.0, 255.0) as u8;
+    out.par_chunks_mut((to.y * to.x).max(1)).enumerate().for_each(|(z, out)| {
+        for_each_point(map, z, to, |i, p| {
+            out[i] = match how {
+                LabelInterpolation::Nearest => nearest_at(size, p, outside).map_or(beyond, |i| labels[i]),
+                LabelInterpolation::Linear => strongest_at(labels, size, p, outside).unwrap_or(beyond),
+            };
+        });
+    });
+    out
+}
+
+/// Calls `f` with the index in the plane and the source point (z, y, x) of every voxel of output plane `z`.
+fn for_each_point(map: &Affine, z: usize, to: Zyx<usize>, mut f: impl FnMut(usize, Zyx<f64>)) {
+    for y in 0..to.y {
+        let base = matrix::apply(map, [0.0, y as f64, z as f64]);
+        for x in 0..to.x {
+            let k = x as f64;
+            f(y * to.x + x, Zyx::new(base[2] + map[2][0] * k, base[1] + map[1][0] * k, base[0] + map[0][0] * k));
+        }
+    }
+}
+
+impl Outside {
+    /// What stands where there is nothing; only `Value` has a say.
+    pub fn value(self) -> f32 {
+        if let Outside::Value(v) = self { v } else { 0.0 }
+    }
+
+    /// Whether a coordinate on an axis of `n` voxels is one that the outside fills whole.
+    pub fn covers(self, p: f64, n: usize) -> bool {
+        let beyond = |margin: f64| !(p >= -margin && p <= (n as f64 - 1.0) + margin);
+        match self {
+            Outside::Value(_) => beyond(0.5),
+            Outside::Fade => beyond(1.0),
+            Outside::Edge | Outside::Reflect => false,
+        }
+    }
+
+    /// The coordinate that is looked at instead. Not a number becomes 0.
+    pub fn fold(self, p: f64, n: usize) -> f64 {
+        let last = n as f64 - 1.0;
+        match self {
+            Outside::Fade => p,
+            Outside::Reflect => {
+                // Mirrors at −½ and n − ½: a saw-tooth of period 2n.
+                let q = (p + 0.5).rem_euclid(2.0 * n as f64);
+                (if q > n as f64 { 2.0 * n as f64 - q } else { q } - 0.5).max(0.0).min(last)
+            }
+            // `max` before `min`: NaN becomes 0.
+            Outside::Edge | Outside::Value(_) => p.max(0.0).min(last),
+        }
+    }
+}
+
+fn nearest_at(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<usize> {
+    let mut index = 0;
+    for (p, n) in p.to_array().into_iter().zip(size.to_array()) {
+        if outside.covers(p, n) {
+            return None;
+        }
+        let i = outside.fold(p, n).round_ties_even();
+        if !(i >= 0.0 && i < n as f64) {
+            return None;
+        }
+        index = index * n + i as usize;
+    }
+    Some(index)
+}
+
+/// The 8 neighbours of a point: flat index and weight. A neighbour outside the array has weight 0.
+fn neighbours(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<[(usize, f64); 8]> {
+    let mut out = [(0usize, 1.0f64); 8];
+    for (axis, (p, n)) in p.to_array().into_iter().zip(size.to_array()).enumerate() {
+        if outside.covers(p, n) {
+            return None;
+        }
+        let p = outside.fold(p, n);
+        let low = p.floor();
+        let t = p - low;
+        for (k, (index, weight)) in out.iter_mut().enumerate() {
+            let high = k >> (2 - axis) & 1;
+            let i = low as i64 + high as i64;
+            let inside = (0..n as i64).contains(&i);
+            *index = *index * n + i.clamp(0, n as i64 - 1) as usize;
+            *weight *= match (inside, high) {
+                (false, _) => 0.0,
+                (true, 0) => 1.0 - t,
+                (true, _) => t,
+            };
+        }
+    }
+    Some(out)
+}
+
+fn linear_at<T: Copy>(values: &[T], value: &impl Fn(T) -> f64, size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> f64 {
+    match neighbours(size, p, outside) {
+        // A weight of 0 must silence its voxel, were it infinite.
+        Some(n) => n.iter().filter(|(_, w)| *w > 0.0).map(|(i, w)| value(values[*i]) * w).sum(),
+        None => outside.value() as f64,
+    }
+}
+
+fn strongest_at(labels: &[u8], size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<u8> {
+    let near = neighbours(size, p, outside)?;
+    let first = labels[near[0].0];
+    let total: f64 = near.iter().map(|n| n.1).sum();
+    // What fades out is background.
+    if total > 1.0 - 1e-9 && near.iter().all(|(i, _)| labels[*i] == first) {
+        return Some(first);
+    }
+    let weight_of = |class: u8| near.iter().filter(|(i, _)| labels[*i] == class).map(|n| n.1).sum::<f64>();
+    let mut best = (0u8, weight_of(0) + (1.0 - total).max(0.0));
+    for class in near.map(|(i, _)| labels[i]) {
+        let w = weight_of(class);
+        // Weights are sums of products: a difference in the last bits is a tie.
+        if class != best.0 && (w > best.1 + 1e-12 || (w > best.1 - 1e-12 && class < best.0)) {
+            best = (class, w);
+        }
+    }
+    Some(best.0)
+}

@@ -1,0 +1,131 @@
+//! The grid that a volume gets with another spacing (MONAI `Spacing`): its size, its first voxel and its axes. No voxel is touched here.
+
+use voxmill_schemas::geometry::{Geometry, Zyx};
+
+use super::matrix::{self, Affine};
+use crate::error::Error;
+
+/// Millimetres within which a spacing counts as reached and is left as it is (MONAI `AFFINE_TOL`).
+pub const SPACING_TOLERANCE_MM: f64 = 1e-3;
+
+/// More voxels along an axis than any scanner makes: a spacing that asks for them is a mistake of unit.
+const MAX_AXIS: f64 = 65_536.0;
+
+/// The grid of `g` with steps of `spacing_mm`; a value of 0 or less, or within [`SPACING_TOLERANCE_MM`] of what the axis has, keeps that axis.
+///
+/// Voxel 0 stays on voxel 0 where axes keep their direction, and the size is round((n − 1)·old/new + 1), half to even: the far edge moves by up to half a
+/// voxel. Shear (gantry tilt) is removed unless `keep_shear`: x keeps its direction, y its plane with x, and z becomes their normal; the grid then starts at
+/// the corner that lies lowest on all axes, or shares its centre with `g` where no corner does.
+pub fn respaced(g: &Geometry, spacing_mm: Zyx<f64>, keep_shear: bool) -> Result<Geometry, Error> {
+    if g.is_degenerate() {
+        return Err(Error::Geometry { what: "respacing".into(), why: format!("the axes {:?} do not span space", g.axes_mm) });
+    }
+    // From here on in the order x, y, z of affines.
+    let a = g.affine_ras_xyz();
+    let (own, n) = (g.spacing_mm(), [g.size.x, g.size.y, g.size.z].map(|n| n as f64));
+    let keep = |own: f64, wanted: f64| if wanted > 0.0 && (own - wanted).abs() > SPACING_TOLERANCE_MM { wanted } else { own };
+    let spacing = [keep(own.x, spacing_mm.x), keep(own.y, spacing_mm.y), keep(own.z, spacing_mm.z)];
+    let m: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| a[r][c]));
+    let own = [own.x, own.y, own.z];
+    let unit: [[f64; 3]; 3] =
+        if keep_shear { std::array::from_fn(|r| std::array::from_fn(|c| m[r][c] / own[c])) } else { matrix::without_shear(&m) };
+    let mut to: Affine = matrix::IDENTITY;
+    for r in 0..3 {
+        for c in 0..3 {
+            to[r][c] = unit[r][c] * spacing[c];
+        }
+    }
+
+    let map = matrix::solve(&to, &a);
+    let corners: [[f64; 3]; 8] =
+        std::array::from_fn(|k| std::array::from_fn(|axis| if k >> (2 - axis) & 1 == 1 { n[axis] - 1.0 } else { 0.0 }));
+    let there = corners.map(|c| matrix::apply(&map, c));
+    let extreme = |axis: usize, pick: fn(f64, f64) -> f64| there.iter().map(|c| c[axis]).reduce(pick).expect("eight corners");
+    let lowest: [f64; 3] = std::array::from_fn(|axis| extreme(axis, f64::min));
+    let mut size = [0usize; 3];
+    for axis in 0..3 {
+        let voxels = (extreme(axis, f64::max) - lowest[axis] + 1.0).round_ties_even();
+        if !(voxels <= MAX_AXIS) {
+            return Err(Error::Geometry {
+                what: "respacing".into(),
+                why: format!(
+                    "{} voxels along {} at {} mm are more than {MAX_AXIS}: spacings are in millimetres",
+                    voxels,
+                    ["x", "y", "z"][axis],
+                    spacing[axis]
+                ),
+            });
+        }
+        size[axis] = (voxels as usize).max(1);
+    }
+    let first = there.iter().position(|c| (0..3).all(|axis| (lowest[axis] - c[axis]).abs() <= 1e-8));
+    let offset = match first {
+        Some(k) => matrix::apply(&a, corners[k]),
+        None => {
+            // Share the middle. MONAI takes n/2 here where the middle of voxel centres is (n − 1)/2: half a voxel off, so ours differs.
+            let old = matrix::apply(&a, n.map(|n| (n - 1.0) / 2.0));
+            let new = matrix::apply(&to, size.map(|n| (n as f64 - 1.0) / 2.0));
+            std::array::from_fn(|r| old[r] - new[r])
+        }
+    };
+    (0..3).for_each(|r| to[r][3] = offset[r]);
+    Ok(Geometry::from_affine_ras_xyz(Zyx::new(size[2], size[1], size[0]), to))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use voxmill_schemas::geometry::Lps;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn respacing_to_the_own_spacing_is_the_identity(z in 0.3..6.0, y in 0.3..2.0, x in 0.3..2.0, turn in -3.0..3.0f64) {
+            let mut g = Geometry::axis_aligned(Zyx::new(9, 20, 31), Zyx::new(z, y, x));
+            let (s, c) = turn.sin_cos();
+            g.axes_mm = g.axes_mm.map(|v| Lps([c * v.0[0] - s * v.0[2], v.0[1], s * v.0[0] + c * v.0[2]]));
+            g.origin = Lps([1.0, 2.0, 3.0]);
+            prop_assert!(respaced(&g, g.spacing_mm(), false).unwrap().same_grid(&g, 1e-9));
+            prop_assert!(respaced(&g, Zyx::splat(0.0), true).unwrap().same_grid(&g, 1e-9));
+        }
+
+        #[test]
+        fn the_first_voxel_stays_and_the_far_edge_moves_by_half_a_voxel_at_most(s in 0.2..5.0, t in 0.2..5.0, n in 2usize..60) {
+            let g = Geometry::axis_aligned(Zyx::splat(n), Zyx::splat(s));
+            let r = respaced(&g, Zyx::splat(t), false).unwrap();
+            prop_assert!((r.origin - g.origin).norm() < 1e-9);
+            let far = |g: &Geometry| g.to_lps(g.size.map(|n| n as f64 - 1.0)).0[0];
+            prop_assert!((far(&g) - far(&r)).abs() <= 0.5 * r.spacing_mm().x + 1e-9);
+        }
+    }
+
+    fn tilted() -> Geometry {
+        let mut g = Geometry::axis_aligned(Zyx::new(10, 8, 8), Zyx::new(2.0, 1.0, 1.0));
+        g.axes_mm.z = Lps([0.0, 2.0 * 15f64.to_radians().tan(), 2.0]);
+        g
+    }
+
+    #[test]
+    fn tilt_is_removed_by_turning_the_slice_step_and_kept_on_request() {
+        let straight = respaced(&tilted(), Zyx::splat(1.0), false).unwrap();
+        assert!(straight.tilt_degrees() < 1e-6);
+        assert_eq!(straight.axes_mm.x, Lps([1., 0., 0.]));
+        assert!(straight.size.y > 8, "the sheared box is wider than its slices: {}", straight.size);
+        let kept = respaced(&tilted(), Zyx::splat(1.0), true).unwrap();
+        assert!((kept.tilt_degrees() - tilted().tilt_degrees()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_spacing_within_a_micrometre_keeps_its_exact_value() {
+        let g = Geometry::axis_aligned(Zyx::splat(5), Zyx::new(1.0009, 1.0, 0.7));
+        assert_eq!(respaced(&g, Zyx::splat(1.0), false).unwrap().spacing_mm().z, 1.0009);
+    }
+
+    #[test]
+    fn an_absurd_spacing_is_refused_before_anything_is_allocated() {
+        let g = Geometry::axis_aligned(Zyx::splat(512), Zyx::splat(1.0));
+        assert!(respaced(&g, Zyx::splat(0.002), false).unwrap_err().to_string().contains("millimetres"));
+    }
+}
