@@ -1,19 +1,32 @@
 //! The verbs of Voxmill. RULE: a file is a stage, a folder is something stages stand on (`lib.rs`, `stage.rs`, `error.rs` apart).
 //! A stage never imports another stage. A stage is added in one file plus two sorted lines here: `pub mod` and the registry.
 
+pub mod crop_foreground;
 pub mod dicom;
 pub mod error;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod nifti;
+pub mod normalize;
 pub mod ops;
+pub mod orient;
+pub mod pad;
+pub mod resample;
 pub mod sample;
 pub mod stage;
 pub mod store;
 pub mod table;
 pub mod volume;
+pub mod window;
 
 use stage::StageDef;
 
 /// Every stage we ship, sorted by name.
-pub const STAGES: &[StageDef] = &[];
+pub const STAGES: &[StageDef] = &[
+    StageDef::of::<crop_foreground::CropForeground>(),
+    StageDef::of::<normalize::Normalize>(),
+    StageDef::of::<orient::Orient>(),
+    StageDef::of::<pad::Pad>(),
+    StageDef::of::<resample::Resample>(),
+    StageDef::of::<window::Window>(),
+];

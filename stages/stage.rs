@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use voxmill_schemas::artifact::{CaseId, ContentHash, Kind, Manifest, Port, Scope};
+use voxmill_schemas::geometry::Zyx;
 
 use crate::error::Error;
 use crate::store::Store;
@@ -267,4 +268,37 @@ impl StageDef {
 pub fn default_memory_bytes(inputs: &Inputs) -> u64 {
     let voxels: u64 = inputs.0.values().flatten().filter_map(|i| i.manifest.facts.get("voxels")?.as_u64()).max().unwrap_or(0);
     (voxels * 16).max(256 << 20)
+}
+
+/// What the facts of a volume say about its size, for estimates of memory before it is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Extent {
+    pub size: Zyx<usize>,
+    pub spacing_mm: Zyx<f64>,
+    /// Voxels of all channels.
+    pub voxels: u64,
+    /// Bytes of all channels as they lie in memory.
+    pub bytes: u64,
+    /// Bytes of the labels, 0 without.
+    pub label_bytes: u64,
+}
+
+impl Extent {
+    /// `None` where the port is not connected or its facts do not tell.
+    pub fn of(inputs: &Inputs, port: &str) -> Option<Self> {
+        let facts = &inputs.maybe(port)?.manifest.facts;
+        let size: Zyx<usize> = serde_json::from_value(facts.get("size")?.clone()).ok()?;
+        let spacing_mm = serde_json::from_value(facts.get("spacing_mm")?.clone()).ok()?;
+        let voxels = facts.get("voxels")?.as_u64()?;
+        let dtype = facts.get("dtype")?.as_str()?;
+        let width = if dtype.ends_with("16") {
+            2
+        } else if dtype.ends_with('8') {
+            1
+        } else {
+            4
+        };
+        let label_bytes = if facts.contains_key("classes") { size.checked_count()? as u64 } else { 0 };
+        Some(Self { size, spacing_mm, voxels, bytes: voxels.checked_mul(width)?, label_bytes })
+    }
 }

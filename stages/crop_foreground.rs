@@ -1,0 +1,209 @@
+//! Cuts a volume to the box around what is brighter than a threshold, or around the body. Labels are cut with it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
+use voxmill_schemas::region::Region;
+
+use crate::error::Error;
+use crate::ops::crop::{Fill, bounding_box, cut, grow};
+use crate::ops::intensity;
+use crate::ops::morphology::{Neighbours, largest_component};
+use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
+use crate::volume::{Volume, Voxels};
+
+/// Cuts a volume and its labels to the box around the foreground (MONAI `CropForeground` with `allow_smaller`: the box ends with the image).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CropForeground {
+    /// Voxels above this intensity, in any channel, are foreground. There is no default: 0 means water in HU and the mean after a z-score.
+    #[serde(default)]
+    pub above: Option<f64>,
+    /// Instead of `above`: the largest connected piece brighter than air, −500 in HU, else what Otsu's threshold on the first channel parts from the background.
+    #[serde(default)]
+    pub body: bool,
+    /// Millimetres kept around the box, rounded up to voxels; the box still ends with the image.
+    #[serde(default)]
+    pub margin_mm: f64,
+    /// Voxels kept around the box, if the margin is not in millimetres.
+    #[serde(default)]
+    pub margin_voxels: usize,
+}
+
+/// Air and lung lie below, everything else above.
+const AIR_HU: f32 = -500.0;
+
+impl CropForeground {
+    fn region(&self, v: &Volume) -> Result<Region, Error> {
+        let (size, values) = (v.geometry.size, v.voxels.to_f32());
+        let (found, wanted) = match self.above {
+            Some(above) => (bounding_box(&values, size, |x| x > above as f32), format!("voxels above {above}")),
+            None => {
+                let first = &values[..size.count().min(values.len())];
+                let threshold = if v.about.unit == "HU" { AIR_HU } else { otsu(first) };
+                let mask: Vec<u8> = first.iter().map(|x| (*x > threshold) as u8).collect();
+                let body = largest_component(&mask, size, Neighbours::Faces);
+                (bounding_box(&body, size, |b| b != 0), format!("a body above {threshold}"))
+            }
+        };
+        let found = found.ok_or_else(|| Error::Input {
+            what: "foreground".into(),
+            found: match intensity::range(&values) {
+                Some((low, high)) => format!("intensities from {low} to {high} ({})", v.about.unit),
+                None => "no finite intensity".into(),
+            },
+            expected: wanted,
+        })?;
+        let margin = v.geometry.spacing_mm().map(|s| self.margin_voxels.max((self.margin_mm / s - 1e-6).ceil().max(0.0) as usize));
+        // No axis needs more margin than it has voxels.
+        let margin = margin.zip(size).map(|(m, n): (usize, usize)| m.min(n));
+        Ok(grow(found, margin).intersect(&Region::whole(size)).expect("the box holds a voxel of the image"))
+    }
+
+    fn apply(&self, v: Volume) -> Result<Volume, Error> {
+        let (size, region) = (v.geometry.size, self.region(&v)?);
+        if region == Region::whole(size) {
+            return Ok(v);
+        }
+        let voxels = match &v.voxels {
+            Voxels::U8(x) => Voxels::U8(cut(x, size, region, Fill::Value(0))),
+            Voxels::I16(x) => Voxels::I16(cut(x, size, region, Fill::Value(0))),
+            Voxels::U16(x) => Voxels::U16(cut(x, size, region, Fill::Value(0))),
+            Voxels::F32(x) => Voxels::F32(cut(x, size, region, Fill::Value(0.0))),
+        };
+        let mut labels = v.labels;
+        if let Some(l) = &mut labels {
+            l.voxels = cut(&l.voxels, size, region, Fill::Value(0));
+        }
+        Ok(Volume { geometry: v.geometry.crop(region), voxels, labels, ..v })
+    }
+}
+
+/// The threshold that parts a histogram of 256 bins into two groups as far apart as can be (Otsu, IEEE SMC 9, 1979). 0 without a finite value.
+fn otsu(values: &[f32]) -> f32 {
+    const BINS: usize = 256;
+    let Some((low, high)) = intensity::range(values) else { return 0.0 };
+    let step = ((high - low) / BINS as f32).max(f32::MIN_POSITIVE);
+    let mut counts = [0u64; BINS];
+    values.iter().filter(|v| v.is_finite()).for_each(|v| counts[(((v - low) / step) as usize).min(BINS - 1)] += 1);
+    let (total, sum) = counts.iter().enumerate().fold((0.0, 0.0), |(n, s), (i, c)| (n + *c as f64, s + i as f64 * *c as f64));
+    let (mut n, mut s, mut best) = (0.0, 0.0, (0.0, 0usize));
+    for (i, c) in counts.iter().enumerate() {
+        n += *c as f64;
+        s += i as f64 * *c as f64;
+        if n == 0.0 || n == total {
+            continue;
+        }
+        let between = n * (total - n) * (s / n - (sum - s) / (total - n)).powi(2);
+        if between > best.0 {
+            best = (between, i);
+        }
+    }
+    low + step * (best.1 + 1) as f32
+}
+
+impl Stage for CropForeground {
+    const INFO: Info = Info {
+        name: "crop_foreground",
+        version: 1,
+        scope: Scope::Case,
+        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is cut, labels included" }],
+        gives: Kind::Volume,
+        summary: "cut a volume to the box around its foreground or the body",
+        example: "uses: crop_foreground\nfrom: iso\nwith: { above: -500, margin_mm: 10 }\n",
+        absent_in_inference: None,
+    };
+
+    fn check(&self) -> Vec<Finding> {
+        let mut out = Vec::new();
+        if self.above.is_some() == self.body {
+            out.push(Finding::error("above", "what the foreground is must be said once", "either `above: INTENSITY` or `body: true`"));
+        }
+        if !(self.margin_mm >= 0.0 && self.margin_mm.is_finite()) {
+            out.push(Finding::error("margin_mm", format!("a margin of {} mm", self.margin_mm), "0 or more millimetres"));
+        }
+        if self.margin_mm > 0.0 && self.margin_voxels > 0 {
+            out.push(Finding::error("margin_voxels", "the margin is given twice", "either `margin_mm` or `margin_voxels`"));
+        }
+        out
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let input = inputs.one("volume");
+        let v = Volume::read(&input.dir)?;
+        cx.bytes(input.manifest.bytes);
+        cx.check_cancelled()?;
+        let before = v.geometry;
+        let v = self.apply(v)?;
+        v.write(cx.draft, (v.geometry == before).then_some(&input.dir))?;
+        Ok(v.facts())
+    }
+
+    /// Input, a float32 view of it, and an output that may be as large; for the body a mask and its components.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        let mask = if self.body { 6 } else { 0 };
+        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| 2 * (e.bytes + e.label_bytes) + (5 + mask) * e.voxels)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::geometry::{Geometry, Zyx};
+
+    use super::*;
+    use crate::volume::{About, Labels};
+
+    /// Air with a body of 2×2×2 at (1, 2, 3) and a speck in the corner.
+    fn volume(unit: &str) -> Volume {
+        let size = Zyx::new(4, 6, 8);
+        let geometry = Geometry::axis_aligned(size, Zyx::new(5.0, 1.0, 1.0));
+        let at = |z: usize, y: usize, x: usize| (z * size.y + y) * size.x + x;
+        let (mut values, mut labels) = (vec![-1000i16; size.count()], vec![0u8; size.count()]);
+        for i in 0..8 {
+            values[at(1 + i / 4, 2 + i / 2 % 2, 3 + i % 2)] = 40;
+        }
+        values[at(0, 0, 0)] = 300;
+        labels[at(1, 2, 3)] = 1;
+        let text = || "x".to_string();
+        let about = About { modality: "CT".into(), unit: unit.into(), patient: text(), study: text(), series: text(), source: geometry };
+        let labels = Some(Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: labels });
+        Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(values), labels, about }
+    }
+
+    fn stage(with: serde_json::Value) -> CropForeground {
+        serde_json::from_value(with).unwrap()
+    }
+
+    #[test]
+    fn the_box_holds_all_that_is_above_and_labels_move_along() {
+        let v = stage(serde_json::json!({ "above": 0 })).apply(volume("HU")).unwrap();
+        assert_eq!(v.geometry.size, Zyx::new(3, 4, 5));
+        assert_eq!(v.labels.as_ref().unwrap().voxels.iter().position(|l| *l == 1), Some(20 + 2 * 5 + 3));
+    }
+
+    #[test]
+    fn the_body_is_the_largest_piece_and_keeps_its_place_in_the_patient() {
+        for unit in ["HU", "stored"] {
+            let v = stage(serde_json::json!({ "body": true })).apply(volume(unit)).unwrap();
+            assert_eq!(v.geometry.size, Zyx::splat(2), "{unit}");
+            assert_eq!(v.geometry.origin.0, [3.0, 2.0, 5.0]);
+            assert_eq!(v.voxels, Voxels::I16(vec![40; 8]));
+        }
+    }
+
+    #[test]
+    fn margins_are_voxels_or_millimetres_and_end_with_the_image() {
+        let size = |v| stage(v).apply(volume("HU")).unwrap().geometry.size;
+        assert_eq!(size(serde_json::json!({ "body": true, "margin_mm": 2 })), Zyx::new(4, 6, 6));
+        assert_eq!(size(serde_json::json!({ "body": true, "margin_voxels": 100 })), Zyx::new(4, 6, 8));
+    }
+
+    #[test]
+    fn nothing_above_is_an_error_that_tells_the_range() {
+        let e = stage(serde_json::json!({ "above": 1000 })).apply(volume("HU")).unwrap_err().to_string();
+        assert!(e.contains("-1000 to 300") && e.contains("above 1000"), "{e}");
+        assert_eq!(stage(serde_json::json!({})).check().len(), 1);
+        assert_eq!(stage(serde_json::json!({ "above": 1, "body": true, "margin_mm": 1, "margin_voxels": 1 })).check().len(), 2);
+    }
+}

@@ -1,0 +1,168 @@
+//! Brings the intensities of each volume to a common scale by its own statistics, channel by channel.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
+
+use crate::error::Error;
+use crate::ops::intensity;
+use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Progress, Stage, default_memory_bytes};
+use crate::volume::{Volume, Voxels};
+
+/// Normalises each channel by its own statistics.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Normalize {
+    /// `zscore`: mean 0 and standard deviation 1 (MONAI `NormalizeIntensity`). `percentiles`: `lower` becomes 0 and `upper` 1, beyond them held there
+    /// (MONAI `ScaleIntensityRangePercentiles`).
+    pub method: Method,
+    /// Take statistics from voxels other than 0 and leave those at 0 as they are: for images whose background is exactly 0.
+    #[serde(default)]
+    pub nonzero: bool,
+    /// For `percentiles`: the percentile that becomes 0.
+    #[serde(default = "lower")]
+    pub lower: f64,
+    /// For `percentiles`: the percentile that becomes 1.
+    #[serde(default = "upper")]
+    pub upper: f64,
+}
+
+/// How a channel is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Subtract the mean, divide by the standard deviation (÷ N).
+    Zscore,
+    /// Map two percentiles to 0 and 1, and clip.
+    Percentiles,
+}
+
+fn lower() -> f64 {
+    0.5
+}
+
+fn upper() -> f64 {
+    99.5
+}
+
+impl Normalize {
+    /// The volume and the names of channels that are constant.
+    fn apply(&self, v: Volume) -> Result<(Volume, Vec<String>), Error> {
+        let mut values = match v.voxels {
+            Voxels::F32(x) => x,
+            other => other.to_f32().into_owned(),
+        };
+        let mut flat = Vec::new();
+        let skips = |v: f32| self.nonzero && v == 0.0;
+        for (name, values) in v.channels.iter().zip(values.chunks_exact_mut(v.geometry.size.count().max(1))) {
+            let (_, std, n) = intensity::mean_std(values, |_, v| !skips(v));
+            if n == 0 && !values.iter().any(|v| *v == 0.0) {
+                return Err(Error::Input { what: format!("channel {name}"), found: "no finite voxel".into(), expected: "an image".into() });
+            }
+            if std == 0.0 {
+                flat.push(name.clone());
+            }
+            match self.method {
+                Method::Zscore => intensity::zscore(values, |_, v| !skips(v)),
+                Method::Percentiles => {
+                    let ends = intensity::percentiles(values.iter().copied().filter(|v| !skips(*v)), &[self.lower, self.upper]);
+                    if let Some(ends) = ends {
+                        let (zeros, before) = (self.nonzero, values.to_vec());
+                        intensity::window(values, ends[0] as f32, ends[1] as f32, 0.0, 1.0, true);
+                        if zeros {
+                            values.iter_mut().zip(before).filter(|(_, b)| *b == 0.0).for_each(|(v, _)| *v = 0.0);
+                        }
+                    }
+                }
+            }
+        }
+        let mut about = v.about;
+        about.unit = "normalised".into();
+        Ok((Volume { voxels: Voxels::F32(values), about, ..v }, flat))
+    }
+}
+
+impl Stage for Normalize {
+    const INFO: Info = Info {
+        name: "normalize",
+        version: 1,
+        scope: Scope::Case,
+        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is normalised; labels pass through" }],
+        gives: Kind::Volume,
+        summary: "bring the intensities of each volume to a common scale by its own statistics",
+        example: "uses: normalize\nfrom: iso\nwith: { method: zscore }\n",
+        absent_in_inference: None,
+    };
+
+    fn check(&self) -> Vec<Finding> {
+        let is_percent = |p: f64| (0.0..=100.0).contains(&p);
+        if is_percent(self.lower) && is_percent(self.upper) && self.lower < self.upper {
+            return Vec::new();
+        }
+        vec![Finding::error("lower", format!("percentiles {} to {}", self.lower, self.upper), "0 ≤ lower < upper ≤ 100")]
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let input = inputs.one("volume");
+        let v = Volume::read(&input.dir)?;
+        cx.bytes(input.manifest.bytes);
+        cx.check_cancelled()?;
+        let (v, flat) = self.apply(v)?;
+        if !flat.is_empty() {
+            (cx.progress)(Progress::Warn(format!("every voxel of channel {} has one value", flat.join(", "))));
+        }
+        v.write(cx.draft, None)?;
+        Ok(v.facts())
+    }
+
+    /// Input and float32 output, a copy for percentiles, and a quarter more for chunks on their way to the disk.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        let copies = if self.method == Method::Percentiles { 9 } else { 5 };
+        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + copies * e.voxels)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::geometry::{Geometry, Zyx};
+
+    use super::*;
+    use crate::volume::About;
+
+    fn normalized(with: serde_json::Value, values: Vec<f32>) -> Result<(Vec<f32>, Vec<String>), Error> {
+        let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 5), Zyx::splat(1.0));
+        let text = || "x".to_string();
+        let about =
+            About { modality: "MR".into(), unit: "stored".into(), patient: text(), study: text(), series: text(), source: geometry };
+        let v = Volume { geometry, channels: vec!["T1".into(), "T2".into()], voxels: Voxels::F32(values), labels: None, about };
+        let stage: Normalize = serde_json::from_value(with).unwrap();
+        stage.apply(v).map(|(v, flat)| (v.voxels.to_f32().into_owned(), flat))
+    }
+
+    #[test]
+    fn channels_are_normalised_on_their_own() {
+        let (v, flat) = normalized(serde_json::json!({ "method": "zscore" }), vec![1., 1., 3., 3., 2., 7., 7., 7., 7., 7.]).unwrap();
+        assert!((v[..5].iter().sum::<f32>()).abs() < 1e-6 && (v[..5].iter().map(|v| v * v).sum::<f32>() / 5.0 - 1.0).abs() < 1e-6);
+        assert_eq!(v[5..], [0.0; 5]);
+        assert_eq!(flat, ["T2"]);
+    }
+
+    #[test]
+    fn background_at_zero_is_left_alone() {
+        let image = vec![0., 0., 2., 4., 6., 0., 0., 0., 0., 0.];
+        let (v, _) =
+            normalized(serde_json::json!({ "method": "percentiles", "lower": 0, "upper": 100, "nonzero": true }), image.clone()).unwrap();
+        assert_eq!(v, [0., 0., 0., 0.5, 1., 0., 0., 0., 0., 0.]);
+        let (v, _) = normalized(serde_json::json!({ "method": "zscore", "nonzero": true }), image).unwrap();
+        assert_eq!((v[0], v[3]), (0.0, 0.0));
+        assert!(v[2] < 0.0 && v[4] > 0.0);
+    }
+
+    #[test]
+    fn an_image_of_nothing_finite_is_refused() {
+        assert!(
+            normalized(serde_json::json!({ "method": "zscore" }), vec![f32::NAN; 10]).unwrap_err().to_string().contains("no finite voxel")
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! Brings a volume to a size in voxels: pads evenly about the middle and, if asked, crops there.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+
+use crate::error::Error;
+use crate::ops::crop::{Fill, centered, cut};
+use crate::ops::intensity;
+use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
+use crate::volume::{Volume, Voxels};
+
+/// Pads a volume and its labels about the middle to at least a size (MONAI `SpatialPad`; with `crop`, `ResizeWithPadOrCrop`).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pad {
+    /// Voxels along each axis; 0 leaves an axis as it is. Larger axes stay unless `crop`. An odd voxel goes to the far end.
+    pub size: Zyx<usize>,
+    /// What new voxels hold in mode `constant`. Left out: the smallest value of the volume, air in CT.
+    #[serde(default)]
+    pub value: Option<f64>,
+    /// `constant`, `edge` (the edge repeated) or `reflect` (mirrored at the outermost voxels). Labels follow; in mode `constant` they are background.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Crop axes that are larger, about the middle, to exactly `size`.
+    #[serde(default)]
+    pub crop: bool,
+}
+
+/// What fills the new voxels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// One value.
+    #[default]
+    Constant,
+    /// The closest voxel.
+    Edge,
+    /// The image mirrored.
+    Reflect,
+}
+
+impl Pad {
+    fn region(&self, size: Zyx<usize>) -> Region {
+        let target = self.size.zip(size).map(|(wanted, n)| match wanted {
+            0 => n,
+            w if self.crop => w,
+            w => w.max(n),
+        });
+        centered(size, target)
+    }
+
+    fn apply(&self, v: Volume) -> Volume {
+        let (size, region) = (v.geometry.size, self.region(v.geometry.size));
+        if region == Region::whole(size) {
+            return v;
+        }
+        let value = self.value.map(|v| v as f32).unwrap_or_else(|| intensity::range(&v.voxels.to_f32()).map_or(0.0, |(low, _)| low));
+        fn fill<T>(mode: Mode, value: T) -> Fill<T> {
+            match mode {
+                Mode::Constant => Fill::Value(value),
+                Mode::Edge => Fill::Edge,
+                Mode::Reflect => Fill::Reflect,
+            }
+        }
+        // The voxel type stays where it can hold the value.
+        let fits = |low: f32, high: f32| self.mode != Mode::Constant || (value.fract() == 0.0 && (low..=high).contains(&value));
+        let voxels = match &v.voxels {
+            Voxels::U8(x) if fits(0.0, 255.0) => Voxels::U8(cut(x, size, region, fill(self.mode, value as u8))),
+            Voxels::I16(x) if fits(-32768.0, 32767.0) => Voxels::I16(cut(x, size, region, fill(self.mode, value as i16))),
+            Voxels::U16(x) if fits(0.0, 65535.0) => Voxels::U16(cut(x, size, region, fill(self.mode, value as u16))),
+            x => Voxels::F32(cut(&x.to_f32(), size, region, fill(self.mode, value))),
+        };
+        let mut labels = v.labels;
+        if let Some(l) = &mut labels {
+            l.voxels = cut(&l.voxels, size, region, fill(self.mode, 0));
+        }
+        Volume { geometry: v.geometry.crop(region), voxels, labels, ..v }
+    }
+}
+
+impl Stage for Pad {
+    const INFO: Info = Info {
+        name: "pad",
+        version: 1,
+        scope: Scope::Case,
+        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is padded, labels included" }],
+        gives: Kind::Volume,
+        summary: "pad a volume about the middle to a size in voxels, or crop it there",
+        example: "uses: pad\nfrom: iso\nwith: { size: { z: 96, y: 96, x: 96 } }\n",
+        absent_in_inference: None,
+    };
+
+    fn check(&self) -> Vec<Finding> {
+        let mut out = Vec::new();
+        if self.size == Zyx::splat(0) {
+            out.push(Finding::error("size", "every axis keeps its size", "at least one axis greater than 0"));
+        }
+        if self.size.to_array().iter().any(|n| *n > 65_536) {
+            out.push(Finding::error("size", format!("{} voxels", self.size), "at most 65536 voxels along an axis: the unit is voxels"));
+        }
+        if self.value.is_some_and(|v| !v.is_finite()) {
+            out.push(Finding::error("value", "the value is no number", "a finite number"));
+        }
+        if self.value.is_some() && self.mode != Mode::Constant {
+            out.push(Finding::warning("value", "a value has no effect in this mode", "leave `value` out, or use `mode: constant`"));
+        }
+        out
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let input = inputs.one("volume");
+        let v = Volume::read(&input.dir)?;
+        cx.bytes(input.manifest.bytes);
+        cx.check_cancelled()?;
+        let (before, to) = (v.geometry, self.region(v.geometry.size).size);
+        let wanted_bytes = to.checked_count().and_then(|n| n.checked_mul(4 * v.channels.len().max(1))).map_or(u64::MAX, |n| n as u64);
+        if wanted_bytes > cx.memory_bytes {
+            return Err(Error::TooLarge { what: format!("a volume of {to} voxels"), wanted_bytes, limit_bytes: cx.memory_bytes });
+        }
+        let v = self.apply(v);
+        v.write(cx.draft, (v.geometry == before).then_some(&input.dir))?;
+        Ok(v.facts())
+    }
+
+    /// Input, a float32 view of it, and the output.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        let Some(e) = Extent::of(inputs, "volume") else { return default_memory_bytes(inputs) };
+        let to = self.region(e.size).size.to_array().iter().fold(1u64, |n, k| n.saturating_mul(*k as u64));
+        let channels = e.voxels / (e.size.count() as u64).max(1);
+        let output = to.saturating_mul(5 * channels + 1);
+        (e.bytes + e.label_bytes + 4 * e.voxels).saturating_add(output)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::geometry::{Geometry, Lps};
+
+    use super::*;
+    use crate::volume::{About, Labels};
+
+    fn padded(with: serde_json::Value) -> Volume {
+        let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 3), Zyx::new(1.0, 1.0, 2.0));
+        let text = || "x".to_string();
+        let about = About { modality: "CT".into(), unit: "HU".into(), patient: text(), study: text(), series: text(), source: geometry };
+        let labels = Some(Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: vec![1, 0, 1] });
+        let v = Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![5, -7, 9]), labels, about };
+        serde_json::from_value::<Pad>(with).unwrap().apply(v)
+    }
+
+    #[test]
+    fn padding_is_even_holds_air_and_keeps_places() {
+        let v = padded(serde_json::json!({ "size": { "z": 1, "y": 0, "x": 6 } }));
+        assert_eq!(v.voxels, Voxels::I16(vec![-7, 5, -7, 9, -7, -7]));
+        assert_eq!(v.labels.unwrap().voxels, [0, 1, 0, 1, 0, 0]);
+        assert_eq!(v.geometry.to_lps(Zyx::new(0.0, 0.0, 1.0)), Lps([0.0, 0.0, 0.0]));
+    }
+
+    #[test]
+    fn a_value_that_the_type_cannot_hold_widens_it() {
+        let v = padded(serde_json::json!({ "size": { "z": 1, "y": 1, "x": 4 }, "value": 0.5 }));
+        assert_eq!(v.voxels, Voxels::F32(vec![5.0, -7.0, 9.0, 0.5]));
+    }
+
+    #[test]
+    fn larger_axes_stay_unless_cropping_is_asked_for() {
+        assert_eq!(padded(serde_json::json!({ "size": { "z": 1, "y": 1, "x": 2 } })).geometry.size.x, 3);
+        assert_eq!(padded(serde_json::json!({ "size": { "z": 1, "y": 1, "x": 2 }, "crop": true })).voxels, Voxels::I16(vec![5, -7]));
+        let v = padded(serde_json::json!({ "size": { "z": 1, "y": 1, "x": 7 }, "mode": "reflect" }));
+        assert_eq!((v.voxels, v.labels.unwrap().voxels), (Voxels::I16(vec![9, -7, 5, -7, 9, -7, 5]), vec![1, 0, 1, 0, 1, 0, 1]));
+    }
+}

@@ -1,0 +1,294 @@
+//! Brings a volume to another spacing: the new grid is `ops::respace`, the values `ops::resample`. Channels and labels land on one grid.
+
+use schemars::JsonSchema;
+use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
+use voxmill_schemas::geometry::{Geometry, Zyx};
+
+use crate::error::Error;
+use crate::ops::resample::{Interpolation, LabelInterpolation, Outside, resample_labels, resample_values};
+use crate::ops::respace::respaced;
+use crate::ops::smooth;
+use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
+use crate::volume::{Volume, Voxels};
+
+/// Brings a volume and its labels to another spacing.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Resample {
+    /// Millimetres from voxel to voxel: one number for every axis, or `{ z: …, y: …, x: … }`. An axis that is 0, null or left out keeps its spacing, and so
+    /// does one that lies within 0.001 mm of the wish. The first voxel stays where it is; a tilted gantry is straightened unless `keep_tilt`.
+    pub spacing_mm: SpacingMm,
+    /// How image values are found: `linear`, `nearest` (keeps the voxel type) or `cubic` (B-spline of order 3; may overshoot).
+    #[serde(default = "linear")]
+    pub interpolation: Interpolation,
+    /// How class ids are found: `nearest`, or `linear` on each class with the strongest winning (smoother, thin structures may vanish).
+    #[serde(default = "nearest")]
+    pub labels: LabelInterpolation,
+    /// Blur before an axis gets coarser, so that fine detail does not come back as false pattern (Gaussian, σ = (new/old − 1)/2 voxels). MONAI's `Spacing` does
+    /// not, so the default is not to.
+    #[serde(default)]
+    pub anti_alias: bool,
+    /// Keep the shear of a tilted gantry instead of cutting straight slices through it.
+    #[serde(default)]
+    pub keep_tilt: bool,
+}
+
+fn linear() -> Interpolation {
+    Interpolation::Linear
+}
+
+fn nearest() -> LabelInterpolation {
+    LabelInterpolation::Nearest
+}
+
+/// A spacing an axis; 0 keeps what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SpacingMm(pub Zyx<f64>);
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Axes {
+    /// Along the slices, mm.
+    z: Option<f64>,
+    /// Along the rows' stack, mm.
+    y: Option<f64>,
+    /// Along a row, mm.
+    x: Option<f64>,
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum NumberOrAxes {
+    Number(f64),
+    Axes(Axes),
+}
+
+impl JsonSchema for SpacingMm {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SpacingMm".into()
+    }
+    fn json_schema(g: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        NumberOrAxes::json_schema(g)
+    }
+}
+
+/// By hand, because an untagged enum would only say that nothing matched.
+impl<'de> Deserialize<'de> for SpacingMm {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = SpacingMm;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("millimetres as a number, or as { z, y, x }")
+            }
+            fn visit_f64<E>(self, v: f64) -> Result<SpacingMm, E> {
+                Ok(SpacingMm(Zyx::splat(v)))
+            }
+            fn visit_u64<E>(self, v: u64) -> Result<SpacingMm, E> {
+                Ok(SpacingMm(Zyx::splat(v as f64)))
+            }
+            fn visit_i64<E>(self, v: i64) -> Result<SpacingMm, E> {
+                Ok(SpacingMm(Zyx::splat(v as f64)))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SpacingMm, A::Error> {
+                let a = Axes::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(SpacingMm(Zyx::new(a.z, a.y, a.x).map(Option::unwrap_or_default)))
+            }
+        }
+        d.deserialize_any(Either)
+    }
+}
+
+impl Resample {
+    fn grid(&self, from: &Geometry) -> Result<Geometry, Error> {
+        respaced(from, self.spacing_mm.0, self.keep_tilt)
+    }
+
+    fn apply(&self, v: Volume, to: &Geometry) -> Volume {
+        let from = v.geometry;
+        if from.same_grid(to, 1e-3) {
+            return v;
+        }
+        let (old, new) = (from.spacing_mm(), to.spacing_mm());
+        let sigma = old.zip(new).map(|(old, new)| if self.anti_alias { ((new / old - 1.0) / 2.0).max(0.0) } else { 0.0 });
+        let blurs = self.interpolation != Interpolation::Nearest && sigma.to_array().iter().any(|s| *s > 0.0);
+        let voxels = match &v.voxels {
+            x if blurs => {
+                let smooth = smooth::gaussian(&x.to_f32(), from.size, sigma, smooth::Edge::Repeat);
+                Voxels::F32(resample_values(&smooth, &|v| v as f64, &from, to, self.interpolation, Outside::Edge))
+            }
+            Voxels::F32(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
+            Voxels::U8(x) if self.interpolation == Interpolation::Nearest => {
+                Voxels::U8(integers(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge), |v| v as u8))
+            }
+            Voxels::I16(x) if self.interpolation == Interpolation::Nearest => {
+                Voxels::I16(integers(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge), |v| v as i16))
+            }
+            Voxels::U16(x) if self.interpolation == Interpolation::Nearest => {
+                Voxels::U16(integers(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge), |v| v as u16))
+            }
+            Voxels::U8(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
+            Voxels::I16(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
+            Voxels::U16(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
+        };
+        let mut labels = v.labels;
+        if let Some(l) = &mut labels {
+            l.voxels = resample_labels(&l.voxels, &from, to, self.labels, Outside::Edge);
+        }
+        Volume { geometry: *to, voxels, labels, ..v }
+    }
+}
+
+/// Integers that went through float32 unharmed: all of 16 bits do.
+fn integers<T>(values: Vec<f32>, narrow: impl Fn(f32) -> T) -> Vec<T> {
+    values.into_iter().map(narrow).collect()
+}
+
+impl Stage for Resample {
+    const INFO: Info = Info {
+        name: "resample",
+        version: 1,
+        scope: Scope::Case,
+        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what gets another spacing, labels included" }],
+        gives: Kind::Volume,
+        summary: "bring a volume to another spacing, labels with it",
+        example: "uses: resample\nfrom: masks\nwith: { spacing_mm: { z: 1, y: 1, x: 1 } }\n",
+        absent_in_inference: None,
+    };
+
+    fn check(&self) -> Vec<Finding> {
+        let mut out = Vec::new();
+        let mm = self.spacing_mm.0;
+        for (axis, s) in [("z", mm.z), ("y", mm.y), ("x", mm.x)] {
+            let field = format!("spacing_mm.{axis}");
+            if !(s >= 0.0 && s.is_finite()) {
+                out.push(Finding::error(
+                    &field,
+                    format!("a spacing of {s} mm"),
+                    "a positive number of millimetres, or 0 to keep the axis as it is",
+                ));
+            } else if s > 0.0 && !(0.01..=50.0).contains(&s) {
+                out.push(Finding::warning(&field, format!("a spacing of {s} mm is unusual"), "spacings are in millimetres"));
+            }
+        }
+        if mm == Zyx::splat(0.0) {
+            out.push(Finding::warning("spacing_mm", "every axis keeps its spacing", "give at least one axis, or leave the stage out"));
+        }
+        out
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let input = inputs.one("volume");
+        let v = Volume::read(&input.dir)?;
+        cx.bytes(input.manifest.bytes);
+        cx.check_cancelled()?;
+        let to = self.grid(&v.geometry)?;
+        let wanted_bytes = to.size.checked_count().and_then(|n| n.checked_mul(4 * v.channels.len().max(1))).map_or(u64::MAX, |n| n as u64);
+        if wanted_bytes > cx.memory_bytes {
+            let what = format!("a volume of {} voxels", to.size);
+            return Err(Error::TooLarge { what, wanted_bytes, limit_bytes: cx.memory_bytes });
+        }
+        let unchanged = v.geometry.same_grid(&to, 1e-3);
+        let v = self.apply(v, &to);
+        cx.check_cancelled()?;
+        v.write(cx.draft, unchanged.then_some(&input.dir))?;
+        Ok(v.facts())
+    }
+
+    /// Input and output side by side; what blur and cubic need between them.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        let Some(e) = Extent::of(inputs, "volume") else { return default_memory_bytes(inputs) };
+        let growth = e.spacing_mm.zip(self.spacing_mm.0).map(|(old, new)| if new > 0.0 { old / new } else { 1.0 });
+        let scaled = |n: u64, k: f64| (n as f64 * k).min(1e18) as u64;
+        let all = growth.z * growth.y * growth.x;
+        let output = scaled(4 * e.voxels + e.label_bytes, all);
+        let between = match self.interpolation {
+            Interpolation::Cubic => scaled(8 * e.voxels, growth.y * growth.x),
+            _ => 0,
+        };
+        let blur = if self.anti_alias { 8 * e.voxels } else { 0 };
+        // A quarter more for chunks on their way to the disk.
+        e.bytes + e.label_bytes + output + output / 4 + between + blur
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::volume::{About, Labels};
+
+    fn volume() -> Volume {
+        let geometry = Geometry::axis_aligned(Zyx::new(3, 4, 5), Zyx::new(2.0, 1.0, 1.0));
+        let about = About {
+            modality: "CT".into(),
+            unit: "HU".into(),
+            patient: "p".into(),
+            study: "s".into(),
+            series: "t".into(),
+            source: geometry,
+        };
+        let labels =
+            Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: (0..60).map(|i| (i % 5 > 2) as u8).collect() };
+        let voxels = Voxels::I16((0..60).map(|i| (i / 20) * 100).collect());
+        Volume { geometry, channels: vec!["CT".into()], voxels, labels: Some(labels), about }
+    }
+
+    fn stage(with: serde_json::Value) -> Resample {
+        serde_json::from_value(with).unwrap()
+    }
+
+    fn resampled(with: serde_json::Value) -> Volume {
+        let (s, v) = (stage(with), volume());
+        let to = s.grid(&v.geometry).unwrap();
+        s.apply(v, &to)
+    }
+
+    #[test]
+    fn image_and_labels_land_on_one_grid() {
+        let v = resampled(serde_json::json!({ "spacing_mm": 1 }));
+        assert_eq!(v.geometry.size, Zyx::new(5, 4, 5));
+        let Voxels::F32(x) = &v.voxels else { panic!("float32 after interpolation") };
+        assert_eq!([x[0], x[20], x[40], x[60], x[80]], [0.0, 50.0, 100.0, 150.0, 200.0]);
+        let l = v.labels.unwrap().voxels;
+        assert_eq!((l.len(), &l[..5]), (100, &[0u8, 0, 0, 1, 1][..]));
+    }
+
+    #[test]
+    fn nearest_keeps_the_voxel_type_and_the_own_spacing_keeps_everything() {
+        assert!(matches!(resampled(serde_json::json!({ "spacing_mm": { "z": 1 }, "interpolation": "nearest" })).voxels, Voxels::I16(_)));
+        assert_eq!(resampled(serde_json::json!({ "spacing_mm": { "z": 2, "y": null, "x": 0 } })), volume());
+    }
+
+    #[test]
+    fn cubic_of_a_ramp_is_the_ramp_in_the_middle_and_blur_keeps_a_constant() {
+        let v = resampled(serde_json::json!({ "spacing_mm": { "z": 1 }, "interpolation": "cubic", "labels": "linear" }));
+        let Voxels::F32(x) = &v.voxels else { panic!("float32 after interpolation") };
+        assert!((x[40] - 100.0).abs() < 1e-4, "{}", x[40]);
+        let mut flat = volume();
+        flat.voxels = Voxels::I16(vec![70; 60]);
+        let s = stage(serde_json::json!({ "spacing_mm": 3, "anti_alias": true }));
+        let to = s.grid(&flat.geometry).unwrap();
+        assert!(s.apply(flat, &to).voxels.to_f32().iter().all(|v| (v - 70.0).abs() < 1e-4));
+    }
+
+    #[test]
+    fn spacing_is_a_number_or_axes_and_mistakes_are_named() {
+        assert_eq!(
+            stage(serde_json::json!({ "spacing_mm": 1.5 })).spacing_mm,
+            stage(serde_json::json!({ "spacing_mm": { "z": 1.5, "y": 1.5, "x": 1.5 } })).spacing_mm
+        );
+        let error = |v| serde_json::from_value::<Resample>(v).unwrap_err().to_string();
+        assert!(error(serde_json::json!({ "spacing_mm": { "zz": 1 } })).contains("zz"));
+        assert!(error(serde_json::json!({ "spacing_mm": "1 mm" })).contains("millimetres"));
+        assert!(!stage(serde_json::json!({ "spacing_mm": -1 })).check()[0].is_warning);
+        assert!(stage(serde_json::json!({ "spacing_mm": 700 })).check().iter().all(|f| f.is_warning));
+        assert!(stage(serde_json::json!({ "spacing_mm": 1 })).check().is_empty());
+    }
+}

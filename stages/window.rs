@@ -1,0 +1,195 @@
+//! Maps a range of intensities, the window, to another range: Hounsfield units to 0…1.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
+
+use crate::error::Error;
+use crate::ops::intensity;
+use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
+use crate::volume::{Volume, Voxels};
+
+/// Maps the intensities from `low` to `high` to those from `to_low` to `to_high` (MONAI `ScaleIntensityRange`).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Intensity that becomes `to_low`, in the volume's unit (HU for CT). Goes with `high`; not beside `preset`.
+    #[serde(default)]
+    pub low: Option<f64>,
+    /// Intensity that becomes `to_high`.
+    #[serde(default)]
+    pub high: Option<f64>,
+    /// A window of the clinic instead of `low` and `high`. Only for volumes in HU.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// What `low` becomes.
+    #[serde(default)]
+    pub to_low: f64,
+    /// What `high` becomes.
+    #[serde(default = "one")]
+    pub to_high: f64,
+    /// Hold intensities outside the window at its ends.
+    #[serde(default = "yes")]
+    pub clip: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Windows that radiologists set, in HU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// −500…1300 (width 1800, level 400)
+    Bone,
+    /// −1350…150 (width 1500, level −600)
+    Lung,
+    /// −160…240 (width 400, level 40)
+    SoftTissue,
+    /// −125…225 (width 350, level 50)
+    Mediastinum,
+    /// −45…105 (width 150, level 30)
+    Liver,
+    /// 0…80 (width 80, level 40)
+    Brain,
+}
+
+impl Preset {
+    fn range_hu(self) -> (f64, f64) {
+        let (width, level) = match self {
+            Preset::Bone => (1800.0, 400.0),
+            Preset::Lung => (1500.0, -600.0),
+            Preset::SoftTissue => (400.0, 40.0),
+            Preset::Mediastinum => (350.0, 50.0),
+            Preset::Liver => (150.0, 30.0),
+            Preset::Brain => (80.0, 40.0),
+        };
+        (level - width / 2.0, level + width / 2.0)
+    }
+}
+
+impl Window {
+    fn range(&self) -> Option<(f64, f64)> {
+        match (self.preset, self.low, self.high) {
+            (Some(p), None, None) => Some(p.range_hu()),
+            (None, Some(low), Some(high)) => Some((low, high)),
+            _ => None,
+        }
+    }
+
+    fn apply(&self, v: Volume) -> Result<Volume, Error> {
+        let (low, high) = self.range().ok_or_else(|| Error::Input {
+            what: "window".into(),
+            found: format!("preset {:?}, low {:?}, high {:?}", self.preset, self.low, self.high),
+            expected: "low and high, or a preset".into(),
+        })?;
+        if let Some(preset) = self.preset.filter(|_| v.about.unit != "HU") {
+            return Err(Error::Input {
+                what: format!("window preset {preset:?}"),
+                found: format!("intensities in `{}`", v.about.unit),
+                expected: "HU: give low and high instead".into(),
+            });
+        }
+        let mut values = match v.voxels {
+            Voxels::F32(x) => x,
+            other => other.to_f32().into_owned(),
+        };
+        intensity::window(&mut values, low as f32, high as f32, self.to_low as f32, self.to_high as f32, self.clip);
+        let mut about = v.about;
+        about.unit = "normalised".into();
+        Ok(Volume { voxels: Voxels::F32(values), about, ..v })
+    }
+}
+
+impl Stage for Window {
+    const INFO: Info = Info {
+        name: "window",
+        version: 1,
+        scope: Scope::Case,
+        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is windowed; labels pass through" }],
+        gives: Kind::Volume,
+        summary: "map a window of intensities to a range, 0 to 1 unless told otherwise",
+        example: "uses: window\nfrom: iso\nwith: { low: -1000, high: 1000, to_low: 0, to_high: 1, clip: true }\n",
+        absent_in_inference: None,
+    };
+
+    fn check(&self) -> Vec<Finding> {
+        let mut out = Vec::new();
+        match self.range() {
+            None => out.push(Finding::error("", "the window is not given", "either `low` and `high`, or `preset` alone")),
+            Some((low, high)) if !(low < high) => {
+                out.push(Finding::error("high", format!("the window runs from {low} to {high}"), "`high` lies above `low`"));
+            }
+            Some(_) => {}
+        }
+        if self.to_low == self.to_high {
+            out.push(Finding::error("to_high", "every intensity would become the same", "`to_high` other than `to_low`"));
+        }
+        out
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let input = inputs.one("volume");
+        let v = Volume::read(&input.dir)?;
+        cx.bytes(input.manifest.bytes);
+        cx.check_cancelled()?;
+        let v = self.apply(v)?;
+        v.write(cx.draft, None)?;
+        Ok(v.facts())
+    }
+
+    /// Input and float32 output, and a quarter more for chunks on their way to the disk.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + 5 * e.voxels)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::geometry::{Geometry, Zyx};
+
+    use super::*;
+    use crate::volume::About;
+
+    fn stage(with: serde_json::Value) -> Window {
+        serde_json::from_value(with).unwrap()
+    }
+
+    fn volume(unit: &str) -> Volume {
+        let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 4), Zyx::splat(1.0));
+        let text = || "x".to_string();
+        let about = About { modality: "CT".into(), unit: unit.into(), patient: text(), study: text(), series: text(), source: geometry };
+        Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![-2000, -1000, 500, 1000]), labels: None, about }
+    }
+
+    #[test]
+    fn hounsfield_units_become_zero_to_one() {
+        let v = stage(serde_json::json!({ "low": -1000, "high": 1000 })).apply(volume("HU")).unwrap();
+        assert_eq!(v.voxels, Voxels::F32(vec![0.0, 0.0, 0.75, 1.0]));
+        assert_eq!(v.about.unit, "normalised");
+    }
+
+    #[test]
+    fn a_preset_is_refused_on_what_is_not_hu() {
+        let bone = stage(serde_json::json!({ "preset": "bone" }));
+        assert_eq!(bone.apply(volume("HU")).unwrap().voxels.to_f32()[3], (1000.0 + 500.0) / 1800.0);
+        assert!(bone.apply(volume("stored")).unwrap_err().to_string().contains("stored"));
+    }
+
+    #[test]
+    fn a_window_without_or_with_wrong_ends_is_named() {
+        let findings = |v| stage(v).check().len();
+        assert_eq!(findings(serde_json::json!({})), 1);
+        assert_eq!(findings(serde_json::json!({ "low": 1 })), 1);
+        assert_eq!(findings(serde_json::json!({ "low": 1, "high": 0 })), 1);
+        assert_eq!(findings(serde_json::json!({ "preset": "lung", "low": 0, "high": 1 })), 1);
+        assert_eq!(findings(serde_json::json!({ "low": 0, "high": 1, "to_high": 0 })), 1);
+        assert_eq!(findings(serde_json::json!({ "low": 0, "high": 1 })), 0);
+    }
+}
