@@ -8,6 +8,9 @@ mod draft;
 mod ledger;
 mod nvme;
 mod ram;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
