@@ -124,7 +124,9 @@ fn encode(layout: &Layout, at: Zyx<usize>, channel: &[u8]) -> Option<Vec<u8>> {
 
 /// An array on disk: metadata read, the index of each shard read when first needed. Holds no file open.
 pub(super) struct ArrayFile {
-    pub dir: PathBuf,
+    dir: PathBuf,
+    /// Path inside the artifact, for errors.
+    name: &'static str,
     pub layout: Layout,
     indices: Vec<OnceLock<Vec<(u64, u64)>>>,
 }
@@ -136,19 +138,21 @@ pub(super) struct OpenShards<'a> {
 }
 
 impl ArrayFile {
-    pub fn open(dir: &Path) -> Result<Self, Fault> {
-        let meta: ArrayMeta = read_json(&dir.join("zarr.json"))?;
-        let layout = Layout::from_meta(&meta).map_err(|why| Fault::Damaged(format!("{}: {why}", name_of(dir))))?;
+    /// - `root`: folder of the artifact; `name`: path of the array in it
+    pub fn open(root: &Path, name: &'static str) -> Result<Self, Fault> {
+        let dir = root.join(name);
+        let meta: ArrayMeta = read_json(root, &format!("{name}/zarr.json"))?;
+        let layout = Layout::from_meta(&meta).map_err(|why| Fault::Damaged(format!("array {name}: {why}")))?;
         // A shard has an index of 16 bytes a brick: an array that claims more bricks than its files can index is refused here.
         for shard in 0..layout.n_shards() {
             let path = dir.join(layout.file_name(shard));
             let found = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
             if index_bytes(&layout).is_none_or(|n| n > found) {
-                return Err(Fault::Damaged(format!("{} has {found} bytes, too few for its index", layout.file_name(shard))));
+                return Err(Fault::Damaged(format!("{name}/{} has {found} bytes, too few for its index", layout.file_name(shard))));
             }
         }
         let indices = (0..layout.n_shards()).map(|_| OnceLock::new()).collect();
-        Ok(Self { dir: dir.to_path_buf(), layout, indices })
+        Ok(Self { dir, name, layout, indices })
     }
 
     pub fn shards(&self) -> OpenShards<'_> {
@@ -202,7 +206,7 @@ impl OpenShards<'_> {
         let mut bytes = vec![0; length as usize];
         let path = || self.array.dir.join(layout.file_name(shard));
         self.file(shard)?.read_exact_at(&mut bytes, offset).map_err(|e| Error::io("read", path())(e))?;
-        let damaged = |why: &str| Fault::Damaged(format!("brick {at} of {}/{}: {why}", name_of(&self.array.dir), layout.file_name(shard)));
+        let damaged = |why: &str| Fault::Damaged(format!("brick {at} of {}/{}: {why}", self.array.name, layout.file_name(shard)));
         let (frame, crc) = bytes.split_at(bytes.len() - 4);
         if crc32c::crc32c(frame).to_le_bytes() != crc {
             return Err(damaged("its bytes do not match their crc32c"));
@@ -236,7 +240,7 @@ impl OpenShards<'_> {
         let layout = &self.array.layout;
         let file = self.file(shard)?;
         let io = |e| Error::io("read", self.array.dir.join(layout.file_name(shard)))(e);
-        let damaged = |why: String| Fault::Damaged(format!("{}/{}: {why}", name_of(&self.array.dir), layout.file_name(shard)));
+        let damaged = |why: String| Fault::Damaged(format!("{}/{}: {why}", self.array.name, layout.file_name(shard)));
         let file_bytes = file.metadata().map_err(io)?.len();
         let bricks_bytes = index_bytes(layout).and_then(|n| file_bytes.checked_sub(n)).ok_or_else(|| damaged("it is too short".into()))?;
         let mut text = vec![0; (file_bytes - bricks_bytes) as usize];
@@ -265,15 +269,10 @@ fn index_bytes(layout: &Layout) -> Option<u64> {
     (n as u64).checked_mul(16)?.checked_add(4)
 }
 
-/// `zarr.json`, bounded.
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Fault> {
-    let found = fs::metadata(path).map_err(Error::io("read", path))?.len();
-    let text = if found <= META_LIMIT_BYTES { fs::read(path).map_err(Error::io("read", path))? } else { Vec::new() };
-    serde_json::from_slice(&text).map_err(|e| Fault::Damaged(format!("{} of {} bytes: {e}", name_of(path), found)))
-}
-
-/// The last two parts of a path: enough to find a file inside an artifact, and none of its surroundings.
-fn name_of(path: &Path) -> String {
-    let parts: Vec<_> = path.iter().rev().take(2).map(|p| p.to_string_lossy()).collect();
-    parts.into_iter().rev().collect::<Vec<_>>().join("/")
+/// A `zarr.json` of the artifact in `root`, bounded.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(root: &Path, name: &str) -> Result<T, Fault> {
+    let path = root.join(name);
+    let found = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+    let text = if found <= META_LIMIT_BYTES { fs::read(&path).map_err(Error::io("read", &path))? } else { Vec::new() };
+    serde_json::from_slice(&text).map_err(|e| Fault::Damaged(format!("{name} of {found} bytes: {e}")))
 }

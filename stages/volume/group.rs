@@ -73,14 +73,14 @@ impl Volume {
     }
 }
 
-fn share_or_write(draft: &Path, name: &str, unchanged: Option<&Path>, layout: &Layout, voxels: &[u8]) -> Result<(), Error> {
+fn share_or_write(draft: &Path, name: &'static str, unchanged: Option<&Path>, layout: &Layout, voxels: &[u8]) -> Result<(), Error> {
     let to = draft.join(name);
-    let Some(from) = unchanged.map(|dir| dir.join(name)) else { return array::write(&to, layout, voxels) };
+    let Some(unchanged) = unchanged else { return array::write(&to, layout, voxels) };
     // Only the same shape and type can be the same array; another is a mistake of the caller that must not end as a broken artifact.
-    let same = ArrayFile::open(&from).map_err(|f| f.of(unchanged.unwrap_or(&from), None))?.layout == *layout;
-    if !same {
+    if ArrayFile::open(unchanged, name).map_err(|f| f.of(unchanged, None))?.layout != *layout {
         return array::write(&to, layout, voxels);
     }
+    let from = unchanged.join(name);
     fs::create_dir_all(&to).map_err(Error::io("make folder", &to))?;
     let entries = fs::read_dir(&from).and_then(|d| d.collect::<Result<Vec<_>, _>>()).map_err(Error::io("list", &from))?;
     entries.iter().try_for_each(|e| link(&e.path(), &to.join(e.file_name())))
@@ -88,7 +88,7 @@ fn share_or_write(draft: &Path, name: &str, unchanged: Option<&Path>, layout: &L
 
 /// The group's own attributes, sane by themselves.
 pub(super) fn read_own(dir: &Path) -> Result<Own, Fault> {
-    let meta: GroupMeta = array::read_json(&dir.join("zarr.json"))?;
+    let meta: GroupMeta = array::read_json(dir, "zarr.json")?;
     let own = meta.attributes.voxmill.ok_or_else(|| Fault::Damaged("zarr.json has no attributes of voxmill".into()))?;
     if own.layout != LAYOUT {
         return Err(Fault::Damaged(format!("zarr.json has layout {}, this program has {LAYOUT}", own.layout)));
@@ -101,8 +101,8 @@ pub(super) fn read_own(dir: &Path) -> Result<Own, Fault> {
 
 /// Opens the arrays and checks that they have the shape that the attributes give them.
 pub(super) fn open_arrays(dir: &Path, own: &Own) -> Result<(ArrayFile, Option<ArrayFile>), Fault> {
-    let image = ArrayFile::open(&dir.join(IMAGE))?;
-    let labels = own.classes.as_ref().map(|_| ArrayFile::open(&dir.join(LABELS))).transpose()?;
+    let image = ArrayFile::open(dir, IMAGE)?;
+    let labels = own.classes.as_ref().map(|_| ArrayFile::open(dir, LABELS)).transpose()?;
     let (size, l) = (own.grid.size, &image.layout);
     if l.size != size || l.channels != Some(own.channels.len()) {
         return Err(Fault::Damaged(format!(
