@@ -99,6 +99,7 @@ macro_rules! list_cell {
     };
 }
 list_cell!(f64, arrow::array::Float64Builder);
+list_cell!(i64, arrow::array::Int64Builder);
 list_cell!(String, arrow::array::StringBuilder);
 
 macro_rules! rows {
@@ -160,6 +161,8 @@ rows! {
         slice_spacing_mm: Option<f64>,
         /// What keeps the series from being one regular grid, in words.
         irregular: Option<String>,
+        /// Why it is no volume under any setting of `assemble`: incomplete, cine, a file of it is damaged.
+        refused: Option<String>,
         /// Labels only: the series (same naming as `series`) they were drawn on.
         references: Vec<String>,
         /// Labels only: names of the segments or ROIs.
@@ -178,13 +181,17 @@ rows! {
         instance: String,
         /// Absolute path of the file.
         "voxmill.volatile" path: String,
+        /// The same relative to the archive: how messages name it.
+        "voxmill.volatile" file: String,
         /// Hash of the bytes of the file.
         content: String,
         size_bytes: i64,
         transfer_syntax: String,
         instance_number: Option<i64>,
         n_frames: i64,
-        /// ImagePositionPatient, empty where there is none.
+        /// Which frames of the file (from 0) belong to this volume; empty: all.
+        frames: Vec<i64>,
+        /// ImagePositionPatient of the first of them, empty where there is none.
         position_mm: Vec<f64>,
         /// ImageOrientationPatient, empty where there is none.
         orientation: Vec<f64>,

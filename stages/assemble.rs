@@ -1,0 +1,298 @@
+//! `assemble`: the slices of one series → one volume on a regular grid, in the patient's millimetres. A series that lies on no regular grid is refused with
+//! slices and millimetres; nothing is resampled, filled or averaged here.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{CaseId, Kind, Port, Scope};
+use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
+
+use crate::dicom::header::Header;
+use crate::dicom::read::{self, Reading, Stacked};
+use crate::error::{Error, chain};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage};
+use crate::table;
+use crate::volume::{About, Volume, Voxels};
+
+/// One volume for each image series that `where` chooses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Assemble {
+    /// An SQL condition on the table `series`: `modality = 'CT' and slice_spacing_mm < 2`. Without it every image series is a case.
+    #[serde(rename = "where", default)]
+    pub condition: Option<String>,
+    /// What cases are called: after their series, or after their patient (with a suffix where a patient has several).
+    #[serde(default)]
+    pub case_name: CaseName,
+    /// What becomes of a series with missing slices or changing spacing: `refuse` is the only policy so far.
+    #[serde(default)]
+    pub gaps: Gaps,
+    /// What becomes of a series of one slice: `keep` makes a volume of depth one whose step is SliceThickness.
+    #[serde(default)]
+    pub single_slice: SingleSlice,
+}
+
+/// What a case is named after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CaseName {
+    /// The name of the series in the index.
+    #[default]
+    Series,
+    /// The name of the patient in the index.
+    Patient,
+}
+
+/// What becomes of gaps between slices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Gaps {
+    /// The case is quarantined; slices and millimetres are named.
+    #[default]
+    Refuse,
+    /// Keep the slices where they are (not there yet).
+    Keep,
+    /// Put slices into the gaps (not there yet).
+    Fill,
+}
+
+/// What becomes of a series of one slice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SingleSlice {
+    /// The case is quarantined.
+    #[default]
+    Refuse,
+    /// A volume of depth one.
+    Keep,
+}
+
+const PORT: &str = "series";
+
+impl Stage for Assemble {
+    const INFO: Info = Info {
+        name: "assemble",
+        version: 1,
+        scope: Scope::Case,
+        ports: &[Port { name: PORT, kind: Kind::Table, required: true, about: "the index of an archive" }],
+        gives: Kind::Volume,
+        summary: "stack the slices of each chosen series into a volume",
+        example: "uses: assemble\nfrom: series\nwith: { where: \"modality = 'CT'\", case_name: series, gaps: refuse }",
+        absent_in_inference: None,
+    };
+
+    fn check(&self) -> Vec<Finding> {
+        let mut found = Vec::new();
+        if let Some(condition) = &self.condition
+            && let Err(e) = table::check_condition(&SeriesRow::schema(), SeriesRow::TABLE, condition)
+        {
+            let columns = SeriesRow::schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
+            found.push(Finding::error("where", chain(&e), format!("columns of the table series: {columns}")));
+        }
+        if self.gaps != Gaps::Refuse {
+            found.push(Finding::error(
+                "gaps",
+                "only `refuse` is there so far",
+                "leave `gaps` out: series with gaps are then quarantined, with a reason",
+            ));
+        }
+        found
+    }
+
+    fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error> {
+        let index = tables.get(PORT).expect("the plan connects every required port");
+        let all: Vec<SeriesRow> = table::rows_of(index)?;
+        let chosen: Vec<SeriesRow> = match &self.condition {
+            None => all.clone(),
+            Some(c) => table::rows_of(&Rows([(SeriesRow::TABLE.to_string(), table::select(index, SeriesRow::TABLE, c)?)].into()))?,
+        };
+        let chosen: Vec<SeriesRow> = chosen.into_iter().filter(|s| s.kind == "image").collect();
+        if chosen.is_empty() {
+            return Err(nothing_chosen(self.condition.as_deref(), &all));
+        }
+        let mut instances: BTreeMap<(String, i64), Vec<InstanceRow>> = BTreeMap::new();
+        for i in table::rows_of::<InstanceRow>(index)? {
+            instances.entry((i.series.clone(), i.volume)).or_default().push(i);
+        }
+        let names = case_names(&chosen, &all, self.case_name);
+        let open = |(row, case): (SeriesRow, String)| {
+            let mine = instances.remove(&(row.series.clone(), row.volume)).unwrap_or_default();
+            let rows = Rows(
+                [(SeriesRow::TABLE, SeriesRow::to_batch(&[row])), (InstanceRow::TABLE, InstanceRow::to_batch(&mine))]
+                    .map(|(name, batch)| (name.to_string(), batch))
+                    .into(),
+            );
+            Opened { case: CaseId(case), rows: [(PORT.to_string(), rows)].into() }
+        };
+        Ok(chosen.into_iter().zip(names).map(open).collect())
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let rows = inputs.one(PORT).rows.as_ref().expect("a table comes with the rows of its case");
+        let series = table::rows_of::<SeriesRow>(rows)?.into_iter().next().expect("a case is opened by one series");
+        let instances: Vec<InstanceRow> = table::rows_of(rows)?;
+        let case = cx.case.map(|c| c.0.clone()).unwrap_or_default();
+        if let Some(why) = &series.refused {
+            return Err(Error::Geometry { what: format!("series of {} slices", series.n_frames), why: why.clone() });
+        }
+        let reading = Reading {
+            keeps_single: self.single_slice == SingleSlice::Keep,
+            limit_bytes: cx.memory_bytes,
+            step: &|bytes| {
+                cx.bytes(bytes);
+                cx.check_cancelled()
+            },
+        };
+        let Stacked { geometry, voxels, headers, notes } = read::volume(&instances, &reading)?;
+        let is_float = matches!(voxels, Voxels::F32(_));
+        let volume = Volume {
+            geometry,
+            channels: vec![if series.modality.is_empty() { "image".into() } else { series.modality.clone() }],
+            voxels,
+            labels: None,
+            about: About {
+                modality: series.modality.clone(),
+                unit: unit(&headers),
+                patient: series.patient.clone(),
+                study: series.study.clone(),
+                series: series.series.clone(),
+                source: geometry,
+            },
+        };
+        volume.write(cx.draft, None)?;
+        notes.iter().for_each(|n| (cx.progress)(Progress::Warn(format!("{case}: {n}"))));
+        Ok(self.facts(&volume, &series, &headers, notes, is_float))
+    }
+
+    /// Six bytes a voxel (the array, and the same again while it is written in pieces) and room for one frame a thread.
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        let rows = inputs.maybe(PORT).and_then(|i| i.rows.as_ref());
+        let series = rows.and_then(|r| table::rows_of::<SeriesRow>(r).ok()).and_then(|s| s.into_iter().next());
+        let voxels = series.map_or(0, |s| {
+            let n = |v: i64| u64::try_from(v).unwrap_or(0);
+            n(s.n_frames).saturating_mul(n(s.rows.unwrap_or(0))).saturating_mul(n(s.columns.unwrap_or(0)))
+        });
+        voxels.saturating_mul(6).saturating_add(64 << 20)
+    }
+}
+
+impl Assemble {
+    fn facts(&self, volume: &Volume, series: &SeriesRow, headers: &[Header], notes: Vec<String>, is_float: bool) -> Facts {
+        let first = &headers[0];
+        let rescales: std::collections::BTreeSet<_> = headers
+            .iter()
+            .flat_map(|h| &h.frames)
+            .map(|f| (f.slope.unwrap_or(1.0).to_bits(), f.intercept.unwrap_or(0.0).to_bits()))
+            .collect();
+        let mut facts = volume
+            .facts()
+            .with("volume", series.volume)
+            .with("tilt_degrees", (volume.geometry.tilt_degrees() * 100.0).round() / 100.0)
+            .with("photometric", &first.photometric)
+            .with("rescales", rescales.len())
+            .with("is_float", is_float)
+            .with("notes", notes);
+        if let Some(padding) = first.padding {
+            facts = facts.with("padding_stored", padding);
+        }
+        facts
+    }
+}
+
+/// What a voxel value means. RescaleType and, for PET, Units say so; CT without them is in HU (PS3.3 C.8.2.1).
+fn unit(headers: &[Header]) -> String {
+    let first = &headers[0];
+    let is_rescaled =
+        headers.iter().flat_map(|h| &h.frames).any(|f| f.slope.is_some_and(|s| s != 1.0) || f.intercept.is_some_and(|i| i != 0.0));
+    match (first.unit.as_str(), first.modality.as_str()) {
+        ("" | "US", "CT") => "HU".into(),
+        ("" | "US", _) if is_rescaled => "rescaled".into(),
+        ("" | "US", _) => "stored".into(),
+        (unit, _) => unit.to_string(),
+    }
+}
+
+fn nothing_chosen(condition: Option<&str>, all: &[SeriesRow]) -> Error {
+    let mut there: BTreeMap<String, usize> = BTreeMap::new();
+    for s in all {
+        *there.entry(if s.kind == "image" { s.modality.clone() } else { s.kind.clone() }).or_default() += 1;
+    }
+    let list = there.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
+    Error::Input {
+        what: condition.map_or("the archive".to_string(), |c| format!("where: {c}")),
+        found: "no image series".into(),
+        expected: format!("at least one of the series of the index ({list})"),
+    }
+}
+
+/// One name a case, fit for a file name, none twice. Where a patient has several series each gets a suffix made from the series, so that a name does not
+/// depend on the order of series.
+fn case_names(chosen: &[SeriesRow], all: &[SeriesRow], by: CaseName) -> Vec<String> {
+    let volumes = |s: &SeriesRow| all.iter().filter(|o| o.kind == "image" && o.series == s.series).count();
+    let plain: Vec<String> = chosen
+        .iter()
+        .map(|s| match by {
+            CaseName::Series if volumes(s) > 1 => file_name(&format!("{}.{}", s.series, s.volume)),
+            CaseName::Series => file_name(&s.series),
+            CaseName::Patient => file_name(&s.patient),
+        })
+        .collect();
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    plain.iter().for_each(|n| *count.entry(n).or_default() += 1);
+    let name = |(n, s): (&String, &SeriesRow)| {
+        if count[n.as_str()] == 1 {
+            return n.clone();
+        }
+        let suffix = blake3::hash(format!("{} {}", s.series, s.volume).as_bytes()).to_hex();
+        format!("{n}-{}", &suffix[..8])
+    };
+    plain.iter().zip(chosen).map(name).collect()
+}
+
+/// Letters, digits, `.`, `_` and `-` stay; a name that lost something gets a hash, so that two of them stay two. Tags are hostile: no path comes through.
+fn file_name(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let clean: String = text.chars().take(80).map(|c| if is_plain(c) { c } else { '_' }).collect();
+    let clean = clean.trim_start_matches(['.', '-']).to_string();
+    if clean == text && !clean.is_empty() {
+        clean
+    } else {
+        format!("{clean}-{}", &blake3::hash(text.as_bytes()).to_hex()[..8]).trim_start_matches('-').to_string()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn row(series: &str, volume: i64, patient: &str) -> SeriesRow {
+        SeriesRow { series: series.into(), volume, patient: patient.into(), kind: "image".into(), ..SeriesRow::default() }
+    }
+
+    #[test]
+    fn no_two_cases_have_one_name() {
+        let rows = [row("1.2", 0, "A"), row("1.2", 1, "A"), row("1.3", 0, "B"), row("1.4", 0, "../etc"), row("1.5", 0, "..\\etc")];
+        for by in [CaseName::Series, CaseName::Patient] {
+            let names = case_names(&rows, &rows, by);
+            let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+            assert_eq!(distinct.len(), 5, "{names:?}");
+            assert!(names.iter().all(|n| !n.contains('/') && !n.starts_with('.') && !n.is_empty()), "{names:?}");
+        }
+        assert_eq!(case_names(&rows, &rows, CaseName::Series)[..3], ["1.2.0", "1.2.1", "1.3"]);
+        assert_eq!(case_names(&rows, &rows, CaseName::Patient)[2], "B");
+    }
+
+    #[test]
+    fn a_policy_that_is_not_there_is_refused_by_name() {
+        let stage: Assemble = serde_json::from_value(serde_json::json!({ "gaps": "fill" })).unwrap();
+        assert_eq!(stage.check()[0].field, "gaps");
+    }
+
+    #[test]
+    fn nothing_chosen_lists_what_is_there() {
+        let e = nothing_chosen(Some("modality = 'PT'"), &[SeriesRow { modality: "CT".into(), ..row("1", 0, "A") }]);
+        assert_eq!(e.to_string(), "where: modality = 'PT': found no image series, expected at least one of the series of the index (1 CT)");
+    }
+}

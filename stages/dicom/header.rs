@@ -1,0 +1,454 @@
+//! The header of a DICOM file as plain data: all that grouping, geometry and pixel decoding ask for, and nothing that names a patient but PatientID.
+//! Multi-frame functional groups (PS3.3 C.7.6.16) are folded into one [`FrameHeader`] a frame, so that classic and enhanced files look alike below here.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use dicom::dictionary_std::tags as t;
+use serde::{Deserialize, Serialize};
+
+use super::bytes::{Source, Wrapping};
+use super::level::Level;
+use super::scan::{self, Fault, PixelElement, Wanted};
+
+/// A DICOM file up to its pixel data. Sizes are as the file states them: nothing is allocated by them here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// UID; where the file has no meta group, the one that its bytes show.
+    pub transfer_syntax: String,
+    pub is_big_endian: bool,
+    pub wrapping: Wrapping,
+    pub sop_class: String,
+    pub sop_instance: String,
+    pub study: String,
+    pub series: String,
+    pub patient: String,
+    pub modality: String,
+    pub description: String,
+    pub body_part: String,
+    pub manufacturer: String,
+    pub frame_of_reference: String,
+    pub image_type: Vec<String>,
+    pub instance_number: Option<i64>,
+    pub acquisition_number: Option<i64>,
+    pub temporal_position: Option<i64>,
+    /// Seconds of the day, for ordering repeats of one position.
+    pub acquisition_time_s: Option<f64>,
+    pub content_time_s: Option<f64>,
+    pub rows: u32,
+    pub columns: u32,
+    /// NumberOfFrames, 1 where absent.
+    pub n_frames: u32,
+    pub samples: u32,
+    pub photometric: String,
+    pub bits_allocated: u32,
+    pub bits_stored: u32,
+    pub high_bit: u32,
+    pub is_signed: bool,
+    pub padding: Option<i64>,
+    /// RescaleType or, for PET, Units.
+    pub unit: String,
+    pub has_modality_lut: bool,
+    /// PixelSpacing at the detector, where there is none in the patient (projection images).
+    pub has_imager_spacing: bool,
+    /// One a frame where functional groups say so, else one for all.
+    pub frames: Vec<FrameHeader>,
+    pub pixel: Option<PixelElement>,
+    /// ExtendedOffsetTable, empty where absent.
+    pub extended_offsets: Vec<u64>,
+    /// Labels only: series and instances they were drawn on, names of segments or ROIs.
+    pub references: Vec<String>,
+    pub referenced_instances: Vec<String>,
+    pub labels: Vec<String>,
+}
+
+/// What may differ from frame to frame.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FrameHeader {
+    /// ImagePositionPatient: centre of the first voxel, LPS mm.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub position: Option<[f64; 3]>,
+    /// ImageOrientationPatient: direction of growing column index, then of growing row index.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub orientation: Option<[f64; 6]>,
+    /// PixelSpacing: between rows (y), between columns (x).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub spacing_mm: Option<[f64; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub thickness_mm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub slope: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub intercept: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub frame_type: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stack: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub in_stack: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub temporal_index: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub echo_time_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub echo_number: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub b_value: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trigger_ms: Option<f64>,
+    /// DimensionIndexValues.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub dimensions: Vec<i64>,
+}
+
+/// Why a file gives no header.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum NoHeader {
+    NotDicom,
+    Empty,
+    /// What is wrong, and the series (study, series UID) where that much could be read.
+    Broken {
+        why: String,
+        series: Option<(String, String)>,
+    },
+}
+
+/// No header of a real object is larger; a file that claims so is refused before it fills memory.
+const MAX_HEADER_BYTES: u64 = 512 << 20;
+
+#[rustfmt::skip]
+static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
+    let values = vec![
+        t::SPECIFIC_CHARACTER_SET, t::IMAGE_TYPE, t::SOP_CLASS_UID, t::SOP_INSTANCE_UID, t::ACQUISITION_TIME, t::CONTENT_TIME,
+        t::ACQUISITION_DATE_TIME, t::MODALITY, t::MANUFACTURER, t::SERIES_DESCRIPTION, t::REFERENCED_SOP_INSTANCE_UID, t::FRAME_TYPE,
+        t::PATIENT_ID, t::BODY_PART_EXAMINED, t::SLICE_THICKNESS, t::ECHO_TIME, t::ECHO_NUMBERS, t::TRIGGER_TIME, t::IMAGER_PIXEL_SPACING,
+        t::EFFECTIVE_ECHO_TIME, t::DIFFUSION_B_VALUE, t::STUDY_INSTANCE_UID, t::SERIES_INSTANCE_UID, t::ACQUISITION_NUMBER,
+        t::INSTANCE_NUMBER, t::IMAGE_POSITION_PATIENT, t::IMAGE_ORIENTATION_PATIENT, t::FRAME_OF_REFERENCE_UID,
+        t::TEMPORAL_POSITION_IDENTIFIER, t::STACK_ID, t::IN_STACK_POSITION_NUMBER, t::TEMPORAL_POSITION_INDEX, t::DIMENSION_INDEX_VALUES,
+        t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME, t::SAMPLES_PER_PIXEL, t::PHOTOMETRIC_INTERPRETATION, t::NUMBER_OF_FRAMES, t::ROWS,
+        t::COLUMNS, t::PIXEL_SPACING, t::BITS_ALLOCATED, t::BITS_STORED, t::HIGH_BIT, t::PIXEL_REPRESENTATION, t::PIXEL_PADDING_VALUE,
+        t::RESCALE_INTERCEPT, t::RESCALE_SLOPE, t::RESCALE_TYPE, t::UNITS, t::SEGMENT_LABEL, t::ROI_NAME, t::EXTENDED_OFFSET_TABLE,
+    ];
+    let sequences = vec![
+        t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, t::PIXEL_MEASURES_SEQUENCE,
+        t::PLANE_POSITION_SEQUENCE, t::PLANE_ORIENTATION_SEQUENCE, t::PIXEL_VALUE_TRANSFORMATION_SEQUENCE, t::FRAME_CONTENT_SEQUENCE,
+        t::MR_ECHO_SEQUENCE, t::MR_DIFFUSION_SEQUENCE, t::MR_IMAGE_FRAME_TYPE_SEQUENCE, t::CT_IMAGE_FRAME_TYPE_SEQUENCE,
+        t::PET_FRAME_TYPE_SEQUENCE, t::CARDIAC_SYNCHRONIZATION_SEQUENCE, t::REFERENCED_SERIES_SEQUENCE, t::SEGMENT_SEQUENCE,
+        t::STRUCTURE_SET_ROI_SEQUENCE, t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE, t::RT_REFERENCED_STUDY_SEQUENCE,
+        t::RT_REFERENCED_SERIES_SEQUENCE, t::DERIVATION_IMAGE_SEQUENCE, t::SOURCE_IMAGE_SEQUENCE, t::MODALITY_LUT_SEQUENCE,
+    ];
+    Wanted::new(values, sequences)
+});
+
+/// Reads the header of a file on disk: a small prefix first, more only where the header is longer.
+pub fn read(path: &Path) -> std::io::Result<Result<Header, NoHeader>> {
+    of_source(&Source::open(path)?)
+}
+
+/// The header of an opened (and, where it was compressed as a whole, unwrapped) file.
+pub fn of_source(source: &Source) -> std::io::Result<Result<Header, NoHeader>> {
+    let file_len = source.len();
+    if file_len == 0 {
+        return Ok(Err(NoHeader::Empty));
+    }
+    let mut want = (64u64 << 10).min(file_len);
+    loop {
+        let prefix = source.read_at(0, want as usize)?;
+        match parse(&prefix, file_len, source.wrapping()) {
+            Parsed::NeedsMore if want < file_len && want < MAX_HEADER_BYTES => want = (want * 8).min(file_len),
+            Parsed::NeedsMore => {
+                let why = format!("no pixel data or end within {want} bytes of header");
+                return Ok(Err(NoHeader::Broken { why, series: None }));
+            }
+            Parsed::Done(header) => return Ok(*header),
+        }
+    }
+}
+
+enum Parsed {
+    NeedsMore,
+    Done(Box<Result<Header, NoHeader>>),
+}
+
+fn parse(bytes: &[u8], file_len: u64, wrapping: Wrapping) -> Parsed {
+    let broken = |why: String, series| Parsed::Done(Box::new(Err(NoHeader::Broken { why, series })));
+    match scan::scan(bytes, file_len, &WANTED) {
+        Err(Fault::NeedsMore) => Parsed::NeedsMore,
+        Err(Fault::NotDicom) => Parsed::Done(Box::new(Err(NoHeader::NotDicom))),
+        Err(Fault::Broken { why, so_far }) => {
+            let uids = Level { elements: &so_far, is_big: false };
+            let (study, series) = (uids.text(t::STUDY_INSTANCE_UID), uids.text(t::SERIES_INSTANCE_UID));
+            // Bytes that break before any SOP class was seen were never DICOM (a text that begins like a group number).
+            if so_far.is_empty() && bytes.get(128..132) != Some(b"DICM") {
+                return Parsed::Done(Box::new(Err(NoHeader::NotDicom)));
+            }
+            broken(why, (!series.is_empty()).then_some((study, series)))
+        }
+        Ok(s) => {
+            let mut h = header_of(&s);
+            h.wrapping = wrapping;
+            if h.sop_class.is_empty() && h.series.is_empty() {
+                return if s.transfer_syntax.is_empty() && s.elements.is_empty() {
+                    Parsed::Done(Box::new(Err(NoHeader::NotDicom)))
+                } else {
+                    broken("neither SOPClassUID nor SeriesInstanceUID".into(), None)
+                };
+            }
+            Parsed::Done(Box::new(Ok(h)))
+        }
+    }
+}
+
+fn header_of(s: &scan::Scan) -> Header {
+    let top = Level { elements: &s.elements, is_big: s.is_big_endian };
+    let charset = top.texts(t::SPECIFIC_CHARACTER_SET).into_iter().rfind(|c| !c.is_empty()).unwrap_or_default();
+    let shown = match (s.is_big_endian, s.is_explicit) {
+        (true, _) => "1.2.840.10008.1.2.2",
+        (false, true) => "1.2.840.10008.1.2.1",
+        (false, false) => "1.2.840.10008.1.2",
+    };
+    let bits_allocated = top.us(t::BITS_ALLOCATED).unwrap_or(0);
+    let bits_stored = top.us(t::BITS_STORED).filter(|b| *b > 0).unwrap_or(bits_allocated);
+    let is_signed = top.us(t::PIXEL_REPRESENTATION) == Some(1);
+    let mut references: Vec<String> = Vec::new();
+    for series in top.items(t::REFERENCED_SERIES_SEQUENCE) {
+        references.push(series.text(t::SERIES_INSTANCE_UID));
+    }
+    for frame in top.items(t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE) {
+        for study in frame.items(t::RT_REFERENCED_STUDY_SEQUENCE) {
+            references.extend(study.items(t::RT_REFERENCED_SERIES_SEQUENCE).map(|s| s.text(t::SERIES_INSTANCE_UID)));
+        }
+    }
+    references.retain(|r| !r.is_empty());
+    references.sort();
+    references.dedup();
+    let frames = frames_of(&top);
+    let mut referenced_instances: Vec<String> = [t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE]
+        .into_iter()
+        .flat_map(|g| top.items(g).collect::<Vec<_>>())
+        .flat_map(|f| {
+            f.items(t::DERIVATION_IMAGE_SEQUENCE).flat_map(|d| d.items(t::SOURCE_IMAGE_SEQUENCE).collect::<Vec<_>>()).collect::<Vec<_>>()
+        })
+        .map(|i| i.text(t::REFERENCED_SOP_INSTANCE_UID))
+        .filter(|u| !u.is_empty())
+        .collect();
+    referenced_instances.sort();
+    referenced_instances.dedup();
+    let labels = top.items(t::SEGMENT_SEQUENCE).map(|i| i.free_text(t::SEGMENT_LABEL, &charset));
+    let rois = top.items(t::STRUCTURE_SET_ROI_SEQUENCE).map(|i| i.free_text(t::ROI_NAME, &charset));
+    Header {
+        transfer_syntax: if s.transfer_syntax.is_empty() { shown.into() } else { s.transfer_syntax.clone() },
+        is_big_endian: s.is_big_endian,
+        wrapping: Wrapping::None,
+        sop_class: top.text(t::SOP_CLASS_UID),
+        sop_instance: top.text(t::SOP_INSTANCE_UID),
+        study: top.text(t::STUDY_INSTANCE_UID),
+        series: top.text(t::SERIES_INSTANCE_UID),
+        patient: top.free_text(t::PATIENT_ID, &charset),
+        modality: top.text(t::MODALITY),
+        description: top.free_text(t::SERIES_DESCRIPTION, &charset),
+        body_part: top.text(t::BODY_PART_EXAMINED),
+        manufacturer: top.free_text(t::MANUFACTURER, &charset),
+        frame_of_reference: top.text(t::FRAME_OF_REFERENCE_UID),
+        image_type: top.texts(t::IMAGE_TYPE),
+        instance_number: top.int(t::INSTANCE_NUMBER),
+        acquisition_number: top.int(t::ACQUISITION_NUMBER),
+        temporal_position: top.int(t::TEMPORAL_POSITION_IDENTIFIER),
+        acquisition_time_s: top.time_s(t::ACQUISITION_TIME).or_else(|| top.time_s(t::ACQUISITION_DATE_TIME)),
+        content_time_s: top.time_s(t::CONTENT_TIME),
+        rows: top.us(t::ROWS).unwrap_or(0),
+        columns: top.us(t::COLUMNS).unwrap_or(0),
+        n_frames: top.int(t::NUMBER_OF_FRAMES).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
+        samples: top.us(t::SAMPLES_PER_PIXEL).unwrap_or(1),
+        photometric: top.text(t::PHOTOMETRIC_INTERPRETATION),
+        bits_allocated,
+        bits_stored,
+        high_bit: top.us(t::HIGH_BIT).unwrap_or(bits_stored.saturating_sub(1)),
+        is_signed,
+        padding: top.us(t::PIXEL_PADDING_VALUE).map(|v| if is_signed { v as u16 as i16 as i64 } else { v as i64 }),
+        unit: [top.text(t::RESCALE_TYPE), top.text(t::UNITS)].into_iter().find(|u| !u.is_empty()).unwrap_or_default(),
+        has_modality_lut: top.items(t::MODALITY_LUT_SEQUENCE).next().is_some(),
+        has_imager_spacing: top.floats(t::IMAGER_PIXEL_SPACING).len() == 2,
+        frames,
+        pixel: s.pixel,
+        extended_offsets: top
+            .bytes(t::EXTENDED_OFFSET_TABLE)
+            .chunks_exact(8)
+            .map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")))
+            .collect(),
+        references,
+        referenced_instances,
+        labels: labels.chain(rois).filter(|l| !l.is_empty()).collect(),
+    }
+}
+
+/// The frames as the functional groups tell them: per frame over shared over the top level.
+fn frames_of(top: &Level) -> Vec<FrameHeader> {
+    let mut base = FrameHeader::default();
+    fill(&mut base, top);
+    base.thickness_mm = top.floats(t::SLICE_THICKNESS).first().copied();
+    base.echo_time_ms = top.floats(t::ECHO_TIME).first().copied();
+    base.echo_number = top.int(t::ECHO_NUMBERS);
+    base.trigger_ms = top.floats(t::TRIGGER_TIME).first().copied();
+    base.b_value = top.fd(t::DIFFUSION_B_VALUE);
+    for shared in top.items(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE) {
+        fill_groups(&mut base, &shared);
+    }
+    let per_frame: Vec<_> = top
+        .items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE)
+        .map(|item| {
+            let mut f = base.clone();
+            fill_groups(&mut f, &item);
+            f
+        })
+        .collect();
+    if per_frame.is_empty() { vec![base] } else { per_frame }
+}
+
+fn fill_groups(f: &mut FrameHeader, group: &Level) {
+    let sequences = [
+        t::PIXEL_MEASURES_SEQUENCE,
+        t::PLANE_POSITION_SEQUENCE,
+        t::PLANE_ORIENTATION_SEQUENCE,
+        t::PIXEL_VALUE_TRANSFORMATION_SEQUENCE,
+        t::FRAME_CONTENT_SEQUENCE,
+        t::MR_ECHO_SEQUENCE,
+        t::MR_DIFFUSION_SEQUENCE,
+        t::MR_IMAGE_FRAME_TYPE_SEQUENCE,
+        t::CT_IMAGE_FRAME_TYPE_SEQUENCE,
+        t::PET_FRAME_TYPE_SEQUENCE,
+        t::CARDIAC_SYNCHRONIZATION_SEQUENCE,
+    ];
+    for s in sequences {
+        for item in group.items(s) {
+            fill(f, &item);
+        }
+    }
+}
+
+/// Takes over what stands on this level; the tags of the groups do not overlap.
+fn fill(f: &mut FrameHeader, l: &Level) {
+    fn set<T>(place: &mut Option<T>, v: Option<T>) {
+        if v.is_some() {
+            *place = v;
+        }
+    }
+    set(&mut f.position, l.floats(t::IMAGE_POSITION_PATIENT).try_into().ok());
+    set(&mut f.orientation, l.floats(t::IMAGE_ORIENTATION_PATIENT).try_into().ok());
+    set(&mut f.spacing_mm, l.floats(t::PIXEL_SPACING).try_into().ok());
+    set(&mut f.thickness_mm, l.floats(t::SLICE_THICKNESS).first().copied());
+    set(&mut f.slope, l.floats(t::RESCALE_SLOPE).first().copied());
+    set(&mut f.intercept, l.floats(t::RESCALE_INTERCEPT).first().copied());
+    set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty()));
+    set(&mut f.in_stack, l.ul(t::IN_STACK_POSITION_NUMBER).first().copied());
+    set(&mut f.temporal_index, l.ul(t::TEMPORAL_POSITION_INDEX).first().copied());
+    set(&mut f.echo_time_ms, l.fd(t::EFFECTIVE_ECHO_TIME));
+    set(&mut f.b_value, l.fd(t::DIFFUSION_B_VALUE));
+    set(&mut f.trigger_ms, l.fd(t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME));
+    let (frame_type, dimensions) = (l.texts(t::FRAME_TYPE), l.ul(t::DIMENSION_INDEX_VALUES));
+    if !frame_type.is_empty() {
+        f.frame_type = frame_type;
+    }
+    if !dimensions.is_empty() {
+        f.dimensions = dimensions;
+    }
+}
+
+impl Header {
+    /// Bytes of one frame as stored uncompressed; `None` when that number does not exist.
+    pub fn frame_bytes(&self) -> Option<u64> {
+        let bits = (self.rows as u64)
+            .checked_mul(self.columns as u64)?
+            .checked_mul(self.samples as u64)?
+            .checked_mul(self.bits_allocated as u64)?;
+        Some(bits.div_ceil(8)).filter(|b| *b > 0)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use dicom::core::Tag;
+
+    use super::*;
+
+    fn element(tag: Tag, vr: &[u8; 2], value: &[u8]) -> Vec<u8> {
+        let mut b = [tag.0.to_le_bytes(), tag.1.to_le_bytes()].concat();
+        b.extend(vr);
+        if vr == b"SQ" {
+            b.extend([0, 0]);
+            b.extend((value.len() as u32).to_le_bytes());
+        } else {
+            b.extend((value.len() as u16).to_le_bytes());
+        }
+        b.extend(value);
+        b
+    }
+
+    fn item(elements: &[Vec<u8>]) -> Vec<u8> {
+        let body = elements.concat();
+        [vec![0xfe, 0xff, 0x00, 0xe0], (body.len() as u32).to_le_bytes().to_vec(), body].concat()
+    }
+
+    fn parse_all(bytes: &[u8]) -> Header {
+        let Parsed::Done(h) = parse(bytes, bytes.len() as u64, Wrapping::None) else { panic!("complete") };
+        h.unwrap()
+    }
+
+    #[test]
+    fn uids_lose_their_padding_and_numbers_their_spaces() {
+        let bytes = [
+            element(t::SOP_CLASS_UID, b"UI", b"1.2.840.10008.5.1.4.1.1.2\0"),
+            element(t::SERIES_INSTANCE_UID, b"UI", b"1.02.3\0\0 "),
+            element(t::INSTANCE_NUMBER, b"IS", b" 12 "),
+            element(t::IMAGE_POSITION_PATIENT, b"DS", b"-1.5\\ 2e1\\3 "),
+            element(t::PIXEL_SPACING, b"DS", b"0.7\\x "),
+        ]
+        .concat();
+        let h = parse_all(&bytes);
+        assert_eq!((h.series.as_str(), h.instance_number), ("1.02.3", Some(12)));
+        assert_eq!(h.frames[0].position, Some([-1.5, 20.0, 3.0]));
+        assert_eq!(h.frames[0].spacing_mm, None, "half a spacing is none");
+    }
+
+    #[test]
+    fn a_frame_takes_its_own_group_before_the_shared_one() {
+        let position = |z: &str| {
+            let p = element(t::IMAGE_POSITION_PATIENT, b"DS", format!("0\\0\\{z}").as_bytes());
+            item(&[element(t::PLANE_POSITION_SEQUENCE, b"SQ", &item(&[p]))])
+        };
+        let measures = item(&[element(t::PIXEL_SPACING, b"DS", b"2\\3 ")]);
+        let shared = item(&[element(t::PIXEL_MEASURES_SEQUENCE, b"SQ", &measures)]);
+        let bytes = [
+            element(t::SOP_CLASS_UID, b"UI", b"1.2.840.10008.5.1.4.1.1.4.1\0"),
+            element(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, b"SQ", &shared),
+            element(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, b"SQ", &[position("4 "), position("6 ")].concat()),
+        ]
+        .concat();
+        let h = parse_all(&bytes);
+        assert_eq!(h.frames.iter().map(|f| f.position.unwrap()[2]).collect::<Vec<_>>(), [4.0, 6.0]);
+        assert!(h.frames.iter().all(|f| f.spacing_mm == Some([2.0, 3.0])));
+    }
+
+    #[test]
+    fn times_keep_their_order() {
+        let at = |s: &str| {
+            let bytes = [element(t::SOP_CLASS_UID, b"UI", b"1.2"), element(t::ACQUISITION_TIME, b"TM", s.as_bytes())].concat();
+            parse_all(&bytes).acquisition_time_s
+        };
+        assert_eq!(at("101530.25"), Some(36930.25));
+        assert_eq!(at("1015"), Some(36900.0));
+        assert_eq!(at(""), None);
+    }
+
+    #[test]
+    fn a_header_survives_being_remembered_to_the_last_bit() {
+        let mut h = Header { patient: "x".into(), ..Header::default() };
+        let values = [0.1 + 0.2, -1.0 / 3.0, 1e-17, 4.9e-324, f64::MAX, 123456.789012345, 0.30000000000000004e-9];
+        for v in values {
+            h.frames.push(FrameHeader { position: Some([v, -v, v / 7.0]), slope: Some(v), ..FrameHeader::default() });
+        }
+        let text = serde_json::to_string(&h).unwrap();
+        assert_eq!(serde_json::from_str::<Header>(&text).unwrap(), h);
+    }
+}

@@ -1,0 +1,86 @@
+//! The values of one data set or item, asked by tag: the types that PS3.6 gives to the tags we read, whatever VR the file wrote.
+
+use dicom::core::Tag;
+use dicom::encoding::text::{SpecificCharacterSet, TextCodec};
+
+use super::scan::{self, Element, Value};
+
+/// The elements of one data set or item, asked by tag.
+#[derive(Clone, Copy)]
+pub struct Level<'a> {
+    pub elements: &'a [Element<'a>],
+    pub is_big: bool,
+}
+
+impl<'a> Level<'a> {
+    pub fn bytes(&self, tag: Tag) -> &'a [u8] {
+        let found = self.elements.iter().find(|e| e.tag == tag);
+        found.and_then(|e| if let Value::Bytes(b) = e.value { Some(b) } else { None }).unwrap_or(&[])
+    }
+
+    pub fn items(&self, tag: Tag) -> impl Iterator<Item = Level<'a>> + use<'a> {
+        let found = self.elements.iter().find(|e| e.tag == tag);
+        let items = found.and_then(|e| if let Value::Items(i) = &e.value { Some(i.as_slice()) } else { None }).unwrap_or(&[]);
+        let is_big = self.is_big;
+        items.iter().map(move |elements| Level { elements, is_big })
+    }
+
+    /// A value of the default repertoire: UID, CS, IS.
+    pub fn text(&self, tag: Tag) -> String {
+        scan::text(self.bytes(tag))
+    }
+
+    pub fn texts(&self, tag: Tag) -> Vec<String> {
+        let text = self.text(tag);
+        if text.is_empty() { Vec::new() } else { text.split('\\').map(|s| s.trim().to_string()).collect() }
+    }
+
+    /// A value in the file's character set.
+    pub fn free_text(&self, tag: Tag, charset: &str) -> String {
+        let bytes = self.bytes(tag);
+        let decoded = SpecificCharacterSet::from_code(charset).and_then(|c| c.decode(bytes).ok());
+        match decoded {
+            Some(text) => text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_string(),
+            None => scan::text(bytes),
+        }
+    }
+
+    /// DS values; values that are no numbers are left out, so a broken triple has another length and counts as absent.
+    pub fn floats(&self, tag: Tag) -> Vec<f64> {
+        self.texts(tag).iter().filter_map(|s| s.parse().ok()).filter(|v: &f64| v.is_finite()).collect()
+    }
+
+    pub fn int(&self, tag: Tag) -> Option<i64> {
+        let text = self.texts(tag).into_iter().next()?;
+        text.parse().ok().or_else(|| text.parse::<f64>().ok().map(|v| v as i64))
+    }
+
+    pub fn us(&self, tag: Tag) -> Option<u32> {
+        let b: [u8; 2] = self.bytes(tag).get(..2)?.try_into().ok()?;
+        Some(if self.is_big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) } as u32)
+    }
+
+    pub fn ul(&self, tag: Tag) -> Vec<i64> {
+        let one = |b: &[u8]| {
+            let b = [b[0], b[1], b[2], b[3]];
+            if self.is_big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
+        };
+        self.bytes(tag).chunks_exact(4).map(|b| one(b) as i64).collect()
+    }
+
+    pub fn fd(&self, tag: Tag) -> Option<f64> {
+        let b: [u8; 8] = self.bytes(tag).get(..8)?.try_into().ok()?;
+        Some(if self.is_big { f64::from_be_bytes(b) } else { f64::from_le_bytes(b) }).filter(|v| v.is_finite())
+    }
+
+    /// TM `HHMMSS.F` or DT `YYYYMMDDHHMMSS.F` as seconds (of the day, or of a made-up calendar that keeps order).
+    pub fn time_s(&self, tag: Tag) -> Option<f64> {
+        let text = self.text(tag).replace(':', "");
+        let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
+        let digits = whole.get(..whole.find(|c: char| !c.is_ascii_digit()).unwrap_or(whole.len()))?;
+        let (days, clock) = if digits.len() > 6 { digits.split_at_checked(8)? } else { ("0", digits) };
+        let part = |at: usize| clock.get(at..at + 2).and_then(|s| s.parse::<f64>().ok()).unwrap_or(0.0);
+        let fraction: f64 = format!("0.{}", fraction.get(..fraction.len().min(6))?).parse().unwrap_or(0.0);
+        (!digits.is_empty()).then(|| days.parse::<f64>().unwrap_or(0.0) * 86400.0 + part(0) * 3600.0 + part(2) * 60.0 + part(4) + fraction)
+    }
+}

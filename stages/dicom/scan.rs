@@ -1,0 +1,340 @@
+//! DICOM bytes → the few elements that are asked for, without copying (PS3.5 section 7). Everything else is stepped over.
+//! Made for hostile and broken files: no recursion that the file controls, no allocation by a length that the file states.
+//! Byte order and VR encoding are taken from the first element, because the transfer syntax in the meta group is sometimes wrong.
+
+use dicom::core::Tag;
+use dicom::dictionary_std::tags;
+
+/// One element that was asked for.
+#[derive(Debug)]
+pub struct Element<'a> {
+    pub tag: Tag,
+    pub value: Value<'a>,
+}
+
+#[derive(Debug)]
+pub enum Value<'a> {
+    Bytes(&'a [u8]),
+    /// Items of a sequence, each with the elements of it that were asked for.
+    Items(Vec<Vec<Element<'a>>>),
+}
+
+/// Where the pixels stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PixelElement {
+    /// `7FE00010` stored values, `7FE00008` float, `7FE00009` double.
+    pub tag: u32,
+    /// Of the first byte of the value, from the start of the (unwrapped) file.
+    pub offset: u64,
+    /// `None`: encapsulated fragments follow.
+    pub length: Option<u32>,
+}
+
+/// What stands in a file up to its pixel data.
+#[derive(Debug)]
+pub struct Scan<'a> {
+    /// From the meta group; empty where there is none.
+    pub transfer_syntax: String,
+    pub is_big_endian: bool,
+    pub is_explicit: bool,
+    pub elements: Vec<Element<'a>>,
+    pub pixel: Option<PixelElement>,
+}
+
+/// Why a scan ended early.
+#[derive(Debug)]
+pub enum Fault<'a> {
+    /// Nothing here looks like DICOM.
+    NotDicom,
+    /// The file goes on, the buffer does not: call again with more of it.
+    NeedsMore,
+    /// The file ends inside an element, or its structure is broken. What was read before that is kept.
+    Broken { why: String, so_far: Vec<Element<'a>> },
+}
+
+/// Which elements are kept: values and sequences, on every level.
+pub struct Wanted {
+    pub values: Vec<Tag>,
+    pub sequences: Vec<Tag>,
+}
+
+impl Wanted {
+    /// Sorts the lists for quick look-up.
+    pub fn new(mut values: Vec<Tag>, mut sequences: Vec<Tag>) -> Self {
+        values.sort();
+        sequences.sort();
+        Self { values, sequences }
+    }
+}
+
+/// Deepest nesting of sequences that are asked for; the data model needs four.
+const MAX_DEPTH: usize = 8;
+const UNDEFINED: u32 = u32::MAX;
+const ITEM: Tag = Tag(0xFFFE, 0xE000);
+const ITEM_END: Tag = Tag(0xFFFE, 0xE00D);
+const SEQUENCE_END: Tag = Tag(0xFFFE, 0xE0DD);
+
+/// The meta group: transfer syntax, and where the data set begins. `None`: not DICOM as far as the first bytes tell.
+pub fn meta(bytes: &[u8]) -> Option<(String, usize)> {
+    let start = match bytes {
+        b if b.len() >= 132 && &b[128..132] == b"DICM" => 132,
+        b if b.len() >= 4 && &b[..4] == b"DICM" => 4,
+        _ => 0,
+    };
+    if !looks_like_elements(bytes.get(start..)?) {
+        // A preamble with the magic in place but nothing behind it is a broken DICOM file, not another format.
+        return (start == 132).then_some((String::new(), start));
+    }
+    let mut c = Cursor { bytes, pos: start, file_len: bytes.len() as u64, is_big: false };
+    let mut syntax = String::new();
+    while bytes.get(c.pos..c.pos + 2) == Some(&[2, 0]) {
+        let Ok(h) = c.header(true) else { break };
+        let Some(value) = bytes.get(c.pos..c.pos.saturating_add(h.length as usize)) else { break };
+        if h.tag == tags::TRANSFER_SYNTAX_UID {
+            syntax = text(value);
+        }
+        c.pos += value.len();
+    }
+    Some((syntax, c.pos))
+}
+
+/// Whether bytes could be the start of a data set or of a meta group: a group that a file can begin with, and a length that is not absurd.
+fn looks_like_elements(b: &[u8]) -> bool {
+    if b.len() < 8 {
+        return false;
+    }
+    let little = matches!((b[0], b[1]), (2 | 4 | 8, 0));
+    let big = matches!((b[0], b[1]), (0, 2 | 4 | 8));
+    let explicit = b[4].is_ascii_uppercase() && b[5].is_ascii_uppercase();
+    let length = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+    (little && (explicit || length < 1 << 16)) || (big && explicit)
+}
+
+/// Reads up to the pixel data. `bytes` is a prefix (or all) of a file of `file_len` bytes.
+pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<'a>, Fault<'a>> {
+    let Some((transfer_syntax, start)) = meta(bytes) else { return Err(Fault::NotDicom) };
+    let Some(first) = bytes.get(start..start + 8) else {
+        let why = "the file ends before its data set begins".to_string();
+        return Err(if (bytes.len() as u64) < file_len { Fault::NeedsMore } else { Fault::Broken { why, so_far: Vec::new() } });
+    };
+    let is_big_endian = first[0] == 0 && first[1] != 0;
+    let is_explicit = first[4].is_ascii_uppercase() && first[5].is_ascii_uppercase();
+    let mut c = Cursor { bytes, pos: start, file_len, is_big: is_big_endian };
+    let mut elements = Vec::new();
+    let mut pixel = None;
+    match c.level(None, is_explicit, 0, wanted, &mut elements, &mut pixel) {
+        Ok(()) => Ok(Scan { transfer_syntax, is_big_endian, is_explicit, elements, pixel }),
+        Err(Stop::NeedsMore) => Err(Fault::NeedsMore),
+        Err(Stop::Broken(why)) => Err(Fault::Broken { why, so_far: elements }),
+    }
+}
+
+/// A text value without padding (space, NUL).
+pub fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_string()
+}
+
+struct ElementHeader {
+    tag: Tag,
+    vr: [u8; 2],
+    length: u32,
+}
+
+enum Stop {
+    NeedsMore,
+    Broken(String),
+}
+
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    pos: usize,
+    file_len: u64,
+    is_big: bool,
+}
+
+impl<'a> Cursor<'a> {
+    /// The next `n` bytes, or why there are none.
+    fn take(&mut self, n: usize, of: Option<Tag>) -> Result<&'a [u8], Stop> {
+        let end = self.pos.checked_add(n).filter(|e| *e as u64 <= self.file_len);
+        let Some(end) = end else {
+            let left = self.file_len.saturating_sub(self.pos as u64);
+            let what = of.map_or("an element header".to_string(), |t| format!("element {t}"));
+            return Err(Stop::Broken(format!("the file ends inside {what}: {left} of {n} bytes are there")));
+        };
+        let got = self.bytes.get(self.pos..end).ok_or(Stop::NeedsMore)?;
+        self.pos = end;
+        Ok(got)
+    }
+
+    fn u16(&self, b: &[u8]) -> u16 {
+        let b = [b[0], b[1]];
+        if self.is_big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) }
+    }
+
+    fn u32(&self, b: &[u8]) -> u32 {
+        let b = [b[0], b[1], b[2], b[3]];
+        if self.is_big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
+    }
+
+    fn header(&mut self, explicit: bool) -> Result<ElementHeader, Stop> {
+        let b = self.take(8, None)?;
+        let tag = Tag(self.u16(&b[..2]), self.u16(&b[2..4]));
+        let implicit = ElementHeader { tag, vr: *b"??", length: self.u32(&b[4..8]) };
+        if tag.0 == 0xFFFE || !explicit {
+            return Ok(implicit);
+        }
+        let vr = [b[4], b[5]];
+        let short = self.u16(&b[6..8]) as u32;
+        match &vr {
+            b"OB" | b"OD" | b"OF" | b"OL" | b"OV" | b"OW" | b"SQ" | b"SV" | b"UC" | b"UN" | b"UR" | b"UT" | b"UV" => {
+                let l = self.take(4, Some(tag))?;
+                Ok(ElementHeader { tag, vr, length: self.u32(l) })
+            }
+            [a, b] if a.is_ascii_uppercase() && b.is_ascii_uppercase() => Ok(ElementHeader { tag, vr, length: short }),
+            // Some writers put implicit elements into an explicit data set; others a VR that does not exist.
+            _ if implicit.length != UNDEFINED && self.pos as u64 + implicit.length as u64 <= self.file_len => Ok(implicit),
+            _ => Ok(ElementHeader { tag, vr: *b"UN", length: short }),
+        }
+    }
+
+    /// The elements of a data set or an item. `end`: where a defined length ends.
+    fn level(
+        &mut self,
+        end: Option<usize>,
+        explicit: bool,
+        depth: usize,
+        wanted: &Wanted,
+        out: &mut Vec<Element<'a>>,
+        pixel: &mut Option<PixelElement>,
+    ) -> Result<(), Stop> {
+        loop {
+            if end.is_some_and(|e| self.pos >= e) {
+                return Ok(());
+            }
+            // A few bytes of padding at the end of a file are no element.
+            if depth == 0 && self.file_len - (self.pos as u64).min(self.file_len) < 8 {
+                return Ok(());
+            }
+            let h = self.header(explicit)?;
+            let is_pixel = matches!(h.tag, tags::PIXEL_DATA | tags::FLOAT_PIXEL_DATA | tags::DOUBLE_FLOAT_PIXEL_DATA);
+            if h.tag == ITEM_END || h.tag == SEQUENCE_END {
+                if depth > 0 && end.is_none() {
+                    return Ok(());
+                }
+            } else if depth == 0 && is_pixel {
+                let tag = (h.tag.0 as u32) << 16 | h.tag.1 as u32;
+                *pixel = Some(PixelElement { tag, offset: self.pos as u64, length: (h.length != UNDEFINED).then_some(h.length) });
+                return Ok(());
+            } else if wanted.sequences.binary_search(&h.tag).is_ok() && depth < MAX_DEPTH {
+                // Inside UN stands implicit VR little endian (PS3.5 6.2.2).
+                let items = self.items(h.length, explicit && &h.vr != b"UN", depth + 1, wanted, h.tag)?;
+                out.push(Element { tag: h.tag, value: Value::Items(items) });
+            } else if h.length == UNDEFINED {
+                self.skip_undefined(explicit && &h.vr != b"UN")?;
+            } else {
+                let value = self.take(h.length as usize, Some(h.tag))?;
+                if wanted.values.binary_search(&h.tag).is_ok() {
+                    out.push(Element { tag: h.tag, value: Value::Bytes(value) });
+                }
+            }
+        }
+    }
+
+    fn items(&mut self, length: u32, explicit: bool, depth: usize, wanted: &Wanted, tag: Tag) -> Result<Vec<Vec<Element<'a>>>, Stop> {
+        let end = self.end_of(length, tag)?;
+        let mut items = Vec::new();
+        while end.is_none_or(|e| self.pos < e) {
+            let h = self.header(explicit)?;
+            match h.tag {
+                ITEM => {
+                    let item_end = self.end_of(h.length, tag)?;
+                    let mut elements = Vec::new();
+                    self.level(item_end, explicit, depth, wanted, &mut elements, &mut None)?;
+                    items.push(elements);
+                }
+                SEQUENCE_END => break,
+                other => return Err(Stop::Broken(format!("sequence {tag} holds {other} where an item should begin"))),
+            }
+        }
+        Ok(items)
+    }
+
+    fn end_of(&self, length: u32, tag: Tag) -> Result<Option<usize>, Stop> {
+        if length == UNDEFINED {
+            return Ok(None);
+        }
+        let end = self.pos as u64 + length as u64;
+        if end > self.file_len {
+            let left = self.file_len - self.pos as u64;
+            return Err(Stop::Broken(format!("the file ends inside sequence {tag}: {left} of {length} bytes are there")));
+        }
+        Ok(Some(end as usize))
+    }
+
+    /// Steps over a sequence (or encapsulated icon) of undefined length with whatever is nested in it. The nesting stands on the heap: 100,000 levels
+    /// are a slow file, not a stack overflow.
+    fn skip_undefined(&mut self, explicit: bool) -> Result<(), Stop> {
+        let mut open = vec![explicit];
+        while let Some(&explicit) = open.last() {
+            let h = self.header(explicit)?;
+            match h.tag {
+                ITEM if h.length == UNDEFINED => open.push(explicit),
+                ITEM_END | SEQUENCE_END => drop(open.pop()),
+                _ if h.length == UNDEFINED => open.push(explicit && &h.vr != b"UN"),
+                _ => drop(self.take(h.length as usize, Some(h.tag))?),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> Wanted {
+        Wanted::new(vec![tags::ROWS, tags::MODALITY], vec![tags::PIXEL_MEASURES_SEQUENCE])
+    }
+
+    fn explicit(tag: Tag, vr: &[u8; 2], value: &[u8]) -> Vec<u8> {
+        let mut b = [tag.0.to_le_bytes(), tag.1.to_le_bytes()].concat();
+        b.extend(vr);
+        b.extend((value.len() as u16).to_le_bytes());
+        b.extend(value);
+        b
+    }
+
+    #[test]
+    fn a_file_without_preamble_or_meta_is_read() {
+        let bytes = [explicit(tags::MODALITY, b"CS", b"CT"), explicit(tags::ROWS, b"US", &[7, 0])].concat();
+        let s = scan(&bytes, bytes.len() as u64, &wanted()).unwrap();
+        assert!(s.is_explicit && !s.is_big_endian);
+        assert_eq!(s.elements.len(), 2);
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let mut bytes = explicit(tags::MODALITY, b"CS", b"CT");
+        for _ in 0..100_000 {
+            bytes.extend([0x40, 0x00, 0x75, 0x02, b'S', b'Q', 0, 0, 0xff, 0xff, 0xff, 0xff]);
+            bytes.extend([0xfe, 0xff, 0x00, 0xe0, 0xff, 0xff, 0xff, 0xff]);
+        }
+        assert!(matches!(scan(&bytes, bytes.len() as u64, &wanted()), Err(Fault::Broken { .. })));
+    }
+
+    #[test]
+    fn a_prefix_asks_for_more_and_a_truncated_file_does_not() {
+        let bytes = [explicit(tags::MODALITY, b"CS", b"CT"), explicit(tags::PATIENT_NAME, b"PN", &[b'x'; 40])].concat();
+        assert!(matches!(scan(&bytes[..20], bytes.len() as u64, &wanted()), Err(Fault::NeedsMore)));
+        let Err(Fault::Broken { so_far, .. }) = scan(&bytes[..20], 20, &wanted()) else { panic!("it is cut off") };
+        assert_eq!(so_far.len(), 1);
+    }
+
+    #[test]
+    fn text_is_not_dicom() {
+        let letter = b"Dear colleague, thank you for sending this patient.".repeat(10);
+        assert!(matches!(scan(&letter, letter.len() as u64, &wanted()), Err(Fault::NotDicom)));
+        assert!(matches!(scan(b"", 0, &wanted()), Err(Fault::NotDicom)));
+    }
+}

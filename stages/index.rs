@@ -1,0 +1,227 @@
+//! `index`: looks at every file of an archive and writes what is there as tables: series, instances, and a verdict on each file. Reads headers and takes
+//! hashes, decodes no pixels. What makes a volume of slices is decided in `dicom::group`; `dicom::order` says here already what is irregular.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{Kind, Scope};
+use voxmill_schemas::tables::{FileRow, InstanceRow, Row, SeriesRow};
+
+use crate::dicom::catalog::{self, Entry, Outcome};
+use crate::dicom::classes::{self, Class};
+use crate::dicom::header::NoHeader;
+use crate::dicom::rows::{self, Names};
+use crate::dicom::walk;
+use crate::error::Error;
+use crate::stage::{Cx, Facts, Info, Inputs, Quarantined, Rows, Stage};
+use crate::table;
+
+/// Which files are there, which series they form, and what of it cannot be used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// The folder with DICOM (and NIfTI) files, at any depth; a relative path starts where the program is started.
+    pub archive: String,
+    /// `basic`: ids become pseudonyms and free text of the scanner is dropped. `none`: ids stay as they are.
+    #[serde(default)]
+    pub deidentify: Deidentify,
+    /// Name of an environment variable that holds the secret key of the pseudonyms. Without it they are the same for everyone, and who knows a
+    /// patient's id can find its pseudonym.
+    #[serde(default)]
+    pub key_env: Option<String>,
+}
+
+/// What leaves the archive under its own name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Deidentify {
+    /// UIDs, PatientID and descriptions as they stand in the files.
+    None,
+    /// Keyed pseudonyms, no descriptions.
+    #[default]
+    Basic,
+}
+
+impl Stage for Index {
+    const INFO: Info = Info {
+        name: "index",
+        version: 1,
+        scope: Scope::Set,
+        ports: &[],
+        gives: Kind::Table,
+        summary: "find the series of a DICOM archive, with a verdict on every file",
+        example: "uses: index\nwith: { archive: data/archive, deidentify: basic }",
+        absent_in_inference: None,
+    };
+
+    fn run(&self, _inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        let names = self.names()?;
+        let root = Path::new(&self.archive);
+        let found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
+        let n_seen = found.files.len() + found.unreadable.len();
+        let entries = catalog::read_all(found.files, cx.memo, &|bytes| {
+            cx.bytes(bytes);
+            cx.check_cancelled()
+        })?;
+        let mut verdicts = Verdicts::default();
+        found.unreadable.into_iter().for_each(|(file, why)| verdicts.failed(file, why));
+        let sorted = verdicts.sort(entries);
+        if sorted.is_empty() {
+            let what = if n_seen == 0 { "no file at all".into() } else { verdicts.nothing_usable() };
+            return Err(self.wrong(&what, "at least one DICOM image, DICOM SEG, RTSTRUCT or NIfTI file"));
+        }
+        let made =
+            rows::of(sorted, &verdicts.damaged, &names, &|e| std::path::absolute(&e.seen.path).unwrap_or_else(|_| e.seen.path.clone()));
+        made.indexed.iter().for_each(|(file, what)| verdicts.indexed(file.clone(), what.clone()));
+        made.copies.iter().for_each(|(file, why)| verdicts.skipped(file.clone(), why.clone(), "copy"));
+        made.conflicts.iter().for_each(|(file, why)| verdicts.failed(file.clone(), why.clone()));
+        verdicts.files.sort_by(|a, b| a.path.cmp(&b.path));
+        table::write_rows(cx.draft, &made.series)?;
+        table::write_rows(cx.draft, &made.instances)?;
+        table::write_rows(cx.draft, &verdicts.files)?;
+        Ok(self.facts(&made.series, &made.instances, verdicts, n_seen))
+    }
+}
+
+impl Index {
+    fn wrong(&self, found: &str, expected: &str) -> Error {
+        Error::Input { what: format!("archive {}", self.archive), found: found.into(), expected: expected.into() }
+    }
+
+    fn names(&self) -> Result<Names, Error> {
+        if self.deidentify == Deidentify::None {
+            return Ok(Names::Own);
+        }
+        let Some(variable) = &self.key_env else { return Ok(Names::keyed(b"")) };
+        let key = std::env::var(variable).ok().filter(|k| !k.is_empty()).ok_or_else(|| Error::Input {
+            what: format!("key_env: {variable}"),
+            found: "no such environment variable".into(),
+            expected: "the secret key of the pseudonyms in it".into(),
+        })?;
+        Ok(Names::keyed(key.as_bytes()))
+    }
+
+    fn facts(&self, series: &[SeriesRow], instances: &[InstanceRow], v: Verdicts, n_seen: usize) -> Facts {
+        let count = |of: &dyn Fn(&SeriesRow) -> &str| {
+            let mut n: BTreeMap<String, u64> = BTreeMap::new();
+            series.iter().for_each(|s| *n.entry(of(s).to_string()).or_default() += 1);
+            n
+        };
+        let n_of = |verdict: &str| v.files.iter().filter(|f| f.verdict == verdict).count();
+        let (indexed, skipped, failed) = (n_of("indexed"), n_of("skipped"), n_of("failed"));
+        debug_assert_eq!(n_seen, indexed + skipped + failed);
+        let images: BTreeMap<String, u64> = series.iter().filter(|s| s.kind == "image").fold(BTreeMap::new(), |mut n, s| {
+            *n.entry(s.modality.clone()).or_default() += 1;
+            n
+        });
+        let irregular = series.iter().filter(|s| s.kind == "image" && s.irregular.is_some()).count();
+        let list = |n: &BTreeMap<String, u64>| n.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
+        let mut report = vec![format!("{n_seen} files: {indexed} indexed, {skipped} skipped, {failed} failed")];
+        if !v.classes.is_empty() {
+            report.push(format!("skipped: {}", list(&v.classes)));
+        }
+        report.push(format!("series: {}", list(&count(&|s| &s.kind))));
+        if irregular > 0 {
+            report.push(format!("{irregular} image series lie on no regular grid: see the column irregular of the table series"));
+        }
+        if self.deidentify == Deidentify::Basic && self.key_env.is_none() {
+            report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env)".into());
+        }
+        let content = Rows(
+            [(SeriesRow::TABLE, SeriesRow::to_batch(series)), (InstanceRow::TABLE, InstanceRow::to_batch(instances))]
+                .map(|(name, batch)| (name.to_string(), batch))
+                .into(),
+        )
+        .content();
+        Facts { content: Some(content), quarantined: v.quarantined, ..Facts::default() }
+            .with("seen", n_seen)
+            .with("indexed", indexed)
+            .with("skipped", skipped)
+            .with("failed", failed)
+            .with("skipped_classes", v.classes)
+            .with("kinds", count(&|s| &s.kind))
+            .with("images", images)
+            .with("irregular", irregular)
+            .with("report", report)
+    }
+}
+
+fn no_folder(e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => "no such folder".into(),
+        _ => format!("a folder that cannot be read ({e})"),
+    }
+}
+
+/// The verdict on each file, and what goes with it.
+#[derive(Default)]
+struct Verdicts {
+    files: Vec<FileRow>,
+    quarantined: Vec<Quarantined>,
+    /// Skipped files by what they are.
+    classes: BTreeMap<String, u64>,
+    /// (study, series) UIDs of files that are broken, with their names: their series are not whole.
+    damaged: BTreeMap<(String, String), BTreeSet<String>>,
+}
+
+impl Verdicts {
+    fn indexed(&mut self, path: String, why: String) {
+        self.files.push(FileRow { path, verdict: "indexed".into(), why });
+    }
+
+    fn skipped(&mut self, path: String, why: String, class: &str) {
+        *self.classes.entry(class.into()).or_default() += 1;
+        self.files.push(FileRow { path, verdict: "skipped".into(), why });
+    }
+
+    fn failed(&mut self, path: String, why: String) {
+        self.quarantined.push(Quarantined { what: path.clone(), why: why.clone() });
+        self.files.push(FileRow { path, verdict: "failed".into(), why });
+    }
+
+    /// Keeps what has a place in the index; everything else gets its verdict here.
+    fn sort(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut kept = Vec::new();
+        for e in entries {
+            let file = e.seen.file.clone();
+            match &e.outcome {
+                Outcome::Nifti => kept.push(e),
+                Outcome::Dicom(h) => match classes::of(h) {
+                    Class::Other(name) => self.skipped(file, name.clone(), &name),
+                    _ => kept.push(e),
+                },
+                Outcome::None(NoHeader::NotDicom) if is_called_dicom(&file) => {
+                    self.failed(file, "not DICOM, although its name says so".into());
+                }
+                Outcome::None(NoHeader::NotDicom) => self.skipped(file, "not DICOM".into(), "not DICOM"),
+                Outcome::None(NoHeader::Empty) => self.failed(file, "an empty file (0 bytes)".into()),
+                Outcome::None(NoHeader::Broken { why, series }) => {
+                    if let Some(series) = series {
+                        self.damaged.entry(series.clone()).or_default().insert(file.clone());
+                    }
+                    self.failed(file, why.clone());
+                }
+                Outcome::Container => self.skipped(file, "an archive file, not looked into: unpack it first".into(), "archive file"),
+                Outcome::Unreadable(why) => self.failed(file, format!("cannot be read: {why}")),
+            }
+        }
+        kept
+    }
+
+    fn nothing_usable(&self) -> String {
+        let failed = self.files.iter().filter(|f| f.verdict == "failed").count();
+        let mut parts: Vec<String> = self.classes.iter().map(|(class, n)| format!("{n} {class}")).collect();
+        if failed > 0 {
+            parts.push(format!("{failed} broken"));
+        }
+        let first = self.quarantined.first().map(|q| format!("; the first broken one, {}: {}", q.what, q.why)).unwrap_or_default();
+        format!("only {}{first}", parts.join(", "))
+    }
+}
+
+fn is_called_dicom(file: &str) -> bool {
+    let lower = file.to_ascii_lowercase();
+    [".dcm", ".dicom", ".ima"].iter().any(|e| lower.ends_with(e))
+}

@@ -1,0 +1,49 @@
+//! A folder, indexed and read as `index` and `assemble` do it.
+
+use std::path::{Path, PathBuf};
+
+use voxmill_schemas::tables::{InstanceRow, SeriesRow};
+use voxmill_stages::dicom::catalog::{self, Entry, Outcome};
+use voxmill_stages::dicom::classes::{self, Class};
+use voxmill_stages::dicom::read::{self, Reading, Stacked};
+use voxmill_stages::dicom::rows::{self, Made, Names};
+use voxmill_stages::dicom::walk;
+
+pub fn root() -> PathBuf {
+    std::env::var_os("VOXMILL_DATA").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data"), PathBuf::from)
+}
+
+/// Whether the folder is the whole collection and not the small one of the repository.
+pub fn is_whole() -> bool {
+    std::env::var_os("VOXMILL_DATA").is_some()
+}
+
+pub struct Archive {
+    pub entries: Vec<Entry>,
+    pub made: Made,
+}
+
+pub fn open(folder: &Path) -> Archive {
+    let memo = tempfile::tempdir().unwrap();
+    let entries = catalog::read_all(walk::walk(folder).unwrap().files, memo.path(), &|_| Ok(())).unwrap();
+    let has_place = |e: &&Entry| matches!(&e.outcome, Outcome::Dicom(h) if !matches!(classes::of(h), Class::Other(_)));
+    let usable = entries.iter().filter(has_place).cloned().collect();
+    Archive { made: rows::of(usable, &Default::default(), &Names::Own, &|e| e.seen.path.clone()), entries }
+}
+
+impl Archive {
+    pub fn images(&self) -> Vec<&SeriesRow> {
+        self.made.series.iter().filter(|s| s.kind == "image").collect()
+    }
+
+    /// The volume of a row, or why there is none.
+    pub fn volume(&self, s: &SeriesRow) -> Result<Stacked, String> {
+        if let Some(why) = &s.refused {
+            return Err(why.clone());
+        }
+        let mine: Vec<InstanceRow> =
+            self.made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume)).cloned().collect();
+        let how = Reading { keeps_single: true, limit_bytes: 4 << 30, step: &|_| Ok(()) };
+        read::volume(&mine, &how).map_err(|e| voxmill_stages::error::chain(&e))
+    }
+}

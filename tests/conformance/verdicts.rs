@@ -1,0 +1,204 @@
+//! What each real series must become: volumes that another reader sees in the same way, or a refusal with the right reason.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use voxmill_stages::dicom::catalog::Outcome;
+use voxmill_stages::nifti;
+use voxmill_stages::volume::Voxels;
+
+use crate::archive::{is_whole, open, root};
+use crate::compare::same;
+
+enum Expected {
+    /// That many volumes, equal to the channels of `FOLDER_ground_truth.nii.gz` and of its reoriented twin.
+    Truth(usize),
+    /// That many volumes; nobody else's reading is at hand.
+    Volumes(usize),
+    /// No volume, and each reason holds this text.
+    Refused(&'static str),
+}
+use Expected::{Refused, Truth, Volumes};
+
+/// Ground truth written by dicom2nifti.
+const DICOM2NIFTI: &[(&str, Expected)] = &[
+    ("anatomical/001", Truth(1)),
+    ("anatomical/001_implicit", Truth(1)),
+    ("failing/gantrytilting/001", Volumes(1)),
+    ("failing/notavolume/001", Volumes(4)),
+    ("failing/slicecount/001", Truth(1)),
+    ("failing/sliceincrement/001", Refused("5.000 mm apart, but 10.000 mm between slices 3 and 4")),
+    ("failing/sliceincrement/002", Refused("1 missing at")),
+    ("failing/sliceorientation/001", Volumes(2)),
+    ("ge/anatomical/001", Truth(1)),
+    ("ge/anatomical/001_implicit", Truth(1)),
+    ("ge/anatomical/001_single_slice", Truth(1)),
+    ("ge/dti/001", Truth(2)),
+    ("ge/dti/001_implicit", Truth(2)),
+    ("ge/dti/002", Truth(4)),
+    ("ge/fmri/001", Truth(2)),
+    ("ge/fmri/001_implicit", Truth(2)),
+    ("generic/anatomical/001", Truth(1)),
+    ("generic/anatomical/001_implicit", Truth(1)),
+    ("generic/anatomical/002_non_isotropic", Truth(1)),
+    ("generic/compressed/001", Truth(1)),
+    ("generic/compressed_j2k/001", Truth(1)),
+    ("generic/compressed_jpeg/001", Truth(1)),
+    ("generic/compressed_jpegls/001", Refused("JPEG-LS is not decoded by this build")),
+    ("generic/compressed_rle/001", Truth(1)),
+    ("generic/rgb/001", Refused("colour images are not read yet")),
+    ("hitachi/anatomical/001", Truth(1)),
+    ("hitachi/anatomical/001_implicit", Truth(1)),
+    ("hyperfine/anatomical/001", Truth(1)),
+    ("philips/fmri/001", Truth(4)),
+    ("philips/fmri/001_implicit", Truth(4)),
+    ("philips_enhanced/anatomical/001", Truth(1)),
+    ("siemens/anatomical/001", Truth(1)),
+    ("siemens/anatomical/001_implicit", Truth(1)),
+    ("siemens_multiframe/anatomical/001", Truth(1)),
+];
+
+fn judge(folder: &Path, expected: &Expected) -> Result<String, String> {
+    let archive = open(folder);
+    let images = archive.images();
+    let volumes: Vec<_> = images.iter().map(|s| archive.volume(s)).collect();
+    let reasons: Vec<&String> = volumes.iter().filter_map(|v| v.as_ref().err()).collect();
+    match expected {
+        Refused(why) => match reasons.iter().find(|r| !r.contains(why)) {
+            _ if reasons.is_empty() || reasons.len() < volumes.len() => {
+                Err(format!("{} volumes, should be refused", volumes.len() - reasons.len()))
+            }
+            Some(other) => Err(format!("refused for another reason: {other}")),
+            None => Ok(format!("refused: {}", reasons[0])),
+        },
+        Truth(n) | Volumes(n) if volumes.len() != *n || !reasons.is_empty() => {
+            Err(format!("{} volumes where {n} are expected; {reasons:?}", volumes.len()))
+        }
+        Volumes(n) => {
+            let notes: Vec<&String> = volumes.iter().flatten().flat_map(|v| &v.notes).collect();
+            Ok(format!("{n} volumes {notes:?}"))
+        }
+        Truth(n) => {
+            for ending in ["_ground_truth.nii.gz", "_ground_truth_reoriented.nii.gz"] {
+                let name = format!("{}{ending}", folder.file_name().unwrap().to_string_lossy());
+                let truth = nifti::read(&folder.with_file_name(&name)).map_err(|e| e.to_string())?;
+                for (channel, v) in volumes.iter().flatten().enumerate() {
+                    same(&v.geometry, &v.voxels, &truth, channel, 2e-3, 1e-6).map_err(|e| format!("{name}, volume {channel}: {e}"))?;
+                }
+            }
+            let sizes: Vec<String> = volumes.iter().flatten().map(|v| v.geometry.size.to_string()).collect();
+            Ok(format!("{n} equal: {}", sizes[0]))
+        }
+    }
+}
+
+#[test]
+fn dicom2nifti_series_get_their_verdict() {
+    let root = root().join("dicom2nifti");
+    let mut held = 0;
+    let mut wrong = Vec::new();
+    for (name, expected) in DICOM2NIFTI {
+        let folder = root.join(name);
+        if !folder.is_dir() {
+            continue;
+        }
+        match judge(&folder, expected) {
+            Ok(said) => {
+                held += 1;
+                println!("{name:40} {said}");
+            }
+            Err(why) => {
+                println!("{name:40} WRONG {why}");
+                wrong.push((name, why));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(held, if is_whole() { DICOM2NIFTI.len() } else { 6 });
+}
+
+/// One slice in every transfer syntax: the same voxels, or the syntax by its name.
+#[test]
+fn every_transfer_syntax_gives_the_same_voxels_or_is_named() {
+    let folder = root().join("ts-ct");
+    if !folder.is_dir() {
+        return assert!(!is_whole(), "{} is missing", folder.display());
+    }
+    let mut verdicts: BTreeMap<String, String> = BTreeMap::new();
+    let mut reference: Option<Voxels> = None;
+    let mut files: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "dcm")).collect();
+    files.sort();
+    for f in files {
+        let name = f.file_name().unwrap().to_string_lossy().replace("CTImage.dcm_", "").replace(".dcm", "");
+        let archive = open(&f);
+        let images = archive.images();
+        let said = match images.first().map(|s| archive.volume(s)) {
+            None => "not indexed".to_string(),
+            Some(Err(why)) => why,
+            Some(Ok(v)) => {
+                let reference = reference.get_or_insert_with(|| v.voxels.clone());
+                let (a, b) = (reference.to_f32(), v.voxels.to_f32());
+                let worst = a.iter().zip(b.iter()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                if worst == 0.0 { "equal".into() } else { format!("within {worst}") }
+            }
+        };
+        println!("{name:70} {said}");
+        verdicts.insert(name, said);
+    }
+    let equal = verdicts.values().filter(|v| *v == "equal").count();
+    let named = verdicts.values().filter(|v| v.contains("is not decoded by this build")).count();
+    let lossy = verdicts.values().filter(|v| v.starts_with("within")).count();
+    assert_eq!((equal, named, lossy), (10, 5, 1), "{verdicts:#?}");
+}
+
+/// The MR series of the hippocampus set and the NIfTI files they were made from.
+#[test]
+fn hippocampus_series_are_their_nifti_twins() {
+    let (dicom, twins) = (root().join("hippocampus"), root().join("hippocampus_nifti/images"));
+    let mut cases: Vec<_> = std::fs::read_dir(&dicom).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    cases.sort();
+    let mut held = 0;
+    for case in &cases {
+        let twin = twins.join(format!("{}.nii.gz", case.file_name().unwrap().to_string_lossy()));
+        let archive = open(&case.join("MR"));
+        let images = archive.images();
+        assert_eq!(images.len(), 1, "{}", case.display());
+        let v = archive.volume(images[0]).unwrap();
+        let twin = nifti::read(&twin).unwrap();
+        same(&v.geometry, &v.voxels, &twin, 0, 1e-3, 0.0).unwrap_or_else(|e| panic!("{}: {e}", case.display()));
+        held += 1;
+    }
+    assert_eq!(held, if is_whole() { 200 } else { 2 });
+}
+
+/// No file of this collection of oddities stops the reading, and what can be read is.
+#[test]
+fn odd_files_get_a_verdict_and_never_a_panic() {
+    let folder = root().join("pydicom");
+    if !folder.is_dir() {
+        return assert!(!is_whole(), "{} is missing", folder.display());
+    }
+    let archive = open(&folder);
+    for e in &archive.entries {
+        let said = match &e.outcome {
+            Outcome::Dicom(h) => {
+                format!("{:?} {} {}×{}×{}", voxmill_stages::dicom::classes::of(h), h.transfer_syntax, h.n_frames, h.rows, h.columns)
+            }
+            other => format!("{other:?}").chars().take(120).collect(),
+        };
+        println!("{:60} {said}", e.seen.file);
+    }
+    let mut read = 0;
+    for s in archive.images() {
+        let file = archive.made.instances.iter().find(|i| (&i.series, i.volume) == (&s.series, s.volume)).map(|i| i.file.clone());
+        match archive.volume(s) {
+            Ok(v) => {
+                read += 1;
+                println!("{:60} {} {}", file.unwrap_or_default(), v.geometry.size, s.n_instances);
+            }
+            Err(why) => println!("{:60} {why}", file.unwrap_or_default()),
+        }
+    }
+    println!("{read} volumes");
+}
