@@ -2,7 +2,11 @@
 //! borders smooth, which resampling finished labels does not.
 
 use rayon::prelude::*;
-use voxmill_schemas::geometry::{Geometry, Zyx};
+use voxmill_schemas::geometry::Geometry;
+
+use super::orient::Turn;
+use super::resample::{self, Outside};
+use super::separable::{self, Axes};
 
 /// The class with the largest logit, the smaller id on a tie.
 ///
@@ -21,32 +25,22 @@ pub fn argmax(logits: &[f32], n_classes: usize) -> Vec<u8> {
 pub fn labels_on(logits: &[f32], n_classes: usize, from: &Geometry, to: &Geometry) -> Vec<u8> {
     let n = from.size.count();
     assert_eq!(logits.len(), n * n_classes, "one logit a class and voxel");
-    let index = |z: f64, y: f64, x: f64| from.to_index(to.to_lps(Zyx::new(z, y, x)));
-    let first = index(0., 0., 0.);
-    let minus = |a: Zyx<f64>, b: Zyx<f64>| a.zip(b).map(|(a, b)| a - b);
-    let (dz, dy, dx) = (minus(index(1., 0., 0.), first), minus(index(0., 1., 0.), first), minus(index(0., 0., 1.), first));
-    let along = |a: Zyx<f64>, step: Zyx<f64>, k: usize| a.zip(step).map(|(a, s)| a + s * k as f64);
-    let plane = to.size.y * to.size.x;
-    let mut out = vec![0u8; to.size.count()];
-    if n == 0 || out.is_empty() {
-        return out;
+    let turn = Turn::along(from, to);
+    if turn != Turn::NONE {
+        return labels_on(&turn.apply(logits, from.size), n_classes, &turn.geometry(from), to);
     }
-    out.par_chunks_mut(plane).enumerate().for_each(|(z, slice)| {
-        let at_z = along(first, dz, z);
-        for (y, row) in slice.chunks_mut(to.size.x).enumerate() {
-            let at_y = along(at_z, dy, y);
-            for (x, class) in row.iter_mut().enumerate() {
-                let p = along(at_y, dx, x);
-                let (Some(z), Some(y), Some(x)) = (taps(p.z, from.size.z), taps(p.y, from.size.y), taps(p.x, from.size.x)) else {
-                    continue;
-                };
-                let corners: [(usize, f32); 8] = std::array::from_fn(|k| {
-                    let ((zi, zw), (yi, yw), (xi, xw)) = (z[k >> 2], y[k >> 1 & 1], x[k & 1]);
-                    ((zi * from.size.y + yi) * from.size.x + xi, zw * yw * xw)
-                });
-                *class = largest((0..n_classes).map(|c| corners.iter().map(|(at, w)| logits[c * n + at] * w).sum()));
-            }
-        }
+    let map = resample::index_map(from, to);
+    // Below every logit: class 0 wins where nothing was predicted.
+    let outside = Outside::Value(f32::NEG_INFINITY);
+    if resample::right_angled(&map, to.size) {
+        return separable::strongest(logits, &Axes::linear(&map, from.size, to.size, outside));
+    }
+    let mut out = vec![0u8; to.size.count()];
+    out.par_chunks_mut((to.size.y * to.size.x).max(1)).enumerate().for_each(|(z, plane)| {
+        resample::for_each_point(&map, z, to.size, |i, p| {
+            let logit = |class: usize| resample::linear_at(&logits[class * n..][..n], &|v| v as f64, from.size, p, outside) as f32;
+            plane[i] = largest((0..n_classes).map(logit));
+        });
     });
     out
 }
@@ -56,22 +50,9 @@ fn largest(values: impl Iterator<Item = f32>) -> u8 {
     class as u8
 }
 
-/// The two neighbours of a coordinate on an axis of `n` voxels and their weights; `None` more than half a voxel beyond its ends.
-fn taps(p: f64, n: usize) -> Option<[(usize, f32); 2]> {
-    // Grids that differ by a crop meet at exactly half a voxel: leave room for rounding.
-    if !(p >= -0.5 - 1e-6 && p <= n as f64 - 0.5 + 1e-6) {
-        return None;
-    }
-    let p = p.clamp(0.0, (n - 1) as f64);
-    let low = p.floor();
-    let t = (p - low) as f32;
-    let low = low as usize;
-    Some([(low, 1.0 - t), ((low + 1).min(n - 1), t)])
-}
-
 #[cfg(test)]
 mod tests {
-    use voxmill_schemas::geometry::Lps;
+    use voxmill_schemas::geometry::{Lps, Zyx};
     use voxmill_schemas::region::Region;
 
     use super::*;
