@@ -19,15 +19,16 @@ pub fn translation(t: [f64; 3]) -> Affine {
     out
 }
 
-/// A⁻¹·B by elimination with partial pivoting. Not finite when A is singular.
+/// A⁻¹·B by elimination with partial pivoting. Pivots are inverted once and multiplied with, as OpenBLAS does. Not finite when A is singular.
 pub fn solve(a: &Affine, b: &Affine) -> Affine {
     let (mut a, mut b) = (*a, *b);
     for k in 0..4 {
         let pivot = (k..4).fold(k, |best, r| if a[r][k].abs() > a[best][k].abs() { r } else { best });
         a.swap(k, pivot);
         b.swap(k, pivot);
+        let inverse = 1.0 / a[k][k];
         for r in k + 1..4 {
-            let f = a[r][k] / a[k][k];
+            let f = a[r][k] * inverse;
             if f != 0.0 {
                 (k..4).for_each(|c| a[r][c] -= f * a[k][c]);
                 (0..4).for_each(|c| b[r][c] -= f * b[k][c]);
@@ -39,7 +40,7 @@ pub fn solve(a: &Affine, b: &Affine) -> Affine {
             for k in r + 1..4 {
                 b[r][c] -= a[r][k] * b[k][c];
             }
-            b[r][c] /= a[r][r];
+            b[r][c] *= 1.0 / a[r][r];
         }
     }
     b
@@ -82,14 +83,15 @@ pub fn without_shear(m: &[[f64; 3]; 3]) -> [[f64; 3]; 3] {
             l[i][j] = (gram(i, j) - (0..j).map(|k| l[i][k] * l[j][k]).sum::<f64>()) / l[j][j];
         }
     }
-    // R·U = M, column by column.
-    let mut r = [[0.0; 3]; 3];
-    for j in 0..3 {
-        for i in 0..3 {
-            r[i][j] = (m[i][j] - (0..j).map(|k| r[i][k] * l[j][k]).sum::<f64>()) / l[j][j];
+    // The inverse of U = Lᵀ by back substitution, then M·U⁻¹.
+    let mut inverse = [[0.0; 3]; 3];
+    for c in 0..3 {
+        for r in (0..=c).rev() {
+            let right = if r == c { 1.0 } else { 0.0 };
+            inverse[r][c] = (right - (r + 1..=c).map(|k| l[k][r] * inverse[k][c]).sum::<f64>()) * (1.0 / l[r][r]);
         }
     }
-    r
+    std::array::from_fn(|r| std::array::from_fn(|c| (0..3).map(|k| m[r][k] * inverse[k][c]).sum()))
 }
 
 #[cfg(test)]

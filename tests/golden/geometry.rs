@@ -85,6 +85,17 @@ fn assert_same_grid(case: &str, got: &Geometry, out: &Tensor, affine: &Tensor) {
     assert!(difference <= LIMIT, "{case}: {got:?} is not {wanted:?}");
 }
 
+/// Half-way between two voxels of a turned grid the last bits of MONAI's matrices decide; everywhere else the closest voxel is one and the same.
+fn assert_same_outside_ties(case: &str, got: &[f32], wanted: &Tensor, from: &Geometry, to: &Geometry) {
+    let wanted = volume(wanted);
+    for (i, (a, b)) in got.iter().zip(&wanted).enumerate() {
+        let i = i % to.size.count();
+        let at = Zyx::new(i / (to.size.y * to.size.x), i / to.size.x % to.size.y, i % to.size.x).map(|v| v as f64);
+        let is_tie = from.to_index(to.to_lps(at)).to_array().iter().any(|p| (p.rem_euclid(1.0) - 0.5).abs() < 1e-6);
+        assert!(a == b || is_tie, "{case}: {a} is not {b} at {at}");
+    }
+}
+
 #[test]
 fn spacing_is_that_of_monai() {
     for case in cases("spacing_") {
@@ -101,7 +112,11 @@ fn spacing_is_that_of_monai() {
         let to = respaced(&from, zyx(triple(&case["pixdim"])), false).expect("a grid");
         assert_same_grid(id, &to, out, &t["affine_out"]);
         let got = resample_to(&volume(input), &from, &to, how, Outside::Edge);
-        assert_same(id, &got, out, if is_label { 0.0 } else { LIMIT });
+        if is_label && case["oblique"] == true {
+            assert_same_outside_ties(id, &got, out, &from, &to);
+        } else {
+            assert_same(id, &got, out, if is_label { 0.0 } else { LIMIT });
+        }
     }
 }
 
