@@ -1,10 +1,12 @@
 //! The verbs of Voxmill. RULE: a file is a stage, a folder is something stages stand on (`lib.rs`, `stage.rs`, `error.rs` apart).
 //! A stage never imports another stage. A stage is added in one file plus two sorted lines here: `pub mod` and the registry.
 
+pub mod annotate;
 pub mod assemble;
 pub mod crop_foreground;
 pub mod dicom;
 pub mod error;
+pub mod export;
 pub mod index;
 #[cfg(feature = "model")]
 pub mod model;
@@ -25,8 +27,10 @@ use stage::StageDef;
 
 /// Every stage we ship, sorted by name.
 pub const STAGES: &[StageDef] = &[
+    StageDef::of::<annotate::Annotate>(),
     StageDef::of::<assemble::Assemble>(),
     StageDef::of::<crop_foreground::CropForeground>(),
+    StageDef::of::<export::Export>(),
     StageDef::of::<index::Index>(),
     StageDef::of::<normalize::Normalize>(),
     StageDef::of::<orient::Orient>(),
