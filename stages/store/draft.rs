@@ -38,7 +38,10 @@ pub struct Commit<'a> {
     pub inputs_dirs: &'a [(PathBuf, Arc<Manifest>)],
 }
 
-/// A file of a draft, hashed and on the platter.
+/// Threads that only wait for the disk.
+const SYNCS_AT_ONCE: usize = 16;
+
+/// A file of a draft, hashed and read-only.
 struct Sealed {
     name: String,
     hash: ContentHash,
@@ -73,8 +76,9 @@ impl Draft {
         text.push(b'\n');
         let path = self.path.join(MANIFEST);
         fs::write(&path, &text).map_err(Error::io("write", &path))?;
-        settle(&path, true)?;
-        folders.par_iter().try_for_each(|f| sync(f))?;
+        make_read_only(&path)?;
+        let own_files = sealed.iter().filter(|f| !f.is_shared).map(|f| self.path.join(&f.name));
+        sync_all(&own_files.chain([path]).chain(folders).collect::<Vec<_>>())?;
         let own = sealed.iter().filter(|f| !f.is_shared).map(|f| f.bytes).sum::<u64>() + text.len() as u64;
         self.publish(manifest, own)
     }
@@ -109,10 +113,8 @@ impl Draft {
         if let Some(room) = room {
             room.take(replaced);
         }
-        sync(shelf)?;
-        if is_new_shelf {
-            sync(&disk.root.join("artifacts"))?;
-        }
+        let parents = [shelf.to_path_buf(), disk.root.join("artifacts")];
+        sync_all(&parents[..if is_new_shelf { 2 } else { 1 }])?;
         Ok(manifest)
     }
 }
@@ -230,20 +232,27 @@ fn seal(root: &Path, name: &str, known: &HashMap<(u64, u64), ContentHash>) -> Re
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(&file).map_err(Error::io("read", &path))?;
     let hash = ContentHash(*hasher.finalize().as_bytes());
-    settle(&path, found.nlink() == 1)?;
+    // A file with more names may belong to someone else.
+    if found.nlink() == 1 {
+        make_read_only(&path)?;
+    }
     Ok(Sealed { name, hash, bytes, is_shared: false })
 }
 
-/// Makes a file read-only (its own files only: a link may belong to someone else) and syncs it.
-fn settle(path: &Path, is_own: bool) -> Result<(), Error> {
-    if is_own {
-        fs::set_permissions(path, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", path))?;
-    }
-    sync(path)
+fn make_read_only(path: &Path) -> Result<(), Error> {
+    fs::set_permissions(path, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", path))
 }
 
-fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))
+/// Syncs files and folders all at once: a journal makes one entry of syncs that come together, and one for each that comes alone.
+fn sync_all(paths: &[PathBuf]) -> Result<(), Error> {
+    let sync = |path: &PathBuf| File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path));
+    let workers = paths.len().min(SYNCS_AT_ONCE);
+    std::thread::scope(|scope| {
+        let mine = |worker: usize| paths.iter().skip(worker).step_by(workers);
+        let spawned: Vec<_> = (1..workers).map(|worker| scope.spawn(move || mine(worker).try_for_each(sync))).collect();
+        let here = mine(0).try_for_each(sync);
+        spawned.into_iter().fold(here, |all, one| all.and(one.join().expect("syncing does not panic")))
+    })
 }
 
 /// Hash over relative paths and the hashes of their files.

@@ -2,7 +2,6 @@
 //! index and its crc32c. Written and read by that format directly, so that bricks go in parallel straight into place; the judges that the
 //! files are right are zarrs and zarr-python. Bricks of zeros are left out, as Zarr's fill value has it.
 
-use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -160,7 +159,7 @@ impl ArrayFile {
     }
 
     /// The whole array into `out`, bricks in parallel, every one checked.
-    /// - `out`: `[c, z, y, x]`, as long as the layout says
+    /// - `out`: `[c, z, y, x]`, zeros, as long as the layout says
     pub fn read(&self, out: &mut [u8]) -> Result<(), Fault> {
         let (layout, grid) = (&self.layout, self.layout.grid());
         let plane_bytes = layout.size.y * layout.size.x * layout.dtype.bytes();
@@ -173,9 +172,9 @@ impl ArrayFile {
         slabs.into_par_iter().try_for_each(|(c, z, slab)| {
             for (y, x) in (0..grid.y).flat_map(|y| (0..grid.x).map(move |x| (y, x))) {
                 let at = Zyx::new(z, y, x);
-                // Left out: `out` need not hold zeros.
-                let raw = shards.brick(c, at)?.map_or_else(|| Cow::Owned(vec![0; layout.brick_bytes()]), Cow::Owned);
-                paste_into_slab(layout, at, &raw, slab);
+                if let Some(raw) = shards.brick(c, at)? {
+                    paste_into_slab(layout, at, &raw, slab);
+                }
             }
             Ok(())
         })

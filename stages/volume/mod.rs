@@ -145,8 +145,12 @@ impl Volume {
 impl Labels {
     /// Class name → number of voxels, in the order of the classes.
     pub fn counts(&self) -> serde_json::Map<String, Value> {
-        let mut n = [0u64; 256];
-        self.voxels.iter().for_each(|v| n[*v as usize] += 1);
-        self.classes.iter().map(|(name, id)| (name.clone(), n[*id as usize].into())).collect()
+        // Four tables: runs of one class would wait for their own last count.
+        let mut n = [[0u64; 256]; 4];
+        let (fours, rest) = self.voxels.as_chunks::<4>();
+        fours.iter().for_each(|four| four.iter().zip(&mut n).for_each(|(v, n)| n[*v as usize] += 1));
+        rest.iter().for_each(|v| n[0][*v as usize] += 1);
+        let of = |id: u8| n.iter().map(|n| n[id as usize]).sum::<u64>();
+        self.classes.iter().map(|(name, id)| (name.clone(), of(*id).into())).collect()
     }
 }

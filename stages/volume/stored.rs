@@ -78,23 +78,43 @@ impl StoredVolume {
             wanted_bytes: u64::MAX,
             limit_bytes: isize::MAX as u64,
         })?;
-        let mut voxels = vec![outside; n];
+        let mut voxels = vec![0.0; n];
+        let mut labels = self.has_labels().then(|| vec![0; region.size.count()]);
+        self.read_into(region, outside, store, &mut voxels, labels.as_deref_mut())?;
+        Ok(Patch { voxels, labels })
+    }
+
+    /// As [`StoredVolume::read`], into memory that is there: the batch of a training, used again each step.
+    /// - `voxels`: `[c, z, y, x]` of the region; `labels`: `[z, y, x]`, all background where the volume has none
+    pub fn read_into(
+        &self,
+        region: Region,
+        outside: f32,
+        store: &Store,
+        voxels: &mut [f32],
+        labels: Option<&mut [u8]>,
+    ) -> Result<(), Error> {
+        assert_eq!(voxels.len(), self.channels.len() * region.size.count(), "the caller gives room for the region");
+        let sticks_out = !Region::whole(self.geometry.size).contains(&region);
+        if sticks_out {
+            voxels.fill(outside);
+        }
         let convert: fn(&[u8], &mut [f32]) = match self.image.layout.dtype {
             Dtype::U8 => |from, to| to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as f32),
             Dtype::I16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = i16::from_le_bytes(*f) as f32),
             Dtype::U16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = u16::from_le_bytes(*f) as f32),
             Dtype::F32 => |from, to| to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(t, f)| *t = f32::from_le_bytes(*f)),
         };
-        self.fill(&self.image, IMAGE, region, store, &mut voxels, convert)?;
-        let labels = match &self.label_array {
-            Some(array) => {
-                let mut labels = vec![0; region.size.count()];
-                self.fill(array, LABELS, region, store, &mut labels, |from, to| to.copy_from_slice(from))?;
-                Some(labels)
-            }
-            None => None,
-        };
-        Ok(Patch { voxels, labels })
+        self.fill(&self.image, IMAGE, region, store, voxels, convert)?;
+        let Some(labels) = labels else { return Ok(()) };
+        assert_eq!(labels.len(), region.size.count(), "the caller gives room for the region");
+        if sticks_out || self.label_array.is_none() {
+            labels.fill(0);
+        }
+        match &self.label_array {
+            Some(array) => self.fill(array, LABELS, region, store, labels, |from, to| to.copy_from_slice(from)),
+            None => Ok(()),
+        }
     }
 
     /// The labels alone, whole: what a plan of patches needs to find foreground. `[z, y, x]`
