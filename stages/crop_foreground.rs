@@ -135,7 +135,8 @@ impl Stage for CropForeground {
         cx.check_cancelled()?;
         let before = v.geometry;
         let v = self.apply(v)?;
-        v.write(cx.draft, (v.geometry == before).then_some(&input.dir))?;
+        let unchanged = (v.geometry == before).then_some(input.dir.as_path());
+        v.write_sharing(cx.draft, unchanged, unchanged)?;
         Ok(v.facts())
     }
 

@@ -111,7 +111,7 @@ impl Stage for Normalize {
         if !flat.is_empty() {
             (cx.progress)(Progress::Warn(format!("every voxel of channel {} has one value", flat.join(", "))));
         }
-        v.write(cx.draft, None)?;
+        v.write_sharing(cx.draft, None, Some(&input.dir))?;
         Ok(v.facts())
     }
 

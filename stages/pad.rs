@@ -116,12 +116,10 @@ impl Stage for Pad {
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
         let (before, to) = (v.geometry, self.region(v.geometry.size).size);
-        let wanted_bytes = to.checked_count().and_then(|n| n.checked_mul(4 * v.channels.len().max(1))).map_or(u64::MAX, |n| n as u64);
-        if wanted_bytes > cx.memory_bytes {
-            return Err(Error::TooLarge { what: format!("a volume of {to} voxels"), wanted_bytes, limit_bytes: cx.memory_bytes });
-        }
+        cx.check_size(to, v.channels.len())?;
         let v = self.apply(v);
-        v.write(cx.draft, (v.geometry == before).then_some(&input.dir))?;
+        let unchanged = (v.geometry == before).then_some(input.dir.as_path());
+        v.write_sharing(cx.draft, unchanged, unchanged)?;
         Ok(v.facts())
     }
 

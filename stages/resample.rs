@@ -189,15 +189,11 @@ impl Stage for Resample {
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
         let to = self.grid(&v.geometry)?;
-        let wanted_bytes = to.size.checked_count().and_then(|n| n.checked_mul(4 * v.channels.len().max(1))).map_or(u64::MAX, |n| n as u64);
-        if wanted_bytes > cx.memory_bytes {
-            let what = format!("a volume of {} voxels", to.size);
-            return Err(Error::TooLarge { what, wanted_bytes, limit_bytes: cx.memory_bytes });
-        }
-        let unchanged = v.geometry.same_grid(&to, 1e-3);
+        cx.check_size(to.size, v.channels.len())?;
+        let unchanged = v.geometry.same_grid(&to, 1e-3).then_some(input.dir.as_path());
         let v = self.apply(v, &to);
         cx.check_cancelled()?;
-        v.write(cx.draft, unchanged.then_some(&input.dir))?;
+        v.write_sharing(cx.draft, unchanged, unchanged)?;
         Ok(v.facts())
     }
 

@@ -141,6 +141,15 @@ impl Cx<'_> {
     pub fn bytes(&self, n: u64) {
         (self.progress)(Progress::Bytes(n));
     }
+    /// Refuses a float32 volume that cannot be held, before it is allocated. Up to 4 GiB pass under any `--memory`: a case larger than the bound runs alone.
+    pub fn check_size(&self, size: Zyx<usize>, channels: usize) -> Result<(), Error> {
+        let wanted_bytes = size.checked_count().and_then(|n| n.checked_mul(4 * channels.max(1))).map_or(u64::MAX, |n| n as u64);
+        let limit_bytes = self.memory_bytes.max(4 << 30);
+        if wanted_bytes <= limit_bytes {
+            return Ok(());
+        }
+        Err(Error::TooLarge { what: format!("a volume of {size} voxels"), wanted_bytes, limit_bytes })
+    }
     pub fn say(&self, text: impl Into<String>) {
         (self.progress)(Progress::Say(text.into()));
     }

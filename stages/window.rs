@@ -139,7 +139,7 @@ impl Stage for Window {
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
         let v = self.apply(v)?;
-        v.write(cx.draft, None)?;
+        v.write_sharing(cx.draft, None, Some(&input.dir))?;
         Ok(v.facts())
     }
 
