@@ -3,7 +3,8 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,16 +25,10 @@ pub(super) struct Nvme {
     dir: PathBuf,
     limit_bytes: u64,
     failures: AtomicU32,
-    state: Mutex<State>,
-}
-
-/// What this process knows of the shelf; the ledger knows how full it is.
-#[derive(Default)]
-struct State {
-    /// Found at opening, oldest first: who may leave.
-    old: VecDeque<PathBuf>,
-    /// Of these, the ones used by this process: they stay.
-    used: HashSet<PathBuf>,
+    /// Found at opening, oldest first: who may leave. Held while the shelf changes.
+    old: Mutex<VecDeque<PathBuf>>,
+    /// Used by this process: they stay. Locked last, and never across a file operation.
+    used: Mutex<HashSet<PathBuf>>,
 }
 
 const HELD: &str = "no thread panics while it holds the shelf";
@@ -42,7 +37,8 @@ impl Nvme {
     /// Counts what stands in `dir`, drops what is no whole entry, and evicts down to the limit.
     pub fn open(dir: &Path, limit_bytes: u64) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::io("make folder", dir))?;
-        let shelf = Self { dir: dir.to_path_buf(), limit_bytes, failures: AtomicU32::new(0), state: Mutex::default() };
+        let shelf =
+            Self { dir: dir.to_path_buf(), limit_bytes, failures: AtomicU32::new(0), old: Mutex::default(), used: Mutex::default() };
         let ledger = shelf.ledger()?;
         ledger.begin().map_err(Error::io("write", shelf.dir.join("usage")))?;
         let mut entries = shelf.entries()?;
@@ -55,7 +51,7 @@ impl Nvme {
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             used_bytes -= bytes;
         }
-        shelf.state.lock().expect(HELD).old = old.into_iter().map(|(path, _)| path).collect();
+        *shelf.old.lock().expect(HELD) = old.into_iter().map(|(path, _)| path).collect();
         ledger.settle(used_bytes).map_err(Error::io("write", shelf.dir.join("usage")))?;
         Ok(shelf)
     }
@@ -82,9 +78,10 @@ impl Nvme {
         let id = name.id();
         let path = self.path(&id);
         let read = || -> std::io::Result<(Vec<u8>, File)> {
-            let mut file = File::open(&path)?;
-            let mut bytes = Vec::with_capacity(file.metadata()?.len() as usize);
-            file.read_to_end(&mut bytes)?;
+            let file = File::open(&path)?;
+            // More than the whole shelf holds is none of ours.
+            let mut bytes = vec![0; file.metadata()?.len().min(self.limit_bytes) as usize];
+            file.read_exact_at(&mut bytes, 0)?;
             Ok((bytes, file))
         };
         let (mut bytes, file) = match read() {
@@ -98,7 +95,7 @@ impl Nvme {
             return Ok(None);
         };
         bytes.truncate(length);
-        let is_first_use = self.state.lock().expect(HELD).used.insert(path);
+        let is_first_use = self.used.lock().expect(HELD).insert(path);
         if is_first_use {
             // Age across restarts; a shelf that cannot keep it is none the worse.
             let _ = file.set_modified(SystemTime::now());
@@ -115,7 +112,7 @@ impl Nvme {
             return Ok(());
         }
         let usage = self.dir.join("usage");
-        let mut state = self.state.lock().expect(HELD);
+        let mut old = self.old.lock().expect(HELD);
         let ledger = self.ledger()?;
         if path.exists() {
             return Ok(());
@@ -123,16 +120,17 @@ impl Nvme {
         let mut used_bytes = self.used_bytes(&ledger)?;
         ledger.begin().map_err(Error::io("write", &usage))?;
         while used_bytes + need > self.limit_bytes {
-            let Some(victim) = state.old.pop_front() else {
+            let Some(victim) = old.pop_front() else {
                 ledger.settle(used_bytes).map_err(Error::io("write", &usage))?;
                 return Ok(());
             };
-            if !state.used.contains(&victim) {
+            let is_used = self.used.lock().expect(HELD).contains(&victim);
+            if !is_used {
                 used_bytes -= remove(&victim)?;
             }
         }
         self.write(&path, &id, bytes)?;
-        state.used.insert(path);
+        self.used.lock().expect(HELD).insert(path);
         ledger.settle(used_bytes + need).map_err(Error::io("write", &usage))
     }
 
@@ -155,7 +153,7 @@ impl Nvme {
     }
 
     fn drop_entry(&self, path: &Path) -> Result<(), Error> {
-        let _state = self.state.lock().expect(HELD);
+        let _changing = self.old.lock().expect(HELD);
         let ledger = self.ledger()?;
         let used_bytes = self.used_bytes(&ledger)?;
         let settle = |bytes| ledger.settle(bytes).map_err(Error::io("write", self.dir.join("usage")));
@@ -217,4 +215,118 @@ fn remove(path: &Path) -> Result<u64, Error> {
     };
     fs::remove_file(path).map_err(Error::io("remove", path))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::artifact::Key;
+
+    use super::*;
+
+    const ENTRY: u64 = 1000 + TRAILER_BYTES as u64;
+
+    fn brick(i: u32) -> Brick {
+        Brick { artifact: Key([5; 32]), array: 0, index: [0, 0, 0, i] }
+    }
+
+    fn put(shelf: &Nvme, i: u32) {
+        shelf.put(&brick(i), &[i as u8; 1000]).unwrap();
+    }
+
+    fn held(shelf: &Nvme) -> Vec<u32> {
+        (0..50).filter(|i| shelf.get(&brick(*i)).unwrap().is_some_and(|b| b == [*i as u8; 1000])).collect()
+    }
+
+    fn bytes_in(dir: &Path) -> u64 {
+        let folders = list(dir).unwrap().into_iter().filter(|p| p.is_dir());
+        folders.flat_map(|f| list(&f).unwrap()).map(|f| f.metadata().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn entries_of_earlier_runs_leave_oldest_first_and_those_of_this_run_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Nvme::open(dir.path(), 3 * ENTRY).unwrap();
+        for i in 0..3 {
+            put(&shelf, i);
+            let file = File::open(shelf.path(&brick(i).id())).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100 + i as u64)).unwrap();
+        }
+        put(&shelf, 3);
+        assert_eq!(held(&shelf), [0, 1, 2], "full of this run's own");
+        let shelf = Nvme::open(dir.path(), 3 * ENTRY).unwrap();
+        // Used now: it stays, although it is the oldest.
+        shelf.get(&brick(0)).unwrap();
+        put(&shelf, 3);
+        assert_eq!(held(&shelf), [0, 2, 3]);
+    }
+
+    #[test]
+    fn processes_that_share_a_shelf_hold_one_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 10 * ENTRY + 7;
+        let (a, b) = (Nvme::open(dir.path(), limit).unwrap(), Nvme::open(dir.path(), limit).unwrap());
+        std::thread::scope(|s| {
+            for (shelf, first) in [(&a, 0), (&b, 5), (&a, 20), (&b, 25)] {
+                s.spawn(move || {
+                    for i in first..first + 20 {
+                        put(shelf, i);
+                        assert!(bytes_in(&shelf.dir) <= limit);
+                    }
+                });
+            }
+        });
+        assert_eq!(bytes_in(dir.path()), 10 * ENTRY);
+        assert_eq!(held(&a), held(&b));
+        assert_eq!(a.counted_bytes(), 10 * ENTRY);
+    }
+
+    #[test]
+    fn a_smaller_limit_evicts_at_opening() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Nvme::open(dir.path(), 10 * ENTRY).unwrap();
+        (0..10).for_each(|i| put(&shelf, i));
+        let shelf = Nvme::open(dir.path(), 4 * ENTRY).unwrap();
+        assert_eq!((held(&shelf).len(), bytes_in(dir.path())), (4, 4 * ENTRY));
+    }
+
+    #[test]
+    fn a_crash_between_file_and_ledger_is_counted_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Nvme::open(dir.path(), 4 * ENTRY).unwrap();
+        (0..2).for_each(|i| put(&shelf, i));
+        // As a killed process leaves it: the ledger open, an entry not yet counted, another half written.
+        shelf.ledger().unwrap().begin().unwrap();
+        std::fs::copy(shelf.path(&brick(0).id()), dir.path().join("aa-incoming")).unwrap();
+        std::fs::create_dir_all(dir.path().join("aa")).unwrap();
+        std::fs::rename(dir.path().join("aa-incoming"), dir.path().join("aa").join("b".repeat(32))).unwrap();
+        std::fs::write(dir.path().join("incoming"), "half").unwrap();
+        (2..5).for_each(|i| put(&shelf, i));
+        assert_eq!((bytes_in(dir.path()), shelf.counted_bytes()), (4 * ENTRY, 4 * ENTRY));
+        assert!(!dir.path().join("incoming").exists());
+    }
+
+    #[test]
+    fn a_damaged_entry_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Nvme::open(dir.path(), 2 * ENTRY).unwrap();
+        (0..2).for_each(|i| put(&shelf, i));
+        let path = shelf.path(&brick(0).id());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[500] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(shelf.get(&brick(0)).unwrap(), None);
+        assert!(!path.exists());
+        put(&shelf, 7);
+        assert_eq!(held(&shelf), [1, 7]);
+    }
+
+    #[test]
+    fn an_entry_under_another_name_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Nvme::open(dir.path(), 4 * ENTRY).unwrap();
+        (0..2).for_each(|i| put(&shelf, i));
+        std::fs::copy(shelf.path(&brick(0).id()), shelf.path(&brick(1).id())).unwrap();
+        assert_eq!(shelf.get(&brick(1)).unwrap(), None);
+    }
 }
