@@ -1,17 +1,37 @@
-//! Rows ↔ Parquet, and SQL over tables. The door for `parquet`, `datafusion` and `tokio`: no async outside.
+//! Rows ↔ Parquet, and SQL over tables. The door for `parquet`, `datafusion` and `tokio`: no async outside. `sql.rs` asks, `show.rs` prints,
+//! this file reads and writes. Parquet files are taken for hostile: a damaged one is an error, never a panic.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::properties::WriterProperties;
 use voxmill_schemas::tables::Row;
 
 use crate::error::Error;
 use crate::stage::Rows;
 
-/// Writes `DIR/STEM.parquet`: equal batches give equal bytes.
-pub fn write(_dir: &Path, _stem: &str, _batch: &RecordBatch) -> Result<(), Error> {
-    unimplemented!()
+pub mod show;
+mod sql;
+
+pub use sql::{Source, check_condition, query, select};
+
+/// A table that claims more than this once unpacked is not read into memory.
+const LIMIT_BYTES: u64 = 8 << 30;
+const ROWS_OF_A_GROUP: usize = 1 << 17;
+const ROWS_OF_A_BATCH: usize = 1 << 13;
+
+/// Writes `DIR/STEM.parquet`: equal batches give equal bytes (no clock, no version of a library in them).
+pub fn write(dir: &Path, stem: &str, batch: &RecordBatch) -> Result<(), Error> {
+    let path = dir.join(format!("{stem}.parquet"));
+    let bytes = to_bytes(&path, batch)?;
+    std::fs::write(&path, bytes).map_err(Error::io("write", &path))
 }
 
 /// Writes rows under the name of their table.
@@ -19,38 +39,128 @@ pub fn write_rows<R: Row>(dir: &Path, rows: &[R]) -> Result<(), Error> {
     write(dir, R::TABLE, &R::to_batch(rows))
 }
 
+/// Writes one file whole or not at all: beside, synced, renamed. For what must outlive a crash without a draft around it.
+pub fn write_durably(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
+    let bytes = to_bytes(path, batch)?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.new", std::process::id()));
+    let beside = path.with_file_name(name);
+    let written = (|| {
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)?;
+        path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written.map_err(Error::io("write", path))
+}
+
+fn to_bytes(path: &Path, batch: &RecordBatch) -> Result<Vec<u8>, Error> {
+    let properties = WriterProperties::builder()
+        .set_created_by("voxmill".into())
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(ROWS_OF_A_GROUP))
+        .build();
+    let made = (|| {
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
+        writer.write(batch)?;
+        writer.into_inner()
+    })();
+    made.map_err(|e| table_error("write", path, e))
+}
+
 /// One Parquet file as one batch.
-pub fn read(_path: &Path) -> Result<RecordBatch, Error> {
-    unimplemented!()
+pub fn read(path: &Path) -> Result<RecordBatch, Error> {
+    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    guarded(path, || {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| table_error("read", path, e))?;
+        check_claims(path, builder.metadata())?;
+        let schema = builder.schema().clone();
+        let reader = builder.with_batch_size(ROWS_OF_A_BATCH).build().map_err(|e| table_error("read", path, e))?;
+        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|e| table_error("read", path, e))?;
+        arrow::compute::concat_batches(&schema, &batches).map_err(|e| table_error("read", path, e))
+    })
+}
+
+/// Columns of a Parquet file; its rows are not read.
+pub fn read_schema(path: &Path) -> Result<arrow::datatypes::SchemaRef, Error> {
+    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    guarded(path, || {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| table_error("read", path, e))?;
+        check_claims(path, builder.metadata())?;
+        Ok(builder.schema().clone())
+    })
 }
 
 /// Every `*.parquet` of a table artifact, by stem.
-pub fn open(_dir: &Path) -> Result<Rows, Error> {
-    unimplemented!()
+pub fn open(dir: &Path) -> Result<Rows, Error> {
+    let mut rows = Rows::default();
+    for (stem, path) in files(dir)? {
+        rows.0.insert(stem, read(&path)?);
+    }
+    if rows.0.is_empty() {
+        return Err(Error::Input {
+            what: dir.display().to_string(),
+            found: "no *.parquet".into(),
+            expected: "the tables of an artifact".into(),
+        });
+    }
+    Ok(rows)
+}
+
+/// Stem → path of the `*.parquet` in a folder, hidden ones left out.
+pub fn files(dir: &Path) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let mut out = BTreeMap::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_string();
+        if path.extension().is_some_and(|e| e == "parquet") && !stem.is_empty() && !stem.starts_with('.') {
+            out.insert(stem, path);
+        }
+    }
+    Ok(out)
 }
 
 /// The rows of `R`'s table among these.
-pub fn rows_of<R: Row>(_rows: &Rows) -> Result<Vec<R>, Error> {
-    unimplemented!()
+pub fn rows_of<R: Row>(rows: &Rows) -> Result<Vec<R>, Error> {
+    let batch = named(rows, R::TABLE)?;
+    R::from_batch(batch).map_err(|e| Error::Table { doing: "understand", path: R::TABLE.into(), source: Box::new(e) })
 }
 
-/// What a SQL query may ask: batches in memory, or Parquet files that are read as far as the query needs.
-pub enum Source {
-    Rows(RecordBatch),
-    Files(Vec<PathBuf>),
+fn named<'a>(rows: &'a Rows, table: &str) -> Result<&'a RecordBatch, Error> {
+    rows.0.get(table).ok_or_else(|| Error::Input {
+        what: format!("table {table}"),
+        found: rows.0.keys().cloned().collect::<Vec<_>>().join(", "),
+        expected: "a table of that name".into(),
+    })
 }
 
-/// Runs one SELECT over named tables. DDL and DML are refused.
-pub fn query(_tables: BTreeMap<String, Source>, _sql: &str) -> Result<Vec<RecordBatch>, Error> {
-    unimplemented!()
+fn table_error(doing: &'static str, path: &Path, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Table { doing, path: path.to_path_buf(), source: e.into() }
 }
 
-/// The rows of `table` for which a SQL condition holds (`where:` of a stage), in their order.
-pub fn select(_rows: &Rows, _table: &str, _condition: &str) -> Result<RecordBatch, Error> {
-    unimplemented!()
+/// Sizes in the footer, before anything is allocated by them.
+fn check_claims(path: &Path, m: &ParquetMetaData) -> Result<(), Error> {
+    let claimed = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
+    let columns = m.row_groups().iter().flat_map(|g| g.columns());
+    let bytes = columns.map(|c| claimed(c.uncompressed_size())).fold(0u64, u64::saturating_add);
+    let rows = m.row_groups().iter().map(|g| claimed(g.num_rows())).fold(0u64, u64::saturating_add);
+    let wanted_bytes = bytes.max(rows.saturating_mul(8 * m.file_metadata().schema_descr().num_columns() as u64));
+    if wanted_bytes > LIMIT_BYTES {
+        return Err(Error::TooLarge { what: format!("table {}", path.display()), wanted_bytes, limit_bytes: LIMIT_BYTES });
+    }
+    Ok(())
 }
 
-/// Whether a condition could be run on this table at all: unknown columns and syntax are found before a run.
-pub fn check_condition(_schema: &arrow::datatypes::Schema, _table: &str, _condition: &str) -> Result<(), Error> {
-    unimplemented!()
+/// The Parquet reader checks most of what it reads, but not all.
+fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(table_error("read", path, "the file is damaged")))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
