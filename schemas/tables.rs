@@ -1,5 +1,6 @@
 //! Tables as plain rows with their Arrow schemas. A column marked [`VOLATILE`] says where or when, not what: it is left out of content hashes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
@@ -211,14 +212,22 @@ rows! {
 }
 
 rows! {
-    /// The part a case plays.
+    /// The part a case plays in a fold. Without k folds a case has one row, of fold 0; with k folds it has one row a fold, and is `val` in exactly one
+    /// of them (or `test` in all). [`SplitRow::parts`] reads it.
     SplitRow = "split" {
         case: String,
         patient: String,
-        /// Fold from 0 (always 0 without k folds): the case is `val` there.
+        /// From 0.
         fold: i64,
         /// `train`, `val` or `test`.
         part: String,
+    }
+}
+
+impl SplitRow {
+    /// Case → `train`, `val` or `test` in one fold. Empty where there is no such fold.
+    pub fn parts(rows: &[SplitRow], fold: i64) -> BTreeMap<String, String> {
+        rows.iter().filter(|r| r.fold == fold).map(|r| (r.case.clone(), r.part.clone())).collect()
     }
 }
 
@@ -280,6 +289,7 @@ rows! {
         ended_ms: i64,
         took_ms: i64,
         bytes: i64,
+        /// Bricks from each shelf since the row before.
         ram_hits: i64,
         nvme_hits: i64,
         disk_reads: i64,

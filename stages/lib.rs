@@ -6,6 +6,7 @@ pub mod assemble;
 pub mod crop_foreground;
 pub mod dicom;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod index;
 #[cfg(feature = "model")]
@@ -17,6 +18,7 @@ pub mod orient;
 pub mod pad;
 pub mod resample;
 pub mod sample;
+pub mod split;
 pub mod stage;
 pub mod store;
 pub mod table;
@@ -30,11 +32,13 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<annotate::Annotate>(),
     StageDef::of::<assemble::Assemble>(),
     StageDef::of::<crop_foreground::CropForeground>(),
+    StageDef::of::<evaluate::Evaluate>(),
     StageDef::of::<export::Export>(),
     StageDef::of::<index::Index>(),
     StageDef::of::<normalize::Normalize>(),
     StageDef::of::<orient::Orient>(),
     StageDef::of::<pad::Pad>(),
     StageDef::of::<resample::Resample>(),
+    StageDef::of::<split::Split>(),
     StageDef::of::<window::Window>(),
 ];
