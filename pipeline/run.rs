@@ -1,18 +1,18 @@
 //! Plan → artifacts. Nodes in order, the cases of a node side by side under a memory budget; reuse by key, early cut-off by content, quarantine,
 //! cancel. What a node's work is stands in `jobs.rs`, what users see of it in `progress.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use voxmill_schemas::artifact::{CaseId, Key, Kind, Manifest, Scope};
 use voxmill_schemas::tables::{ExecutionRow, QuarantineRow};
 use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Cx, Facts, Input, Inputs, Progress, Quarantined};
-use voxmill_stages::store::{Commit, Store};
+use voxmill_stages::store::{Commit, Lock, Store};
 
 use crate::heads::Heads;
 use crate::jobs::{self, Job};
@@ -98,7 +98,7 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
         } else if let Some(up) = broken {
             NodeEnd { failed: Some(format!("not run: {up} gave nothing")), ..NodeEnd::default() }
         } else {
-            match run_node(b, o, node, &ends) {
+            match whole(node, || run_node(b, o, node, &ends)) {
                 Ok(end) => end,
                 Err(e) => {
                     if e.stops_the_run() {
@@ -132,7 +132,8 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
     let bar = b.ui.node(&node.name, node.def.info.scope, work.jobs.len());
     let before = b.heads.read(&node.name);
     let gate = Gate::new(o.memory_bytes);
-    let next = Mutex::new(work.jobs.iter());
+    // What is still to do, and what another process has in hand: that comes last, when it may be done.
+    let queue = Mutex::new((work.jobs.iter(), VecDeque::new()));
     let done = Mutex::new((NodeEnd { left_out: work.left_out, ..NodeEnd::default() }, None::<Error>));
     // A set stage may use every thread itself; cases share them.
     let workers = if node.def.info.scope == Scope::Set { 1 } else { o.jobs.max(1) };
@@ -143,8 +144,20 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
                     if done.lock().expect("no worker panics while it holds the results").1.is_some() {
                         return;
                     }
-                    let Some(job) = next.lock().expect("an iterator does not panic").next() else { return };
-                    let outcome = run_job(b, o, node, job, &before, &gate, &bar);
+                    let (job, waits) = {
+                        let mut queue = queue.lock().expect("a queue does not panic");
+                        match queue.0.next() {
+                            Some(job) => (job, false),
+                            None => match queue.1.pop_front() {
+                                Some(job) => (job, true),
+                                None => return,
+                            },
+                        }
+                    };
+                    let Some(outcome) = run_job(b, o, node, job, waits, &before, &gate, &bar).transpose() else {
+                        queue.lock().expect("a queue does not panic").1.push_back(job);
+                        continue;
+                    };
                     let mut held = done.lock().expect("no worker panics while it holds the results");
                     let (end, stop) = &mut *held;
                     bar.case_done();
@@ -153,13 +166,13 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
                             *(if was_made { &mut end.made } else { &mut end.reused }) += 1;
                             end.items.push(Input { dir: b.store.disk.dir(&manifest.key), manifest, rows: None });
                         }
-                        Err(e) if e.stops_the_run() || job.case.is_none() => *stop = Some(e),
+                        Err(e) if e.stops_the_run() || job.case.is_none() => drop(stop.get_or_insert(e)),
                         Err(e) => {
                             let what = job.case.as_ref().map(|c| c.0.clone()).unwrap_or_default();
                             bar.warn(&format!("{what} is quarantined: {}", chain(&e)));
                             end.quarantined.push(Quarantined { what, why: chain(&e) });
                             if o.fail_fast {
-                                *stop = Some(e);
+                                stop.get_or_insert(e);
                             }
                         }
                     }
@@ -175,27 +188,33 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
         return Err(e);
     }
     for item in &end.items {
-        end.quarantined.extend(quarantined_inside(&item.manifest));
+        end.quarantined.extend(left_out_inside(b, node, &item.manifest));
     }
     if end.items.is_empty() && end.left_out == 0 {
         let first = end.quarantined.first().map(|q| format!("; the first, {}: {}", q.what, q.why)).unwrap_or_default();
-        end.failed = Some(format!("no case is left: {} of {} quarantined{first}", end.quarantined.len(), work.jobs.len()));
+        end.failed = Some(match work.jobs.len() {
+            0 => "there is no case to work on".into(),
+            n => format!("no case is left: {} of {n} quarantined{first}", end.quarantined.len()),
+        });
     }
     b.heads.write(&node.name, &end.items)?;
-    end.published = publish(&o.out, node, &end.items)?;
+    end.published = publish(b.store, &o.out, node, &end.items)?;
     Ok(end)
 }
 
-/// One artifact: reuse it or make it. The lock keeps two processes from making the same thing twice.
+/// One artifact: reuse it or make it. The lock keeps two processes from making the same thing twice; `None`: another has it in hand, and this job does
+/// not wait.
+#[allow(clippy::too_many_arguments)]
 fn run_job(
     b: &Bench,
     o: &Options,
     node: &PlanNode,
     job: &Job,
+    waits: bool,
     before: &BTreeMap<String, Key>,
     gate: &Gate,
     bar: &Bar,
-) -> Result<(Arc<Manifest>, bool), Error> {
+) -> Result<Option<(Arc<Manifest>, bool)>, Error> {
     let key = job.recipe.key();
     let mut row = new_row(b, node, job.case.as_ref());
     row.key = key.hex();
@@ -207,11 +226,11 @@ fn run_job(
             return Err(Error::Cancelled);
         }
         if let Some(m) = b.store.disk.manifest(&key)? {
-            return Ok((Arc::new(m), false));
+            return Ok(Some((Arc::new(m), false)));
         }
-        let _lock = b.store.disk.lock(&key)?;
+        let Some(_lock) = lock(b, &key, waits)? else { return Ok(None) };
         if let Some(m) = b.store.disk.manifest(&key)? {
-            return Ok((Arc::new(m), false));
+            return Ok(Some((Arc::new(m), false)));
         }
         let _admitted = gate.admit(node.stage.memory_bytes(&job.inputs), b.cancel)?;
         row.why = Some(jobs::why(b.store, job, before));
@@ -229,10 +248,25 @@ fn run_job(
             inputs_dirs: &job.inputs.0.values().flatten().map(|i| (i.dir.clone(), i.manifest.clone())).collect::<Vec<_>>(),
         })?;
         let _ = std::fs::remove_dir_all(&memo);
-        Ok((Arc::new(manifest), true))
+        Ok(Some((Arc::new(manifest), true)))
     })();
+    let Some(made) = made.transpose() else { return Ok(None) };
     finish_row(b, row, &made);
-    made
+    made.map(Some)
+}
+
+/// The lock of an artifact. A long wait for another process still hears Ctrl-C.
+fn lock(b: &Bench, key: &Key, waits: bool) -> Result<Option<Lock>, Error> {
+    loop {
+        let lock = b.store.disk.try_lock(key)?;
+        if lock.is_some() || !waits {
+            return Ok(lock);
+        }
+        if b.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A source always looks. Its artifact is keyed by what it found, so the same finding is the same artifact.
@@ -266,15 +300,12 @@ fn run_source(b: &Bench, o: &Options, node: &PlanNode) -> Result<NodeEnd, Error>
     finish_row(b, row, &made);
     let (manifest, was_made) = made?;
     let mut end = NodeEnd { made: was_made as usize, reused: !was_made as usize, ..NodeEnd::default() };
-    end.quarantined = quarantined_inside(&manifest);
-    for q in &end.quarantined {
-        b.lineage.quarantine(QuarantineRow { run: b.lineage.run.clone(), node: node.name.clone(), what: q.what.clone(), why: q.why.clone() });
-    }
+    end.quarantined = left_out_inside(b, node, &manifest);
     end.items.push(Input { dir: b.store.disk.dir(&manifest.key), manifest, rows: None });
     bar.case_done();
     bar.finish(&end);
     b.heads.write(&node.name, &end.items)?;
-    end.published = publish(&o.out, node, &end.items)?;
+    end.published = publish(b.store, &o.out, node, &end.items)?;
     Ok(end)
 }
 
@@ -332,7 +363,12 @@ fn call_stage(
         cancel: b.cancel,
         progress: &progress,
     };
-    catch_unwind(AssertUnwindSafe(|| node.stage.run(inputs, &cx))).unwrap_or_else(|panic| {
+    whole(node, || node.stage.run(inputs, &cx))
+}
+
+/// A panic in a stage is that stage's failure, not the end of the run.
+fn whole<T>(node: &PlanNode, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         Err(Error::Panicked { stage: node.def.info.name, text: text.to_string() })
     })
@@ -346,8 +382,18 @@ fn with_quarantine(f: &Facts) -> serde_json::Map<String, serde_json::Value> {
     facts
 }
 
-fn quarantined_inside(m: &Manifest) -> Vec<Quarantined> {
-    m.facts.get("quarantined").and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default()
+/// Members of its input that an artifact was made without, reused or not: each run tells them again.
+fn left_out_inside(b: &Bench, node: &PlanNode, m: &Manifest) -> Vec<Quarantined> {
+    let found: Vec<Quarantined> = m.facts.get("quarantined").and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
+    for q in &found {
+        b.lineage.quarantine(QuarantineRow {
+            run: b.lineage.run.clone(),
+            node: node.name.clone(),
+            what: q.what.clone(),
+            why: q.why.clone(),
+        });
+    }
+    found
 }
 
 fn now_ms() -> i64 {
@@ -386,26 +432,21 @@ fn finish_row(b: &Bench, mut row: ExecutionRow, outcome: &Result<(Arc<Manifest>,
             row.status = status.into();
             row.error = Some(chain(e));
             if let (Some(case), "quarantined") = (&row.case, status) {
-                b.lineage.quarantine(QuarantineRow {
-                    run: row.run.clone(),
-                    node: row.node.clone(),
-                    what: case.clone(),
-                    why: chain(e),
-                });
+                b.lineage.quarantine(QuarantineRow { run: row.run.clone(), node: row.node.clone(), what: case.clone(), why: chain(e) });
             }
         }
     }
-    let counts = b.store.counts();
-    (row.ram_hits, row.nvme_hits, row.disk_reads) = (counts.ram_hits as i64, counts.nvme_hits as i64, counts.disk_reads as i64);
-    b.lineage.push(row);
+    b.lineage.push(row, b.store.counts());
 }
 
-/// What people look for in one place: `out/NODE` holds hard links to the files, tables and models of this run. Built beside and renamed.
-fn publish(out: &Path, node: &PlanNode, items: &[Input]) -> Result<Option<PathBuf>, Error> {
+/// What people look for in one place: `out/NODE` holds hard links to the files, tables and models of this run. Built beside and renamed; the lock keeps
+/// two processes from building at the same place.
+fn publish(store: &Store, out: &Path, node: &PlanNode, items: &[Input]) -> Result<Option<PathBuf>, Error> {
     if node.def.info.gives == Kind::Volume {
         return Ok(None);
     }
     let (place, beside) = (out.join(&node.name), out.join(format!(".{}.new", node.name)));
+    let _lock = store.disk.lock(&Key::of(std::path::absolute(&place).unwrap_or_else(|_| place.clone()).as_os_str().as_encoded_bytes()))?;
     let _ = std::fs::remove_dir_all(&beside);
     std::fs::create_dir_all(&beside).map_err(Error::io("make folder", &beside))?;
     for item in items {
@@ -447,7 +488,7 @@ impl Gate {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
-            held = self.changed.wait_timeout(held, std::time::Duration::from_millis(200)).expect("no holder panics").0;
+            held = self.changed.wait_timeout(held, Duration::from_millis(200)).expect("no holder panics").0;
         }
         held.0 = held.0.saturating_add(need);
         held.1 += 1;

@@ -84,6 +84,23 @@ impl Disk {
         }
     }
 
+    /// The lock of an artifact, or `None` while another process or thread holds it.
+    pub fn try_lock(&self, key: &Key) -> Result<Option<Lock>, Error> {
+        let path = self.root.join("locks").join(key.hex());
+        loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(Error::io("open lock", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => return Ok(None),
+                Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
+            }
+            // Who held it before removed the file: the lock that counts is that of the file which stands there now.
+            if is_still(&file, &path).map_err(Error::io("lock", &path))? {
+                return Ok(Some(Lock { path, _file: file }));
+            }
+        }
+    }
+
     /// A new empty folder of this process.
     pub fn draft(&self) -> Result<Draft, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
