@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use voxmill_stages::error::chain;
 use voxmill_stages::stage::{Input, StageDef};
 
-use crate::cli::{FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, WorkArgs, print};
+use crate::cli::{
+    FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
+};
 use crate::plan::Plan;
 use crate::progress::Progressing;
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
+use crate::trace::{self, Web};
 use crate::{infer, language, problem, query, status, summary};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -118,13 +121,14 @@ fn execute(
     let summary = ended
         .unwrap_or_else(|e| Summary { nodes: vec![run::NodeEnd { failed: Some(chain(&e)), ..Default::default() }], ..Default::default() });
     let code = summary.exit_code();
-    lineage.finish(match code {
+    let recorded = lineage.finish(match code {
         0 => "done",
         3 => "quarantined",
         130 => "cancelled",
         _ => "failed",
-    })?;
+    });
     summary::tell(&ui, &summary, &file.file, code);
+    recorded?;
     Ok(code)
 }
 
@@ -233,4 +237,31 @@ pub fn stages(name: Option<&str>, markdown: bool, defs: &'static [StageDef]) -> 
 pub fn schema(defs: &'static [StageDef]) -> u8 {
     print(&serde_json::to_string_pretty(&language::pipeline_schema(defs)).expect("plain data"));
     0
+}
+
+pub fn query(a: &QueryArgs, defs: &'static [StageDef]) -> u8 {
+    let asked = load(&a.file, defs).map_err(Fault::Told).and_then(|plan| query::ask(&plan, a));
+    asked.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn trace(a: &TraceArgs, defs: &'static [StageDef]) -> u8 {
+    let made = (|| {
+        let workspace_of = |file: &Path| {
+            // One file that is asked for shows its mistakes; of those that merely lie here, only the good ones count.
+            if a.file.is_some() {
+                load(&FileArgs { file: file.into(), sets: Vec::new() }, defs).ok()
+            } else {
+                crate::load(file, &[], defs).ok()
+            }
+            .map(|plan| plan.workspace)
+        };
+        let web = Web::open(&trace::workspace(a.file.as_deref(), a.workspace.as_deref(), workspace_of)?)?;
+        let traces: Vec<_> = web.find(&a.what)?.into_iter().map(|key| web.trace(key)).collect();
+        print(&match a.format {
+            TraceFormat::Tree => trace::show::tree(&traces),
+            TraceFormat::Mermaid => trace::show::mermaid(&traces),
+        });
+        Ok(())
+    })();
+    made.map_or_else(|e| fault(&e), |()| 0)
 }

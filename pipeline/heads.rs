@@ -23,6 +23,20 @@ impl Heads {
         std::fs::read(self.folder.join(format!("{node}.json"))).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
     }
 
+    /// The newest artifacts of every pipeline and inference in a workspace, with the name of their node.
+    pub fn all(workspace: &Path) -> BTreeMap<Key, String> {
+        let mut todo = vec![workspace.join("heads")];
+        let mut out = BTreeMap::new();
+        while let Some(folder) = todo.pop() {
+            let heads = Self { folder };
+            todo.extend(std::fs::read_dir(&heads.folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
+            for node in heads.nodes() {
+                out.extend(heads.read(&node).into_values().map(|key| (key, node.clone())));
+            }
+        }
+        out
+    }
+
     /// Every node that has run here.
     pub fn nodes(&self) -> Vec<String> {
         let mut names: Vec<String> = std::fs::read_dir(&self.folder)
@@ -44,8 +58,7 @@ impl Heads {
             return Ok(());
         }
         std::fs::create_dir_all(&self.folder).map_err(Error::io("make folder", &self.folder))?;
-        let (to, beside) =
-            (self.folder.join(format!("{node}.json")), self.folder.join(format!(".{node}.{}.new", std::process::id())));
+        let (to, beside) = (self.folder.join(format!("{node}.json")), self.folder.join(format!(".{node}.{}.new", std::process::id())));
         std::fs::write(&beside, serde_json::to_vec_pretty(&heads).expect("plain data")).map_err(Error::io("write", &beside))?;
         std::fs::rename(&beside, &to).map_err(Error::io("write", &to))
     }

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use voxmill_schemas::artifact::{ContentHash, canonical};
+use voxmill_schemas::spec::{RamLimit, parse_size};
+use voxmill_schemas::tables::RunRow;
 use voxmill_stages::error::Error;
 use voxmill_stages::store::{Limits, Store};
 
@@ -44,6 +47,7 @@ impl Fault {
             | Fault::ManyPredictions { .. }
             | Fault::NoFolder { .. }
             | Fault::BadSize { .. }
+            | Fault::Stage(Error::Query { .. })
             | Fault::Wrong(_) => 2,
             Fault::Told(code) => *code,
             Fault::NotTrained { .. } | Fault::Workspace { .. } | Fault::Stage(_) => 1,
@@ -77,5 +81,99 @@ pub struct Session {
     pub store: Store,
     /// What `--memory` leaves for the cases in hand after the RAM shelf.
     pub work_bytes: u64,
-    memory_bytes: u64,
+}
+
+impl Session {
+    /// Makes the workspace where it is missing. `memory`: what `--memory` says, else 75 % of what is free; the RAM shelf takes its share of that.
+    pub fn open(plan: &Plan, memory: Option<&str>) -> Result<Self, Fault> {
+        let memory_bytes = match memory {
+            Some(text) => parse_size(text).ok_or_else(|| Fault::BadSize { text: text.into() })?,
+            None => free_memory_bytes() / 4 * 3,
+        };
+        let (ram_bytes, work_bytes) = shares(memory_bytes, plan.cache.ram_limit);
+        let workspace = plan.workspace.clone();
+        usable(&workspace).map_err(|source| Fault::Workspace { path: workspace.clone(), source })?;
+        let store = Store::open(&Limits {
+            disk_dir: store_dir(&workspace),
+            disk_bytes: plan.cache.disk_limit_bytes,
+            nvme: plan.cache.nvme.as_ref().map(|n| (PathBuf::from(&n.dir), n.limit_bytes)),
+            ram_bytes,
+        })?;
+        Ok(Self { workspace, store, work_bytes })
+    }
+
+    /// Starts the record of a command. Every run of one file with one configuration has one `config_hash`.
+    pub fn begin(&self, plan: &Plan, file: &FileArgs, jobs: usize, purpose: &str) -> Result<Lineage, Fault> {
+        Ok(Lineage::begin(
+            &self.workspace,
+            RunRow {
+                pipeline: plan.name.clone(),
+                file: file.file.display().to_string(),
+                config_hash: config_hash(plan).hex(),
+                purpose: purpose.into(),
+                seed: plan.seed as i64,
+                jobs: jobs as i64,
+                voxmill: env!("CARGO_PKG_VERSION").into(),
+                ..RunRow::default()
+            },
+        )?)
+    }
+
+    /// The newest artifacts of this pipeline. What inference makes of a study has a place of its own: the archive's heads stay as they are.
+    pub fn heads(&self, plan: &Plan, infer: bool) -> Heads {
+        Heads::open(&self.workspace, &if infer { format!("{}/infer", plan.name) } else { plan.name.clone() })
+    }
+}
+
+/// The disk shelf of a workspace.
+pub fn store_dir(workspace: &Path) -> PathBuf {
+    workspace.join("store")
+}
+
+/// Bytes for the RAM shelf and for the cases in hand. The shelf never takes more than half: what is cached must not starve what is made.
+fn shares(memory_bytes: u64, limit: RamLimit) -> (u64, u64) {
+    let ram = limit.bytes(memory_bytes).min(memory_bytes / 2);
+    (ram, memory_bytes - ram)
+}
+
+/// Whether files can be made in the folder; makes it where it is missing.
+fn usable(workspace: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(workspace)?;
+    let probe = workspace.join(format!(".probe.{}", std::process::id()));
+    std::fs::write(&probe, "")?;
+    std::fs::remove_file(&probe)
+}
+
+/// Hash of everything the file says about what is made: nodes, their configuration and connections, and the seed.
+fn config_hash(plan: &Plan) -> ContentHash {
+    let nodes = plan.nodes.iter().map(|n| {
+        let from: serde_json::Map<_, _> = n.from.iter().map(|(port, up)| (port.clone(), plan.nodes[*up].name.clone().into())).collect();
+        serde_json::json!([n.name, n.def.info.name, n.def.info.version, n.stage.config(), from])
+    });
+    let said = serde_json::json!({ "name": plan.name, "seed": plan.seed, "nodes": nodes.collect::<Vec<_>>() });
+    ContentHash::of(canonical(said).to_string().as_bytes())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ram_shelf_leaves_half_to_the_cases() {
+        assert_eq!(shares(8 << 30, RamLimit::Percent(25.0)), (2 << 30, 6 << 30));
+        assert_eq!(shares(8 << 30, RamLimit::Bytes(1 << 30)), (1 << 30, 7 << 30));
+        assert_eq!(shares(8 << 30, RamLimit::Bytes(1 << 40)), (4 << 30, 4 << 30));
+        assert_eq!(shares(8 << 30, RamLimit::Percent(100.0)), (4 << 30, 4 << 30));
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_workspace_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("work");
+        std::fs::write(&place, "a file").unwrap();
+        assert!(usable(&place).is_err());
+        assert!(usable(&dir.path().join("deep/er")).is_ok());
+        assert_eq!(std::fs::read_dir(dir.path().join("deep/er")).unwrap().count(), 0);
+    }
 }

@@ -5,5 +5,6 @@ mod bad_input;
 mod bench;
 mod bytes;
 mod crash;
+mod lineage;
 mod reuse;
 mod way;

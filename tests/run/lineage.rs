@@ -1,0 +1,87 @@
+//! What a run leaves in lineage, whatever ends it, and what can be asked of it.
+
+use std::time::{Duration, Instant};
+
+use crate::bench::Bench;
+
+fn ask(b: &Bench, sql: &str) -> Vec<String> {
+    let answer = b.voxmill(&["query", "p.yaml", sql, "--format", "csv"]).expect(0);
+    answer.stdout.lines().skip(1).map(str::to_string).collect()
+}
+
+#[test]
+fn a_killed_run_leaves_what_it_did() {
+    let b = Bench::new(4);
+    let mut child = b.command(&["run", "p.yaml", "--quiet"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !b.path("work/heads/small/iso.json").exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Longer than rows wait for the disk.
+    std::thread::sleep(Duration::from_millis(1300));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let made: u64 = ask(&b, "select count(*) from executions where node in ('series', 'image', 'masks', 'iso') and status = 'made'")[0]
+        .parse()
+        .unwrap();
+    assert_eq!(made, 1 + 3 * 4);
+    let status = ask(&b, "select status from runs");
+    assert!(status == ["running"] || status == ["done"], "{status:?}");
+    b.run(&["iso"]).expect(0);
+    assert_eq!(ask(&b, "select count(*) from executions where node = 'iso' and status = 'reused'"), ["4"]);
+}
+
+#[test]
+fn questions_before_the_first_run_and_wrong_ones_are_named() {
+    let b = Bench::new(1);
+    b.voxmill(&["query", "p.yaml", "select 1"]).expect(2).says("nothing was run");
+    b.voxmill(&["trace", "abcd", "--file", "p.yaml"]).expect(2).says("no store");
+    b.run(&["image"]).expect(0);
+    b.voxmill(&["query", "p.yaml", "select * from scores"]).expect(2).says("series");
+    b.voxmill(&["query", "p.yaml", "select * from runs", "--format", "parquet"]).expect(2).says("--output");
+    b.voxmill(&["query", "p.yaml", "select * from runs", "--format", "parquet", "--output", "r.parquet"]).expect(0);
+    assert_eq!(&std::fs::read(b.path("r.parquet")).unwrap()[..4], b"PAR1");
+    b.voxmill(&["query", "p.yaml", "select node, took_ms from executions", "--format", "json"]).expect(0).says("\"node\": \"image\"");
+}
+
+#[test]
+fn a_case_an_instance_and_a_key_can_be_traced() {
+    let b = Bench::new(2);
+    b.run(&["ready"]).expect(0);
+    let trace = |what: &str| b.voxmill(&["trace", what, "--workspace", "work"]);
+    let by_case = trace("hippocampus_001").expect(0);
+    by_case.says("image: assemble hippocampus_001").says("ready: normalize hippocampus_001").says("instances of series");
+    assert!(!by_case.stdout.contains("hippocampus_004"), "{}", by_case.stdout);
+    let file = std::fs::read_dir(b.archive().join("hippocampus_001/MR")).unwrap().next().unwrap().unwrap().path();
+    let by_file = trace(file.to_str().unwrap()).expect(0);
+    assert_eq!(by_file.stdout, by_case.stdout);
+    let key = ask(&b, "select key from executions where node = 'image' order by \"case\" limit 1");
+    // In the folder of the only pipeline nothing more need be said.
+    assert_eq!(b.voxmill(&["trace", &key[0][..12]]).expect(0).stdout, by_case.stdout);
+    b.voxmill(&["trace", "hippocampus_001", "--format", "mermaid"]).expect(0).says("flowchart").says("-->");
+    trace("hippocampus_00").expect(2).says("hippocampus_001, hippocampus_004");
+    b.voxmill(&["trace", "x", "--workspace", "archive"]).expect(2).says("archive");
+}
+
+/// DuckDB reads lineage and index as they lie on disk.
+#[test]
+fn duckdb_reads_lineage_and_index() {
+    let must = std::env::var_os("VOXMILL_REQUIRE_PYTHON").is_some_and(|v| v == "1");
+    let has_duckdb =
+        |p: &std::ffi::OsString| std::process::Command::new(p).args(["-c", "import duckdb"]).output().is_ok_and(|o| o.status.success());
+    let Some(python) = std::env::var_os("VOXMILL_PYTHON").filter(has_duckdb) else {
+        assert!(!must, "VOXMILL_PYTHON names no interpreter that imports duckdb");
+        return eprintln!("skipped: VOXMILL_PYTHON names no interpreter that imports duckdb");
+    };
+    let b = Bench::new(2);
+    b.run(&["image"]).expect(0);
+    let script = "import duckdb\n\
+                  q = lambda sql: print(duckdb.sql(sql).fetchall())\n\
+                  q(\"select status from 'work/lineage/runs/*.parquet'\")\n\
+                  q(\"select node, status, count(*) from 'work/lineage/executions/*.parquet' group by all order by node\")\n\
+                  q(\"select modality, count(*) from 'work/out/series/series.parquet' where kind = 'image' group by all\")";
+    let out = std::process::Command::new(python).args(["-c", script]).current_dir(b.dir.path()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!(text, "[('done',)]\n[('image', 'made', 2), ('series', 'made', 1)]\n[('MR', 2)]\n");
+}
