@@ -46,7 +46,7 @@ fn upper() -> f64 {
 }
 
 impl Normalize {
-    /// The volume and the names of channels that are constant.
+    /// The volume and the names of channels in which nothing differs.
     fn apply(&self, v: Volume) -> Result<(Volume, Vec<String>), Error> {
         let mut values = match v.voxels {
             Voxels::F32(x) => x,
@@ -55,25 +55,26 @@ impl Normalize {
         let mut flat = Vec::new();
         let skips = |v: f32| self.nonzero && v == 0.0;
         for (name, values) in v.channels.iter().zip(values.chunks_exact_mut(v.geometry.size.count().max(1))) {
-            let (_, std, n) = intensity::mean_std(values, |_, v| !skips(v));
-            if n == 0 && !values.iter().any(|v| *v == 0.0) {
+            if !values.iter().any(|v| v.is_finite()) {
                 return Err(Error::Input { what: format!("channel {name}"), found: "no finite voxel".into(), expected: "an image".into() });
             }
-            if std == 0.0 {
-                flat.push(name.clone());
-            }
-            match self.method {
-                Method::Zscore => intensity::zscore(values, |_, v| !skips(v)),
+            let spread = match self.method {
+                Method::Zscore => intensity::zscore(values, |_, v| !skips(v)).1,
                 Method::Percentiles => {
-                    let ends = intensity::percentiles(values.iter().copied().filter(|v| !skips(*v)), &[self.lower, self.upper]);
-                    if let Some(ends) = ends {
-                        let (zeros, before) = (self.nonzero, values.to_vec());
-                        intensity::window(values, ends[0] as f32, ends[1] as f32, 0.0, 1.0, true);
-                        if zeros {
+                    match intensity::percentiles(values.iter().copied().filter(|v| !skips(*v)), &[self.lower, self.upper]) {
+                        // Everything is 0 and left as it is.
+                        None => 0.0,
+                        Some(ends) => {
+                            let before = if self.nonzero { values.to_vec() } else { Vec::new() };
+                            intensity::window(values, ends[0] as f32, ends[1] as f32, 0.0, 1.0, true);
                             values.iter_mut().zip(before).filter(|(_, b)| *b == 0.0).for_each(|(v, _)| *v = 0.0);
+                            ends[1] - ends[0]
                         }
                     }
                 }
+            };
+            if spread == 0.0 {
+                flat.push(name.clone());
             }
         }
         let mut about = v.about;

@@ -287,4 +287,33 @@ mod tests {
         assert!(stage(serde_json::json!({ "spacing_mm": 700 })).check().iter().all(|f| f.is_warning));
         assert!(stage(serde_json::json!({ "spacing_mm": 1 })).check().is_empty());
     }
+    #[test]
+    fn memory_grows_with_the_output() {
+        let hash = voxmill_schemas::artifact::ContentHash::of(b"");
+        let manifest = voxmill_schemas::artifact::Manifest {
+            key: voxmill_schemas::artifact::Key::of(b""),
+            content: hash,
+            kind: Kind::Volume,
+            case: None,
+            recipe: voxmill_schemas::artifact::Recipe {
+                stage: "annotate".into(),
+                version: 1,
+                config: serde_json::Value::Null,
+                inputs: Default::default(),
+                seed: 0,
+            },
+            input_keys: Default::default(),
+            facts: volume().facts().facts,
+            files: Default::default(),
+            bytes: 0,
+            layout: 1,
+        };
+        let input = crate::stage::Input { dir: Default::default(), manifest: std::sync::Arc::new(manifest), rows: None };
+        let inputs = Inputs([("volume".to_string(), vec![input])].into_iter().collect());
+        let bytes = |with| stage(with).memory_bytes(&inputs);
+        // 60 voxels of int16 with labels; as many, or 8 times as many, float32 with labels and a quarter of that again.
+        assert_eq!(bytes(serde_json::json!({ "spacing_mm": 0 })), 180 + 300 + 75);
+        assert_eq!(bytes(serde_json::json!({ "spacing_mm": { "z": 1, "y": 0.5, "x": 0.5 } })), 180 + 2400 + 600);
+        assert!(bytes(serde_json::json!({ "spacing_mm": 1, "interpolation": "cubic" })) > bytes(serde_json::json!({ "spacing_mm": 1 })));
+    }
 }

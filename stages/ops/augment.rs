@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::Zyx;
 
+use super::{intensity, smooth};
+
 /// What is done to one patch, in this order. Empty: nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -75,10 +77,13 @@ pub fn apply(augment: &Augment, mut s: Sample) -> Sample {
             Step::ShiftIntensity { offset } => mapped(s, |v| v + *offset as f32),
             Step::Gamma { gamma } => {
                 let voxels_a_channel = s.size.count().max(1);
-                s.voxels.chunks_mut(voxels_a_channel).for_each(|channel| adjust_gamma(channel, *gamma as f32));
+                s.voxels.chunks_mut(voxels_a_channel).for_each(|channel| intensity::adjust_contrast(channel, *gamma as f32));
                 s
             }
-            Step::Blur { sigma } => blur(s, *sigma),
+            Step::Blur { sigma } => {
+                s.voxels = smooth::gaussian(&s.voxels, s.size, *sigma, smooth::Edge::Repeat);
+                s
+            }
         };
     }
     s
@@ -187,46 +192,6 @@ fn add_noise(voxels: &mut [f32], std: f32, seed: u64) {
         pair[0] += radius * angle.cos();
         if let Some(second) = pair.get_mut(1) {
             *second += radius * angle.sin();
-        }
-    }
-}
-
-fn adjust_gamma(channel: &mut [f32], gamma: f32) {
-    let (low, high) = channel.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-    let range = high - low;
-    channel.iter_mut().for_each(|v| *v = ((*v - low) / (range + 1e-7)).max(0.0).powf(gamma) * range + low);
-}
-
-fn blur(mut s: Sample, sigma: Zyx<f64>) -> Sample {
-    let size = s.size;
-    for channel in s.voxels.chunks_mut(size.count().max(1)) {
-        for (axis, sigma) in [(Axis::Z, sigma.z), (Axis::Y, sigma.y), (Axis::X, sigma.x)] {
-            blur_axis(channel, size, axis, sigma);
-        }
-    }
-    s
-}
-
-fn blur_axis(channel: &mut [f32], size: Zyx<usize>, axis: Axis, sigma: f64) {
-    let reach = (4.0 * sigma).ceil() as i64;
-    if sigma <= 0.0 || reach == 0 {
-        return;
-    }
-    let kernel: Vec<f64> = (-reach..=reach).map(|k| (-(k * k) as f64 / (2.0 * sigma * sigma)).exp()).collect();
-    let total: f64 = kernel.iter().sum();
-    let kernel: Vec<f32> = kernel.iter().map(|w| (w / total) as f32).collect();
-    let (n, stride) = match axis {
-        Axis::Z => (size.z, size.y * size.x),
-        Axis::Y => (size.y, size.x),
-        Axis::X => (size.x, 1),
-    };
-    let mut line = vec![0f32; n];
-    for i in indices(with(size, axis, 1)) {
-        let first = (i.z * size.y + i.y) * size.x + i.x;
-        line.iter_mut().enumerate().for_each(|(k, v)| *v = channel[first + k * stride]);
-        for k in 0..n {
-            let at = |d: usize| line[(k as i64 + d as i64 - reach).clamp(0, n as i64 - 1) as usize];
-            channel[first + k * stride] = kernel.iter().enumerate().map(|(d, w)| w * at(d)).sum();
         }
     }
 }

@@ -44,13 +44,13 @@ pub fn mean_std(values: &[f32], keep: impl Fn(usize, f32) -> bool + Sync) -> (f6
 }
 
 /// Subtracts the mean and divides by the standard deviation (1 where it is 0) of the values that `keep` accepts; the others stay as they are
-/// (MONAI `NormalizeIntensity`, whose `nonzero` is `|_, v| v != 0.0`). Without an accepted value nothing changes.
-pub fn zscore(values: &mut [f32], keep: impl Fn(usize, f32) -> bool + Sync) {
-    let (mean, std, n) = mean_std(values, &keep);
-    if n == 0 {
-        return;
+/// (MONAI `NormalizeIntensity`, whose `nonzero` is `|_, v| v != 0.0`). Without an accepted value nothing changes. Gives what [`mean_std`] found.
+pub fn zscore(values: &mut [f32], keep: impl Fn(usize, f32) -> bool + Sync) -> (f64, f64, usize) {
+    let found = mean_std(values, &keep);
+    if found.2 == 0 {
+        return found;
     }
-    let (mean, std) = (mean as f32, if std == 0.0 { 1.0 } else { std as f32 });
+    let (mean, std) = (found.0 as f32, if found.1 == 0.0 { 1.0 } else { found.1 as f32 });
     values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
         for (i, v) in values.iter_mut().enumerate() {
             if keep(block * BLOCK + i, *v) {
@@ -58,6 +58,7 @@ pub fn zscore(values: &mut [f32], keep: impl Fn(usize, f32) -> bool + Sync) {
             }
         }
     });
+    found
 }
 
 /// Percentiles of the finite values, interpolated linearly between the order statistics at q/100·(n − 1) as numpy does. `None` without a finite value.
@@ -95,13 +96,6 @@ pub fn adjust_contrast(values: &mut [f32], gamma: f32) {
     values
         .par_chunks_mut(BLOCK)
         .for_each(|values| values.iter_mut().for_each(|v| *v = ((*v - min) / (width + 1e-7)).powf(gamma) * width + min));
-}
-
-/// Moves every value away from the mean (factor > 1) or toward it, held in the range of the input (batchgenerators `ContrastTransform`).
-pub fn stretch_contrast(values: &mut [f32], factor: f32) {
-    let Some((min, max)) = range(values) else { return };
-    let mean = mean_std(values, |_, _| true).0 as f32;
-    values.iter_mut().for_each(|v| *v = ((*v - mean) * factor + mean).max(min).min(max));
 }
 
 #[cfg(test)]
