@@ -52,7 +52,7 @@ impl Source {
             Wrapping::None => bytes,
             Wrapping::Gzip => unfold(flate2::read::MultiGzDecoder::new(&bytes[..]), bytes.len(), Vec::new())?,
             Wrapping::Deflate => {
-                let start = scan::meta(&bytes).map_or(0, |(_, start)| start);
+                let start = scan::meta(&bytes).map_or(0, |m| m.end);
                 unfold(flate2::read::DeflateDecoder::new(&bytes[start..]), bytes.len(), bytes[..start].to_vec())?
             }
         };
@@ -115,7 +115,7 @@ fn is_wrapped(start: &[u8]) -> Option<Wrapping> {
     if start.starts_with(&[0x1f, 0x8b, 8]) {
         return Some(Wrapping::Gzip);
     }
-    scan::meta(start).filter(|(syntax, _)| syntax == DEFLATED).map(|_| Wrapping::Deflate)
+    scan::meta(start).filter(|m| m.transfer_syntax == DEFLATED).map(|_| Wrapping::Deflate)
 }
 
 fn unfold(reader: impl Read, folded: usize, mut out: Vec<u8>) -> Result<Vec<u8>> {

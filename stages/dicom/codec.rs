@@ -1,5 +1,6 @@
 //! Encapsulated pixel data (PS3.5 A.4): fragments → frames → samples. What the codestream says of its size is compared with the header before a decoder
-//! may allocate by it. JPEG and JPEG 2000 decoders are those of dicom-rs; RLE is read here, because a short segment must be an error, not a panic.
+//! may allocate by it. JPEG and JPEG 2000 decoders are those of dicom-rs. RLE and JPEG-LS are read here: a short segment must be an error,
+//! not a panic, and the only other decoder of JPEG-LS is C++.
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,6 +11,7 @@ use dicom::transfer_syntax::TransferSyntaxRegistry;
 
 use super::bytes::Source;
 use super::header::Header;
+use super::jpegls;
 
 /// Why a frame gives no samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,7 +193,11 @@ fn jpeg(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     let (marker, stated) = start_of_frame(stream).ok_or_else(|| CodecError::Broken("JPEG codestream without a frame header".into()))?;
     let unsupported = |syntax: &str| Err(CodecError::Unsupported { syntax: syntax.into(), help: CONVERT.into() });
     match (marker, stated.precision) {
-        (0xf7, _) => return unsupported("JPEG-LS"),
+        (0xf7, _) => {
+            compare(h, &stated).map_err(CodecError::Broken)?;
+            let values = jpegls::decode(stream, h.rows as usize, h.columns as usize).map_err(CodecError::Broken)?;
+            return Ok(Samples { bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(), bytes_per_sample: 2 });
+        }
         (0xc0..=0xc2, 8) | (0xc3, 2..=16) => {}
         (0xc0..=0xc2, p) => {
             return unsupported(&format!("lossy JPEG of {p} bits (process {})", if marker == 0xc2 { "10 and 12" } else { "2 and 4" }));
@@ -246,14 +252,19 @@ fn jpeg2000(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     through_registry(h, stream, &stated, JPEG2000)
 }
 
+/// Whether a codestream holds what the header says, before anything is allocated for it.
+fn compare(h: &Header, stated: &Stated) -> Result<(), String> {
+    let is_same = (stated.rows, stated.columns, stated.components) == (h.rows, h.columns, 1);
+    let Stated { rows, columns, components, .. } = stated;
+    let told = || {
+        format!("the codestream holds {rows}×{columns} pixels of {components} components, the header says {}×{} of 1", h.rows, h.columns)
+    };
+    if is_same { Ok(()) } else { Err(told()) }
+}
+
 fn through_registry(h: &Header, stream: &[u8], stated: &Stated, syntax: &str) -> Result<Samples, CodecError> {
-    let broken = |why: String| CodecError::Broken(why);
-    if (stated.rows, stated.columns, stated.components) != (h.rows, h.columns, 1) {
-        return Err(broken(format!(
-            "the codestream holds {}×{} pixels of {} components, the header says {}×{} of 1",
-            stated.rows, stated.columns, stated.components, h.rows, h.columns
-        )));
-    }
+    let broken = CodecError::Broken;
+    compare(h, stated).map_err(broken)?;
     let bytes_per_sample = if stated.precision <= 8 { 1 } else { 2 };
     let frame = OneFrame { stream, rows: h.rows as u16, columns: h.columns as u16, bits: bytes_per_sample as u16 * 8, syntax };
     let known = TransferSyntaxRegistry.get(syntax);

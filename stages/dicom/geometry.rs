@@ -20,9 +20,9 @@ pub struct Plane {
 pub fn plane(orientation: [f64; 6]) -> Result<Plane, String> {
     let [a, b, c, d, e, f] = orientation;
     let (x, y) = (Lps([a, b, c]), Lps([d, e, f]));
-    let worst = (x.norm() - 1.0).abs().max((y.norm() - 1.0).abs()).max(x.dot(y).abs());
+    let off = [(x.norm() - 1.0).abs(), (y.norm() - 1.0).abs(), x.dot(y).abs()];
     // Written this way so that a value that is no number is refused as well.
-    if !(worst <= COSINE_TOLERANCE) {
+    if !off.iter().all(|o| *o <= COSINE_TOLERANCE) {
         return Err(format!(
             "ImageOrientationPatient {orientation:?} are not two unit vectors at a right angle: lengths {:.4} and {:.4}, product {:.4}, where {COSINE_TOLERANCE} off is allowed",
             x.norm(),

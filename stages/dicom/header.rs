@@ -77,6 +77,8 @@ pub struct FrameHeader {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub thickness_mm: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub between_mm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub slope: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub intercept: Option<f64>,
@@ -121,7 +123,7 @@ static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
     let values = vec![
         t::SPECIFIC_CHARACTER_SET, t::IMAGE_TYPE, t::SOP_CLASS_UID, t::SOP_INSTANCE_UID, t::ACQUISITION_TIME, t::CONTENT_TIME,
         t::ACQUISITION_DATE_TIME, t::MODALITY, t::MANUFACTURER, t::SERIES_DESCRIPTION, t::REFERENCED_SOP_INSTANCE_UID, t::FRAME_TYPE,
-        t::PATIENT_ID, t::BODY_PART_EXAMINED, t::SLICE_THICKNESS, t::ECHO_TIME, t::ECHO_NUMBERS, t::TRIGGER_TIME, t::IMAGER_PIXEL_SPACING,
+        t::PATIENT_ID, t::BODY_PART_EXAMINED, t::SLICE_THICKNESS, t::SPACING_BETWEEN_SLICES, t::ECHO_TIME, t::ECHO_NUMBERS, t::TRIGGER_TIME, t::IMAGER_PIXEL_SPACING,
         t::EFFECTIVE_ECHO_TIME, t::DIFFUSION_B_VALUE, t::STUDY_INSTANCE_UID, t::SERIES_INSTANCE_UID, t::ACQUISITION_NUMBER,
         t::INSTANCE_NUMBER, t::IMAGE_POSITION_PATIENT, t::IMAGE_ORIENTATION_PATIENT, t::FRAME_OF_REFERENCE_UID,
         t::TEMPORAL_POSITION_IDENTIFIER, t::STACK_ID, t::IN_STACK_POSITION_NUMBER, t::TEMPORAL_POSITION_INDEX, t::DIMENSION_INDEX_VALUES,
@@ -240,7 +242,8 @@ fn header_of(s: &scan::Scan) -> Header {
         transfer_syntax: if s.transfer_syntax.is_empty() { shown.into() } else { s.transfer_syntax.clone() },
         is_big_endian: s.is_big_endian,
         wrapping: Wrapping::None,
-        sop_class: top.text(t::SOP_CLASS_UID),
+        // DICOMDIR says what it is in the meta group only.
+        sop_class: Some(top.text(t::SOP_CLASS_UID)).filter(|c| !c.is_empty()).unwrap_or_else(|| s.media_class.clone()),
         sop_instance: top.text(t::SOP_INSTANCE_UID),
         study: top.text(t::STUDY_INSTANCE_UID),
         series: top.text(t::SERIES_INSTANCE_UID),
@@ -286,7 +289,6 @@ fn header_of(s: &scan::Scan) -> Header {
 fn frames_of(top: &Level) -> Vec<FrameHeader> {
     let mut base = FrameHeader::default();
     fill(&mut base, top);
-    base.thickness_mm = top.floats(t::SLICE_THICKNESS).first().copied();
     base.echo_time_ms = top.floats(t::ECHO_TIME).first().copied();
     base.echo_number = top.int(t::ECHO_NUMBERS);
     base.trigger_ms = top.floats(t::TRIGGER_TIME).first().copied();
@@ -337,6 +339,7 @@ fn fill(f: &mut FrameHeader, l: &Level) {
     set(&mut f.orientation, l.floats(t::IMAGE_ORIENTATION_PATIENT).try_into().ok());
     set(&mut f.spacing_mm, l.floats(t::PIXEL_SPACING).try_into().ok());
     set(&mut f.thickness_mm, l.floats(t::SLICE_THICKNESS).first().copied());
+    set(&mut f.between_mm, l.floats(t::SPACING_BETWEEN_SLICES).first().copied());
     set(&mut f.slope, l.floats(t::RESCALE_SLOPE).first().copied());
     set(&mut f.intercept, l.floats(t::RESCALE_INTERCEPT).first().copied());
     set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty()));

@@ -9,6 +9,7 @@ mod fill;
 pub mod geometry;
 pub mod group;
 pub mod header;
+pub mod jpegls;
 pub mod level;
 pub mod order;
 pub mod phantom;

@@ -13,6 +13,8 @@ pub struct Slice {
     pub orientation: Option<[f64; 6]>,
     pub spacing_mm: Option<[f64; 2]>,
     pub thickness_mm: Option<f64>,
+    /// SpacingBetweenSlices.
+    pub between_mm: Option<f64>,
     pub rows: usize,
     pub columns: usize,
     pub instance_number: Option<i64>,
@@ -45,6 +47,7 @@ impl Slice {
             orientation: f.orientation,
             spacing_mm: f.spacing_mm,
             thickness_mm: f.thickness_mm,
+            between_mm: f.between_mm,
             rows: h.rows as usize,
             columns: h.columns as usize,
             instance_number: h.instance_number,
@@ -63,7 +66,7 @@ impl Slice {
 }
 
 /// Puts slices in order.
-/// - `keeps_single`: one slice alone becomes a volume of depth one, its step taken from SliceThickness
+/// - `keeps_single`: one slice alone becomes a volume of depth one, its step taken from SliceThickness (or SpacingBetweenSlices, or 1 mm with a note)
 pub fn stack(slices: &[Slice], keeps_single: bool) -> Result<Stack, String> {
     let first = slices.first().ok_or("no slices")?;
     let (spacing_mm, plane) = common_plane(slices)?;
@@ -139,9 +142,13 @@ fn single_step(slice: &Slice, plane: &Plane, keeps_single: bool, notes: &mut Vec
     if !keeps_single {
         return Err("one slice alone has no spacing between slices (`single_slice: keep` takes its thickness)".into());
     }
-    let thickness = slice.thickness_mm.filter(|t| *t > 0.0).ok_or("one slice alone, and it has no SliceThickness either")?;
-    notes.push(format!("one slice: its depth of {thickness} mm is SliceThickness"));
-    Ok(plane.normal.scale(thickness))
+    let known = [("SliceThickness", slice.thickness_mm), ("SpacingBetweenSlices", slice.between_mm)];
+    let (name, depth) = known.into_iter().find_map(|(n, v)| Some((n, v.filter(|v| *v > 0.0)?))).unwrap_or(("nothing", 1.0));
+    notes.push(match name {
+        "nothing" => "one slice: the file does not say how deep it is, 1 mm stands in".into(),
+        _ => format!("one slice: its depth of {depth} mm is {name}"),
+    });
+    Ok(plane.normal.scale(depth))
 }
 
 /// The step from slice to slice, when there is one: max |d − median| ≤ max(0.01 median, 0.01 mm).
@@ -209,6 +216,7 @@ mod tests {
             orientation: Some([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
             spacing_mm: Some([0.5, 0.5]),
             thickness_mm: Some(3.0),
+            between_mm: None,
             rows: 4,
             columns: 4,
             instance_number: Some(i as i64 + 1),

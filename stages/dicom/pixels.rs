@@ -312,9 +312,11 @@ mod tests {
 
     #[test]
     fn sizes_are_checked_before_anything_is_read() {
-        let big = Header { rows: 65535, columns: 65535, n_frames: u32::MAX, ..header(16, 16, false) };
+        let big = Header { rows: 65535, columns: 65535, n_frames: 1000, ..header(16, 16, false) };
         let why = check("a/b", &big, 1000).unwrap_err().to_string();
         assert!(why.starts_with("a/b: pixel data are truncated") && why.contains("found 1000 bytes"), "{why}");
+        let endless = Header { n_frames: u32::MAX, ..big };
+        assert!(check("f", &endless, 1000).unwrap_err().to_string().contains("are no image"));
         let colour = Header { samples: 3, photometric: "RGB".into(), ..header(8, 8, false) };
         assert!(check("f", &colour, 1 << 40).unwrap_err().to_string().contains("RGB"));
         assert!(check("f", &header(12, 12, false), 1 << 40).unwrap_err().to_string().contains("12 bits allocated"));

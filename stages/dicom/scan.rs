@@ -35,6 +35,8 @@ pub struct PixelElement {
 pub struct Scan<'a> {
     /// From the meta group; empty where there is none.
     pub transfer_syntax: String,
+    /// MediaStorageSOPClassUID of the meta group.
+    pub media_class: String,
     pub is_big_endian: bool,
     pub is_explicit: bool,
     pub elements: Vec<Element<'a>>,
@@ -74,8 +76,17 @@ const ITEM: Tag = Tag(0xFFFE, 0xE000);
 const ITEM_END: Tag = Tag(0xFFFE, 0xE00D);
 const SEQUENCE_END: Tag = Tag(0xFFFE, 0xE0DD);
 
-/// The meta group: transfer syntax, and where the data set begins. `None`: not DICOM as far as the first bytes tell.
-pub fn meta(bytes: &[u8]) -> Option<(String, usize)> {
+/// The meta group of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    pub transfer_syntax: String,
+    pub sop_class: String,
+    /// Where the data set begins.
+    pub end: usize,
+}
+
+/// Reads the meta group, if there is one. `None`: not DICOM as far as the first bytes tell.
+pub fn meta(bytes: &[u8]) -> Option<Meta> {
     let start = match bytes {
         b if b.len() >= 132 && &b[128..132] == b"DICM" => 132,
         b if b.len() >= 4 && &b[..4] == b"DICM" => 4,
@@ -83,19 +94,21 @@ pub fn meta(bytes: &[u8]) -> Option<(String, usize)> {
     };
     if !looks_like_elements(bytes.get(start..)?) {
         // A preamble with the magic in place but nothing behind it is a broken DICOM file, not another format.
-        return (start == 132).then_some((String::new(), start));
+        return (start == 132).then_some(Meta { end: start, ..Meta::default() });
     }
     let mut c = Cursor { bytes, pos: start, file_len: bytes.len() as u64, is_big: false };
-    let mut syntax = String::new();
+    let mut found = Meta::default();
     while bytes.get(c.pos..c.pos + 2) == Some(&[2, 0]) {
         let Ok(h) = c.header(true) else { break };
         let Some(value) = bytes.get(c.pos..c.pos.saturating_add(h.length as usize)) else { break };
-        if h.tag == tags::TRANSFER_SYNTAX_UID {
-            syntax = text(value);
+        match h.tag {
+            tags::TRANSFER_SYNTAX_UID => found.transfer_syntax = text(value),
+            tags::MEDIA_STORAGE_SOP_CLASS_UID => found.sop_class = text(value),
+            _ => {}
         }
         c.pos += value.len();
     }
-    Some((syntax, c.pos))
+    Some(Meta { end: c.pos, ..found })
 }
 
 /// Whether bytes could be the start of a data set or of a meta group: a group that a file can begin with, and a length that is not absurd.
@@ -112,7 +125,7 @@ fn looks_like_elements(b: &[u8]) -> bool {
 
 /// Reads up to the pixel data. `bytes` is a prefix (or all) of a file of `file_len` bytes.
 pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<'a>, Fault<'a>> {
-    let Some((transfer_syntax, start)) = meta(bytes) else { return Err(Fault::NotDicom) };
+    let Some(Meta { transfer_syntax, sop_class: media_class, end: start }) = meta(bytes) else { return Err(Fault::NotDicom) };
     let Some(first) = bytes.get(start..start + 8) else {
         let why = "the file ends before its data set begins".to_string();
         return Err(if (bytes.len() as u64) < file_len { Fault::NeedsMore } else { Fault::Broken { why, so_far: Vec::new() } });
@@ -123,7 +136,7 @@ pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<
     let mut elements = Vec::new();
     let mut pixel = None;
     match c.level(None, is_explicit, 0, wanted, &mut elements, &mut pixel) {
-        Ok(()) => Ok(Scan { transfer_syntax, is_big_endian, is_explicit, elements, pixel }),
+        Ok(()) => Ok(Scan { transfer_syntax, media_class, is_big_endian, is_explicit, elements, pixel }),
         Err(Stop::NeedsMore) => Err(Fault::NeedsMore),
         Err(Stop::Broken(why)) => Err(Fault::Broken { why, so_far: elements }),
     }

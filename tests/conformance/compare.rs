@@ -5,15 +5,8 @@ use voxmill_stages::nifti::Image;
 use voxmill_stages::volume::Voxels;
 
 /// Channel `channel` of the reference against ours; `Err` says what differs.
-/// - `value_tolerance`: relative to the largest value
-pub fn same(
-    geometry: &Geometry,
-    voxels: &Voxels,
-    reference: &Image,
-    channel: usize,
-    limit_mm: f64,
-    value_tolerance: f32,
-) -> Result<(), String> {
+/// - `allowed`: how far values may be from one another, besides a millionth of the largest for float32
+pub fn same(geometry: &Geometry, voxels: &Voxels, reference: &Image, channel: usize, limit_mm: f64, allowed: f32) -> Result<(), String> {
     let (ours, n) = (geometry.size, reference.geometry.size);
     if ours.count() != n.count() {
         return Err(format!("{ours} voxels, the reference has {n}"));
@@ -37,7 +30,7 @@ pub fn same(
     }
     let (mine, theirs) = (voxels.to_f32(), reference.voxels.to_f32());
     let theirs = &theirs[channel * n.count()..(channel + 1) * n.count()];
-    let largest = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let allowed = allowed + 1e-6 * theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
     let mut wrong = 0usize;
     let mut first = None;
     let mut i = 0;
@@ -47,7 +40,7 @@ pub fn same(
                 let [a, b, c] = at(z, y, x);
                 let is_inside = [a, b, c].iter().zip(n.to_array()).all(|(v, n)| (0..n as i64).contains(v));
                 let value = if is_inside { theirs[(a as usize * n.y + b as usize) * n.x + c as usize] } else { f32::NAN };
-                if !((mine[i] - value).abs() <= value_tolerance * largest) {
+                if !((mine[i] - value).abs() <= allowed) {
                     wrong += 1;
                     first.get_or_insert((z, y, x, mine[i], value));
                 }

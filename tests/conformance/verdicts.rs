@@ -44,7 +44,7 @@ const DICOM2NIFTI: &[(&str, Expected)] = &[
     ("generic/compressed/001", Truth(1)),
     ("generic/compressed_j2k/001", Truth(1)),
     ("generic/compressed_jpeg/001", Truth(1)),
-    ("generic/compressed_jpegls/001", Refused("JPEG-LS is not decoded by this build")),
+    ("generic/compressed_jpegls/001", Truth(1)),
     ("generic/compressed_rle/001", Truth(1)),
     ("generic/rgb/001", Refused("colour images are not read yet")),
     ("hitachi/anatomical/001", Truth(1)),
@@ -83,7 +83,7 @@ fn judge(folder: &Path, expected: &Expected) -> Result<String, String> {
                 let name = format!("{}{ending}", folder.file_name().unwrap().to_string_lossy());
                 let truth = nifti::read(&folder.with_file_name(&name)).map_err(|e| e.to_string())?;
                 for (channel, v) in volumes.iter().flatten().enumerate() {
-                    same(&v.geometry, &v.voxels, &truth, channel, 2e-3, 1e-6).map_err(|e| format!("{name}, volume {channel}: {e}"))?;
+                    same(&v.geometry, &v.voxels, &truth, channel, 2e-3, 0.0).map_err(|e| format!("{name}, volume {channel}: {e}"))?;
                 }
             }
             let sizes: Vec<String> = volumes.iter().flatten().map(|v| v.geometry.size.to_string()).collect();
@@ -149,27 +149,67 @@ fn every_transfer_syntax_gives_the_same_voxels_or_is_named() {
     let equal = verdicts.values().filter(|v| *v == "equal").count();
     let named = verdicts.values().filter(|v| v.contains("is not decoded by this build")).count();
     let lossy = verdicts.values().filter(|v| v.starts_with("within")).count();
-    assert_eq!((equal, named, lossy), (10, 5, 1), "{verdicts:#?}");
+    assert_eq!((equal, named, lossy), (10, 3, 3), "{verdicts:#?}");
 }
 
 /// The MR series of the hippocampus set and the NIfTI files they were made from.
 #[test]
 fn hippocampus_series_are_their_nifti_twins() {
-    let (dicom, twins) = (root().join("hippocampus"), root().join("hippocampus_nifti/images"));
-    let mut cases: Vec<_> = std::fs::read_dir(&dicom).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
-    cases.sort();
-    let mut held = 0;
-    for case in &cases {
-        let twin = twins.join(format!("{}.nii.gz", case.file_name().unwrap().to_string_lossy()));
-        let archive = open(&case.join("MR"));
+    let twins = root().join("hippocampus_nifti/images");
+    let dicom =
+        if is_whole() { root().join("hippocampus") } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/hippocampus") };
+    let mut twins: Vec<_> = std::fs::read_dir(&twins).unwrap().map(|e| e.unwrap().path()).collect();
+    twins.sort();
+    for twin in &twins {
+        let name = twin.file_name().unwrap().to_string_lossy().replace(".nii.gz", "");
+        let archive = open(&dicom.join(&name).join("MR"));
         let images = archive.images();
-        assert_eq!(images.len(), 1, "{}", case.display());
+        assert_eq!(images.len(), 1, "{name}");
         let v = archive.volume(images[0]).unwrap();
-        let twin = nifti::read(&twin).unwrap();
-        same(&v.geometry, &v.voxels, &twin, 0, 1e-3, 0.0).unwrap_or_else(|e| panic!("{}: {e}", case.display()));
+        // Those with a rescale slope were rounded to stored values: half a step off at most.
+        let slope = v.headers.iter().flat_map(|h| &h.frames).filter_map(|f| f.slope).fold(0.0, f64::max);
+        let rounded = if slope == 1.0 { 0.0 } else { 0.5 * slope as f32 };
+        let twin = nifti::read(twin).unwrap();
+        same(&v.geometry, &v.voxels, &twin, 0, 1e-3, rounded).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    assert_eq!(twins.len(), if is_whole() { 200 } else { 2 });
+}
+
+/// One CT as classic files and as a legacy converted enhanced file: the same volume.
+#[test]
+fn classic_and_enhanced_twins_are_one_volume() {
+    let mut held = 0;
+    for name in ["23x38x3", "24x38x3"] {
+        let folder = root().join("dcmqi/segmentations").join(name);
+        if !folder.is_dir() {
+            continue;
+        }
+        let read = |part: &str| {
+            let archive = open(&folder.join(part));
+            let images = archive.images();
+            assert_eq!(images.len(), 1, "{name}/{part}");
+            archive.volume(images[0]).unwrap()
+        };
+        let (classic, enhanced) = (read("image"), read("multiframe"));
+        assert!(classic.geometry.same_grid(&enhanced.geometry, 1e-6), "{:?}\n{:?}", classic.geometry, enhanced.geometry);
+        assert_eq!(classic.voxels, enhanced.voxels, "{name}");
         held += 1;
     }
-    assert_eq!(held, if is_whole() { 200 } else { 2 });
+    assert_eq!(held, if is_whole() { 2 } else { 1 });
+}
+
+/// Enhanced MR: magnitude, phase and echoes of one file, and a time series of several files.
+#[test]
+fn enhanced_files_fall_into_their_volumes() {
+    let folder = root().join("dcm_qa_enh/In");
+    if !folder.is_dir() {
+        return assert!(!is_whole(), "{} is missing", folder.display());
+    }
+    for (name, n_volumes, n_slices) in [("Philips", 4, 16), ("Siemens/XA10", 4, 6)] {
+        let archive = open(&folder.join(name));
+        let sizes: Vec<_> = archive.images().iter().map(|s| archive.volume(s).map(|v| v.geometry.size.z)).collect();
+        assert_eq!(sizes, vec![Ok(n_slices); n_volumes], "{name}");
+    }
 }
 
 /// No file of this collection of oddities stops the reading, and what can be read is.
@@ -201,4 +241,5 @@ fn odd_files_get_a_verdict_and_never_a_panic() {
         }
     }
     println!("{read} volumes");
+    assert!(read >= 24, "{read} volumes");
 }
