@@ -197,3 +197,141 @@ fn copy_up(values: &[f32], maps: usize, small: Zyx<usize>, full: Zyx<usize>) -> 
     }
     out
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn trainer(dropout: f64, seed: u64) -> Trainer {
+        let network = json!({
+            "kind": "dynunet", "filters": [4, 8, 12], "kernel_size": [[1, 3, 3], 3, 3], "strides": [1, [1, 2, 2], 2],
+            "res_block": true, "trans_bias": true, "deep_supervision": 1, "dropout": dropout,
+        });
+        let loss = json!({ "dice": 0.7, "focal": 0.3, "cross_entropy": 0.1, "boundary": 0.01 });
+        let optimiser = json!({ "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0 });
+        let from = |v| serde_json::from_value(v);
+        Trainer::new(
+            &from(network).unwrap(),
+            2,
+            3,
+            &serde_json::from_value(loss).unwrap(),
+            &serde_json::from_value(optimiser).unwrap(),
+            seed,
+            &Device::cpu(),
+        )
+        .unwrap()
+    }
+
+    const SIZE: Zyx<usize> = Zyx::new(8, 16, 20);
+
+    /// Images whose second channel shows where the classes are.
+    fn batch(step: usize) -> (Vec<f32>, Vec<u8>) {
+        let mut images = Vec::new();
+        let mut labels = Vec::new();
+        for b in 0..2 {
+            let class = |v: usize| ((v / 20 % 16 + step + b) / 6 % 3) as u8;
+            images.extend((0..SIZE.count()).map(|v| ((v * 37 + step * 11) % 97) as f32 / 97.0 - 0.5));
+            images.extend((0..SIZE.count()).map(|v| class(v) as f32 + ((v * 53 + step) % 89) as f32 / 89.0));
+            labels.extend((0..SIZE.count()).map(class));
+        }
+        (images, labels)
+    }
+
+    fn steps(t: &mut Trainer, range: std::ops::Range<usize>) -> Vec<f32> {
+        range
+            .map(|step| {
+                let (images, labels) = batch(step);
+                t.step(images, &labels, 2, SIZE, 0.01).unwrap()
+            })
+            .collect()
+    }
+
+    fn bytes(t: &Trainer) -> Vec<Vec<u8>> {
+        let dir = tempfile::tempdir().unwrap();
+        t.save(dir.path()).unwrap();
+        [WEIGHTS, OPTIMISER].map(|f| std::fs::read(dir.path().join(f)).unwrap()).to_vec()
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut t = trainer(0.0, 7);
+                (steps(&mut t, 0..3), bytes(&t))
+            })
+        };
+        let one = run(1);
+        assert!(one.0.iter().all(|l| l.is_finite()));
+        for threads in [2, 3, 5] {
+            assert!(run(threads) == one, "{threads} threads gave other weights than one");
+        }
+    }
+
+    #[test]
+    fn a_resumed_training_goes_on_as_if_never_stopped() {
+        let mut whole = trainer(0.2, 7);
+        let losses = steps(&mut whole, 0..6);
+        let mut first = trainer(0.2, 7);
+        let mut resumed_losses = steps(&mut first, 0..3);
+        let dir = tempfile::tempdir().unwrap();
+        first.save(dir.path()).unwrap();
+        let mut second = trainer(0.2, 7);
+        second.load(dir.path()).unwrap();
+        assert_eq!(second.steps(), 3);
+        resumed_losses.extend(steps(&mut second, 3..6));
+        assert_eq!(losses, resumed_losses);
+        assert!(bytes(&whole) == bytes(&second));
+    }
+
+    #[test]
+    fn seeds_differ_and_training_learns() {
+        let mut t = trainer(0.0, 1);
+        let losses = steps(&mut t, 0..25);
+        assert!(losses[24] < 0.6 * losses[0], "{losses:?}");
+        assert!(bytes(&trainer(0.0, 1)) != bytes(&trainer(0.0, 2)));
+    }
+
+    #[test]
+    fn a_predictor_is_saved_and_loaded() {
+        let t = trainer(0.0, 3);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("weights.safetensors");
+        t.predictor().save(&file).unwrap();
+        let back = Predictor::load(&t.network, 2, 3, &file, &Device::cpu()).unwrap();
+        let (images, _) = batch(0);
+        assert_eq!(back.forward(images.clone(), 2, SIZE).unwrap(), t.predictor().forward(images.clone(), 2, SIZE).unwrap());
+        let other = Predictor::load(&t.network, 1, 3, &file, &Device::cpu());
+        assert!(other.err().unwrap().to_string().contains("input_block.conv1.conv.weight has shape"));
+        assert!(back.forward(images, 2, Zyx::new(8, 16, 19)).is_err());
+    }
+
+    #[test]
+    fn a_torn_checkpoint_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut t = trainer(0.0, 3);
+        t.save(dir.path()).unwrap();
+        let old = std::fs::read(dir.path().join(OPTIMISER)).unwrap();
+        steps(&mut t, 0..1);
+        t.save(dir.path()).unwrap();
+        std::fs::write(dir.path().join(OPTIMISER), old).unwrap();
+        assert!(trainer(0.0, 3).load(dir.path()).unwrap_err().to_string().contains("not of the same step"));
+    }
+
+    #[test]
+    fn labels_beyond_the_classes_are_refused() {
+        let (images, mut labels) = batch(0);
+        labels[5] = 3;
+        assert!(trainer(0.0, 3).step(images, &labels, 2, SIZE, 0.01).unwrap_err().to_string().contains("a label is 3"));
+    }
+
+    #[test]
+    fn step_counts_survive_the_file() {
+        for steps in [0, 1, (1 << 22) + 5, (1 << 50) + 3] {
+            assert_eq!(counted(&count(steps)), Some(steps));
+        }
+    }
+}
