@@ -20,6 +20,9 @@ pub enum Error {
     #[error("the {shelf} shelf holds {used_bytes} of {limit_bytes} bytes and {wanted_bytes} more do not fit: raise `cache.{shelf}.limit`")]
     ShelfFull { shelf: &'static str, used_bytes: u64, limit_bytes: u64, wanted_bytes: u64 },
 
+    #[error("cannot {doing} {}: the workspace must be writable for this user", path.display())]
+    NotWritable { doing: &'static str, path: PathBuf, source: std::io::Error },
+
     /// An artifact or chunk whose bytes are not those that were written.
     #[error("artifact {key} is damaged: {what}")]
     Damaged { key: Key, what: String },
@@ -86,8 +89,10 @@ impl Error {
 
     /// True for faults of the machine or the workspace: the run stops; false for faults of one case, which is quarantined.
     pub fn stops_the_run(&self) -> bool {
-        matches!(self, Error::Cancelled | Error::DiskFull { .. } | Error::ShelfFull { .. } | Error::Device { .. })
-            || matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
+        matches!(
+            self,
+            Error::Cancelled | Error::DiskFull { .. } | Error::ShelfFull { .. } | Error::NotWritable { .. } | Error::Device { .. }
+        ) || matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
             || matches!(self, Error::Patch { source, .. } if source.stops_the_run())
     }
 }

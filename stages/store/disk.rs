@@ -38,7 +38,7 @@ impl Disk {
         let disk = Self { root: root.to_path_buf(), limit_bytes };
         for dir in ["artifacts", "drafts", "locks"] {
             let dir = disk.root.join(dir);
-            fs::create_dir_all(&dir).map_err(Error::io("make folder", &dir))?;
+            fs::create_dir_all(&dir).map_err(write_fault("make folder", &dir))?;
         }
         if let Err(e) = disk.sweep() {
             tracing::warn!(error = chain(&e), "drafts of dead processes are left where they are");
@@ -105,14 +105,14 @@ impl Disk {
     pub fn draft(&self) -> Result<Draft, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let gate = self.drafts_gate()?;
-        gate.lock_shared().map_err(Error::io("lock", self.root.join("drafts.lock")))?;
+        uninterrupted(|| gate.lock_shared()).map_err(Error::io("lock", self.root.join("drafts.lock")))?;
         loop {
             let path = self.root.join("drafts").join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
             match fs::create_dir(&path) {
                 Ok(()) => {}
                 // Left by a dead process that had this one's number.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
-                Err(e) => return Err(Error::io("make folder", &path)(e)),
+                Err(e) => return Err(write_fault("make folder", &path)(e)),
             }
             let lock = File::open(&path).map_err(Error::io("open", &path))?;
             wait(&lock).map_err(Error::io("lock", &path))?;
@@ -166,7 +166,7 @@ impl Disk {
 
     fn drafts_gate(&self) -> Result<File, Error> {
         let path = self.root.join("drafts.lock");
-        OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(Error::io("open lock", &path))
+        OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(write_fault("open lock", &path))
     }
 }
 
@@ -199,10 +199,23 @@ fn check(dir: &Path, key: &Key, text: &[u8]) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
-/// Waits for the exclusive lock; a signal does not end the wait.
+/// A place of the workspace that this user may not write to: a fault of the set-up, not of the case in hand.
+fn write_fault(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| match source.kind() {
+        ErrorKind::PermissionDenied => Error::NotWritable { doing, path: path.to_path_buf(), source },
+        _ => Error::io(doing, path)(source),
+    }
+}
+
+/// Waits for the exclusive lock.
 pub(super) fn wait(file: &File) -> std::io::Result<()> {
+    uninterrupted(|| file.lock())
+}
+
+/// A signal does not end a wait.
+fn uninterrupted(wait: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
     loop {
-        match file.lock() {
+        match wait() {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             other => return other,
         }

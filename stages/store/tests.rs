@@ -330,3 +330,15 @@ fn a_read_only_disk_stops_the_run() {
     assert!(matches!(&error, Error::Io { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem), "{error:?}");
     assert!(error.stops_the_run());
 }
+
+/// `/sys` takes no folders, not even from root.
+#[test]
+fn a_workspace_of_someone_else_stops_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    std::fs::remove_dir(dir.path().join("drafts")).unwrap();
+    std::os::unix::fs::symlink("/sys", dir.path().join("drafts")).unwrap();
+    let error = disk.draft().unwrap_err();
+    assert!(matches!(&error, Error::NotWritable { .. }), "{error:?}");
+    assert!(error.stops_the_run());
+}

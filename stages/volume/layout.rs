@@ -172,6 +172,7 @@ impl Layout {
     }
 }
 
+/// Bytes, not bits: on CT with 10 HU of noise bit shuffle packs 2.5 : 1 instead of 2.0 : 1, and every read then costs half as much again.
 pub(super) fn shuffle(dtype: Dtype) -> BloscShuffleMode {
     match dtype {
         Dtype::U8 => BloscShuffleMode::NoShuffle,
