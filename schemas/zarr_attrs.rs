@@ -90,7 +90,9 @@ pub enum Transformation {
 pub struct ImageLabel {
     pub colors: Vec<LabelColor>,
     pub properties: Vec<LabelProperty>,
-    pub source: LabelSource,
+    /// Absent where the labels stand alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<LabelSource>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +143,11 @@ impl Ome {
         Self { version: "0.5".into(), multiscales: None, labels: None, image_label: None }
     }
 
+    /// A group that holds labels and no image.
+    pub fn no_image() -> Self {
+        Self::new()
+    }
+
     /// An image whose only level is the array `0`, `[c, z, y, x]`.
     pub fn image(geometry: &Geometry) -> Self {
         Self { multiscales: Some(vec![multiscale("image", geometry, true)]), ..Self::new() }
@@ -151,11 +158,11 @@ impl Ome {
         Self { labels: Some(vec!["labels".into()]), ..Self::new() }
     }
 
-    /// The label image whose only level is the array `0`, `[z, y, x]`.
-    pub fn labels(geometry: &Geometry, classes: &IndexMap<String, u8>) -> Self {
+    /// The label image whose only level is the array `0`, `[z, y, x]`. `has_image`: whether the group above holds the image they were drawn on.
+    pub fn labels(geometry: &Geometry, classes: &IndexMap<String, u8>, has_image: bool) -> Self {
         let colors = classes.values().map(|id| LabelColor { value: *id, rgba: color(*id) }).collect();
         let properties = classes.iter().map(|(name, id)| LabelProperty { value: *id, name: name.clone() }).collect();
-        let source = LabelSource { image: "../../".into() };
+        let source = has_image.then(|| LabelSource { image: "../../".into() });
         Self {
             multiscales: Some(vec![multiscale("labels", geometry, false)]),
             image_label: Some(ImageLabel { colors, properties, source }),

@@ -1,4 +1,5 @@
 //! A volume as an OME-Zarr 0.5 group: array `0` `[c, z, y, x]`, labels in `labels/labels/0` `[z, y, x]`, geometry and the rest in `zarr.json`.
+//! A prediction has no channels: its group holds labels alone.
 
 use std::fs;
 use std::path::Path;
@@ -42,14 +43,18 @@ impl Volume {
         self.check()?;
         let classes = self.labels.as_ref().map(|l| l.classes.clone());
         let own = Own::new(self.geometry, self.channels.clone(), classes, self.about.clone());
-        array::write_json(&draft.join("zarr.json"), &GroupMeta::new(Ome::image(&self.geometry), Some(own)))?;
-        let layout = Layout::new(self.voxels.kind(), Some(self.channels.len()), self.geometry.size);
-        share_or_write(draft, IMAGE, unchanged, &layout, self.voxels.as_bytes())?;
+        let has_image = !self.channels.is_empty();
+        let ome = if has_image { Ome::image(&self.geometry) } else { Ome::no_image() };
+        array::write_json(&draft.join("zarr.json"), &GroupMeta::new(ome, Some(own)))?;
+        if has_image {
+            let layout = Layout::new(self.voxels.kind(), Some(self.channels.len()), self.geometry.size);
+            share_or_write(draft, IMAGE, unchanged, &layout, self.voxels.as_bytes())?;
+        }
         if let Some(labels) = &self.labels {
             let folder = draft.join("labels/labels");
             fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
             array::write_json(&draft.join("labels/zarr.json"), &GroupMeta::new(Ome::labels_group(), None))?;
-            array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Ome::labels(&self.geometry, &labels.classes), None))?;
+            array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Ome::labels(&self.geometry, &labels.classes, has_image), None))?;
             let layout = Layout::new(Dtype::U8, None, self.geometry.size);
             share_or_write(draft, LABELS, unchanged_labels, &layout, &labels.voxels)?;
         }
@@ -60,7 +65,10 @@ impl Volume {
         let g = &self.geometry;
         let refuse = |why: String| Err(Error::Geometry { what: "volume".into(), why });
         let Some(n) = g.size.checked_count().filter(|n| *n > 0) else { return refuse(format!("its size {} holds no voxel", g.size)) };
-        if n.checked_mul(self.channels.len()) != Some(self.voxels.len()) || self.channels.is_empty() {
+        if self.channels.is_empty() && self.labels.is_none() {
+            return refuse("it has neither channels nor labels".into());
+        }
+        if n.checked_mul(self.channels.len()) != Some(self.voxels.len()) {
             return refuse(format!("{} voxels do not fill {} channels of {}", self.voxels.len(), self.channels.len(), g.size));
         }
         if let Some(l) = self.labels.as_ref().filter(|l| l.voxels.len() != n) {
@@ -100,11 +108,11 @@ pub(super) fn read_own(dir: &Path) -> Result<Own, Fault> {
 }
 
 /// Opens the arrays and checks that they have the shape that the attributes give them.
-pub(super) fn open_arrays(dir: &Path, own: &Own) -> Result<(ArrayFile, Option<ArrayFile>), Fault> {
-    let image = ArrayFile::open(dir, IMAGE)?;
+pub(super) fn open_arrays(dir: &Path, own: &Own) -> Result<(Option<ArrayFile>, Option<ArrayFile>), Fault> {
+    let image = (!own.channels.is_empty()).then(|| ArrayFile::open(dir, IMAGE)).transpose()?;
     let labels = own.classes.as_ref().map(|_| ArrayFile::open(dir, LABELS)).transpose()?;
-    let (size, l) = (own.grid.size, &image.layout);
-    if l.size != size || l.channels != Some(own.channels.len()) {
+    let size = own.grid.size;
+    if let Some(l) = image.as_ref().map(|a| &a.layout).filter(|l| l.size != size || l.channels != Some(own.channels.len())) {
         return Err(Fault::Damaged(format!(
             "array 0 has {:?} channels of {}, zarr.json says {} of {size}",
             l.channels,
@@ -121,8 +129,14 @@ pub(super) fn open_arrays(dir: &Path, own: &Own) -> Result<(ArrayFile, Option<Ar
 fn read(dir: &Path) -> Result<Volume, Fault> {
     let own = read_own(dir)?;
     let (image, label_array) = open_arrays(dir, &own)?;
-    let mut voxels = Voxels::zeros(image.layout.dtype, image.layout.n_channels() * image.layout.size.count());
-    image.read(voxels.as_bytes_mut())?;
+    let voxels = match image {
+        Some(image) => {
+            let mut voxels = Voxels::zeros(image.layout.dtype, image.layout.n_channels() * image.layout.size.count());
+            image.read(voxels.as_bytes_mut())?;
+            voxels
+        }
+        None => Voxels::zeros(Dtype::U8, 0),
+    };
     let labels = match (label_array, own.classes) {
         (Some(array), Some(classes)) => {
             let mut voxels = vec![0; array.layout.bytes()];

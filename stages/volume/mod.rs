@@ -32,7 +32,7 @@ pub enum Voxels {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
     pub geometry: Geometry,
-    /// One name a channel (`CT`, `T1`); its length is the size of the first axis.
+    /// One name a channel (`CT`, `T1`); its length is the size of the first axis. Empty where labels stand alone (a prediction).
     pub channels: Vec<String>,
     /// `[c, z, y, x]`
     pub voxels: Voxels,

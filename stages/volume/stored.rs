@@ -24,7 +24,8 @@ pub struct StoredVolume {
     /// Empty without labels.
     pub classes: IndexMap<String, u8>,
     pub about: About,
-    image: ArrayFile,
+    /// Absent where there are no channels.
+    image: Option<ArrayFile>,
     label_array: Option<ArrayFile>,
 }
 
@@ -60,9 +61,9 @@ impl StoredVolume {
         open().map_err(|f| f.of(dir, Some(key)))
     }
 
-    /// `uint8`, `int16`, `uint16`, `float32`.
+    /// `uint8`, `int16`, `uint16`, `float32`; `uint8` without channels.
     pub fn dtype(&self) -> &'static str {
-        self.image.layout.dtype.name()
+        self.image.as_ref().map_or(Dtype::U8, |i| i.layout.dtype).name()
     }
 
     pub fn has_labels(&self) -> bool {
@@ -99,13 +100,15 @@ impl StoredVolume {
         if sticks_out {
             voxels.fill(outside);
         }
-        let convert: fn(&[u8], &mut [f32]) = match self.image.layout.dtype {
-            Dtype::U8 => |from, to| to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as f32),
-            Dtype::I16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = i16::from_le_bytes(*f) as f32),
-            Dtype::U16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = u16::from_le_bytes(*f) as f32),
-            Dtype::F32 => |from, to| to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(t, f)| *t = f32::from_le_bytes(*f)),
-        };
-        self.fill(&self.image, IMAGE, region, store, voxels, convert)?;
+        if let Some(image) = &self.image {
+            let convert: fn(&[u8], &mut [f32]) = match image.layout.dtype {
+                Dtype::U8 => |from, to| to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as f32),
+                Dtype::I16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = i16::from_le_bytes(*f) as f32),
+                Dtype::U16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = u16::from_le_bytes(*f) as f32),
+                Dtype::F32 => |from, to| to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(t, f)| *t = f32::from_le_bytes(*f)),
+            };
+            self.fill(image, IMAGE, region, store, voxels, convert)?;
+        }
         let Some(labels) = labels else { return Ok(()) };
         assert_eq!(labels.len(), region.size.count(), "the caller gives room for the region");
         if sticks_out || self.label_array.is_none() {

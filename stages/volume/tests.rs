@@ -229,6 +229,19 @@ fn an_unchanged_image_is_a_link_and_not_a_copy() {
 }
 
 #[test]
+fn labels_can_stand_alone() {
+    let whole = volume(Zyx::new(20, 30, 40), 1, 1, true);
+    let alone = Volume { channels: vec![], voxels: Voxels::U8(vec![]), ..whole.clone() };
+    let dir = written(&alone);
+    assert_eq!(Volume::read(dir.path()).unwrap(), alone);
+    assert!(!dir.path().join("0").exists());
+    let stored = StoredVolume::open(dir.path(), Key::of(b"alone")).unwrap();
+    assert_eq!(stored.labels().unwrap(), whole.labels.map(|l| l.voxels));
+    let nothing = Volume { labels: None, ..alone };
+    assert!(nothing.write(dir.path(), None).unwrap_err().to_string().contains("neither channels nor labels"));
+}
+
+#[test]
 fn a_volume_that_does_not_add_up_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut short = volume(Zyx::new(2, 3, 4), 1, 1, false);
