@@ -249,6 +249,24 @@ rows! {
 }
 
 rows! {
+    /// One epoch of a training.
+    HistoryRow = "history" {
+        /// From 1.
+        epoch: i64,
+        /// Steps since the beginning.
+        step: i64,
+        /// Learning rate of the epoch's last step.
+        lr: f64,
+        /// Mean over the epoch's steps.
+        loss: f64,
+        /// Mean over the classes; empty where the epoch was not validated.
+        val_dice: Option<f64>,
+        /// One a class, in the order of the ids: the mean over the validation cases, NaN for a class that none of them has.
+        class_dice: Vec<f64>,
+    }
+}
+
+rows! {
     /// One command that ran.
     RunRow = "runs" {
         run: String,

@@ -8,7 +8,11 @@ pub mod dicom;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+#[cfg(feature = "model")]
+pub mod fit;
 pub mod index;
+#[cfg(feature = "model")]
+pub mod infer;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod nifti;
@@ -22,6 +26,8 @@ pub mod split;
 pub mod stage;
 pub mod store;
 pub mod table;
+#[cfg(feature = "model")]
+pub mod train;
 pub mod volume;
 pub mod window;
 
@@ -35,10 +41,14 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<evaluate::Evaluate>(),
     StageDef::of::<export::Export>(),
     StageDef::of::<index::Index>(),
+    #[cfg(feature = "model")]
+    StageDef::of::<infer::Infer>(),
     StageDef::of::<normalize::Normalize>(),
     StageDef::of::<orient::Orient>(),
     StageDef::of::<pad::Pad>(),
     StageDef::of::<resample::Resample>(),
     StageDef::of::<split::Split>(),
+    #[cfg(feature = "model")]
+    StageDef::of::<train::Train>(),
     StageDef::of::<window::Window>(),
 ];

@@ -1,0 +1,150 @@
+//! Which cases train and which validate, opened and checked to fit together.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use voxmill_schemas::tables::SplitRow;
+
+use crate::error::Error;
+use crate::sample::cut::Source;
+use crate::stage::{Input, Rows};
+use crate::table;
+use crate::volume::StoredVolume;
+
+/// The part a case plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Train,
+    Val,
+    Test,
+}
+
+/// Case → part in `fold`. A split with k folds has one row a case, which says in which fold the case validates; `test` stays apart in every fold.
+pub fn of(split: &Rows, fold: u32) -> Result<BTreeMap<String, Part>, Error> {
+    let rows: Vec<SplitRow> = table::rows_of(split)?;
+    let n_folds = rows.iter().map(|r| r.fold + 1).max().unwrap_or(1);
+    if fold as i64 >= n_folds {
+        let (found, expected) = (format!("fold {fold}"), format!("one of 0 to {}: the split has {n_folds} fold(s)", n_folds - 1));
+        return Err(Error::Input { what: "`fold`".into(), found, expected });
+    }
+    rows.iter()
+        .map(|r| {
+            let part = match r.part.as_str() {
+                "test" => Part::Test,
+                _ if n_folds > 1 => {
+                    if r.fold == fold as i64 {
+                        Part::Val
+                    } else {
+                        Part::Train
+                    }
+                }
+                "train" => Part::Train,
+                "val" => Part::Val,
+                other => {
+                    let expected = "train, val or test".into();
+                    return Err(Error::Input { what: format!("the part of case {} in the split", r.case), found: other.into(), expected });
+                }
+            };
+            Ok((r.case.clone(), part))
+        })
+        .collect()
+}
+
+/// The cases of a training.
+pub struct Parts {
+    pub train: Vec<Source>,
+    pub val: Vec<Source>,
+    pub channels: Vec<String>,
+    /// Sorted by id, which run from 1 without a gap.
+    pub classes: IndexMap<String, u8>,
+}
+
+/// Opens the cases of both parts. All must have labels, the same channels and the same classes.
+pub fn open(cases: &[Input], split: &Rows, fold: u32) -> Result<Parts, Error> {
+    let roles = of(split, fold)?;
+    let mut parts = Parts { train: Vec::new(), val: Vec::new(), channels: Vec::new(), classes: IndexMap::new() };
+    for input in cases {
+        let case = input.manifest.case.clone().expect("a volume belongs to a case");
+        let part = roles.get(&case.0).copied().ok_or_else(|| Error::Input {
+            what: format!("the part of case {case}"),
+            found: "no row in the split".into(),
+            expected: "a split made from the same cases".into(),
+        })?;
+        if part == Part::Test {
+            continue;
+        }
+        let volume = StoredVolume::open(&input.dir, input.manifest.key)?;
+        if volume.classes.is_empty() {
+            return Err(Error::Labels {
+                what: case.0,
+                why: "has no labels to learn from: put `annotate` above, or leave the case out with `where`".into(),
+            });
+        }
+        let mut classes = volume.classes.clone();
+        classes.sort_by(|_, a, _, b| a.cmp(b));
+        if parts.channels.is_empty() {
+            (parts.channels, parts.classes) = (volume.channels.clone(), classes);
+        } else if volume.channels != parts.channels {
+            let (found, expected) = (volume.channels.join(", "), format!("{} as in the other cases", parts.channels.join(", ")));
+            return Err(Error::Input { what: format!("the channels of case {case}"), found, expected });
+        } else if classes != parts.classes {
+            let (found, expected) = (named(&classes), format!("{} as in the other cases", named(&parts.classes)));
+            return Err(Error::Input { what: format!("the classes of case {case}"), found, expected });
+        }
+        let source = Source { case, volume };
+        if part == Part::Train { parts.train.push(source) } else { parts.val.push(source) }
+    }
+    if parts.train.is_empty() {
+        let found = format!("none of {} cases", cases.len());
+        return Err(Error::Input { what: "cases to train on".into(), found, expected: "at least one whose part is train".into() });
+    }
+    if parts.classes.values().enumerate().any(|(i, id)| *id as usize != i + 1) {
+        let expected = "ids that run from 1 without a gap (an unused id would be an output that never learns)".into();
+        return Err(Error::Input { what: "the classes".into(), found: named(&parts.classes), expected });
+    }
+    Ok(parts)
+}
+
+fn named(classes: &IndexMap<String, u8>) -> String {
+    classes.iter().map(|(name, id)| format!("{name} = {id}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::tables::Row;
+
+    use super::*;
+
+    fn rows(list: &[(&str, i64, &str)]) -> Rows {
+        let row = |(case, fold, part): &(&str, i64, &str)| SplitRow {
+            case: (*case).into(),
+            patient: (*case).into(),
+            fold: *fold,
+            part: (*part).into(),
+        };
+        let all: Vec<SplitRow> = list.iter().map(row).collect();
+        Rows([(SplitRow::TABLE.to_string(), SplitRow::to_batch(&all))].into())
+    }
+
+    #[test]
+    fn one_fold_is_read_as_it_stands() {
+        let parts = of(&rows(&[("a", 0, "train"), ("b", 0, "val"), ("c", 0, "test")]), 0).unwrap();
+        assert_eq!(parts.into_values().collect::<Vec<_>>(), [Part::Train, Part::Val, Part::Test]);
+    }
+
+    #[test]
+    fn with_folds_a_case_validates_in_its_own() {
+        let split = rows(&[("a", 0, "val"), ("b", 1, "val"), ("c", 2, "val"), ("t", 0, "test")]);
+        let at = |fold| of(&split, fold).unwrap().into_values().collect::<Vec<_>>();
+        assert_eq!(at(0), [Part::Val, Part::Train, Part::Train, Part::Test]);
+        assert_eq!(at(2), [Part::Train, Part::Train, Part::Val, Part::Test]);
+        assert!(of(&split, 3).unwrap_err().to_string().contains("one of 0 to 2"));
+    }
+
+    #[test]
+    fn an_unknown_part_is_refused_by_name() {
+        let e = of(&rows(&[("a", 0, "holdout")]), 0).unwrap_err().to_string();
+        assert!(e.contains("holdout") && e.contains("case a"), "{e}");
+    }
+}

@@ -1,0 +1,375 @@
+//! Trains a network on random patches and keeps the weights of the best validation. The loop stands in `fit/training.rs`, what feeds it in `sample/`,
+//! what it computes in `model/`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::tables::HistoryRow;
+
+use crate::error::Error;
+use crate::fit::card::{Card, WEIGHTS};
+use crate::fit::parts::{self, Parts};
+use crate::fit::training::{self, AHEAD, Terms, Trained, Validation};
+use crate::model::{self, Loss, Network, Optimiser, Schedule};
+use crate::sample::plan::{Case, Foreground, Plan};
+use crate::sample::{self, Random, cut};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Stage};
+use crate::table;
+
+/// A checkpoint is written when this much time went by since the last, and when the run is stopped.
+const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(20);
+
+/// Trains a segmentation network on random patches of the training cases and validates it by sliding window on the validation cases. The weights of
+/// the best mean validation Dice are kept. Stopped or killed, it goes on from its last checkpoint to the same result.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Size of a patch in voxels; a multiple of the product of the network's strides. Volumes smaller than this are padded with 0.
+    pub patch: Zyx<usize>,
+    /// Patches in a step.
+    pub batch: usize,
+    pub epochs: usize,
+    /// Steps in an epoch. Default: as many as it takes to see every training case once (cases ÷ batch, rounded up). The order of the cases runs on
+    /// across epochs, so all are seen equally often whatever this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_per_epoch: Option<u64>,
+    /// Share of the patches that are centred on a random voxel of a random class; the others lie anywhere. 0 to 1.
+    #[serde(default = "a_third")]
+    pub foreground: f64,
+    /// What is done to patches at random, in this order.
+    #[serde(default)]
+    pub augment: Vec<Random>,
+    pub network: Network,
+    #[serde(default)]
+    pub loss: Loss,
+    pub optimiser: Optimiser,
+    /// How the learning rate falls; it is set before every step.
+    #[serde(default)]
+    pub schedule: Schedule,
+    #[serde(default)]
+    pub validation: Validation,
+    /// The fold of the split to validate on, from 0.
+    #[serde(default)]
+    pub fold: u32,
+    /// `cpu`, `auto`, `cuda`, `cuda:1`, `wgpu`. On the CPU the same seed gives the same bytes; on a GPU the last bits may differ from run to run.
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+fn a_third() -> f64 {
+    0.33
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+impl Stage for Train {
+    const INFO: Info = Info {
+        name: "train",
+        version: 1,
+        scope: Scope::Set,
+        ports: &[
+            Port { name: "cases", kind: Kind::Volume, required: true, about: "preprocessed volumes with labels" },
+            Port { name: "split", kind: Kind::Table, required: true, about: "which case plays which part" },
+        ],
+        gives: Kind::Model,
+        summary: "Trains a network on random patches and keeps the best validated weights",
+        example: "\
+uses: train
+from: { cases: ready, split: folds }
+with:
+  patch: { z: 32, y: 48, x: 32 }
+  batch: 2
+  epochs: 30
+  foreground: 0.5
+  augment:
+    - flip: { axes: [z, y], probability: 0.5 }
+    - noise: { std: 0.1, probability: 0.2 }
+  network: { kind: dynunet, filters: [16, 32, 64], kernel_size: [3, 3, 3], strides: [1, 2, 2], deep_supervision: 1 }
+  loss: { dice: 0.7, focal: 0.3, gamma: 2 }
+  optimiser: { lr: 0.002, weight_decay: 0.00001 }
+  schedule: { cosine_warm_restarts: { t0: 10, t_mult: 2, min_lr: 0.000001 } }
+  validation: { every_epochs: 5 }
+",
+        absent_in_inference: None,
+    };
+    const RANDOM: bool = true;
+
+    fn check(&self) -> Vec<Finding> {
+        let mut out = Vec::new();
+        let mut want = |ok: bool, field: &str, message: String, help: &str| {
+            if !ok {
+                out.push(Finding::error(field, message, help));
+            }
+        };
+        want(self.batch > 0, "batch", "an empty batch".into(), "give at least 1");
+        want(self.epochs > 0, "epochs", "no epoch".into(), "give at least 1");
+        want(self.steps_per_epoch != Some(0), "steps_per_epoch", "no step in an epoch".into(), "leave it out or give at least 1");
+        want(
+            (0.0..=1.0).contains(&self.foreground),
+            "foreground",
+            format!("a share of {}", self.foreground),
+            "a share lies between 0 and 1",
+        );
+        let v = &self.validation;
+        want(v.every_epochs > 0, "validation.every_epochs", "0 epochs".into(), "give at least 1");
+        want(v.batch > 0, "validation.batch", "an empty batch".into(), "give at least 1");
+        want(
+            (0.0..1.0).contains(&v.overlap),
+            "validation.overlap",
+            format!("an overlap of {}", v.overlap),
+            "it lies between 0 and below 1",
+        );
+        out.extend(sample::draw::check(&self.augment, self.patch, "augment"));
+        // The number of classes is known when the cases are; `Trainer::new` looks again.
+        let (classes, Network::Dynunet(net)) = (3, &self.network);
+        out.extend(self.network.findings(self.patch, classes));
+        out.extend(self.loss.findings(classes, net.deep_supervision.0 + 1));
+        out.extend(self.optimiser.findings());
+        out.extend(self.schedule.findings(self.epochs));
+        out
+    }
+
+    fn memory_bytes(&self, inputs: &Inputs) -> u64 {
+        let facts = |name: &str| inputs.all("cases").iter().filter_map(|i| i.manifest.facts.get(name)).collect::<Vec<_>>();
+        let voxels = facts("voxels").iter().filter_map(|v| v.as_u64()).max().unwrap_or(0);
+        let channels = facts("channels").iter().filter_map(|v| Some(v.as_array()?.len())).max().unwrap_or(1);
+        let classes = facts("classes").iter().filter_map(|v| Some(v.as_object()?.len() + 1)).max().unwrap_or(2);
+        let step = self.network.step_bytes(channels, classes, self.batch, self.patch);
+        let queue = (AHEAD as u64 + 1) * sample::batch::bytes(self.batch, channels, self.patch);
+        step + queue + voxels * 4 * (channels + 2 * classes + 1) as u64
+    }
+
+    fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
+        train(self, inputs, cx, BETWEEN_CHECKPOINTS)
+    }
+}
+
+fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration) -> Result<Facts, Error> {
+    let split = inputs.one("split").rows.as_ref().expect("the engine opens the tables of a set stage");
+    let parts = parts::open(inputs.all("cases"), split, config.fold)?;
+    let cases = look_at(&parts, cx)?;
+    let device = model::device(&config.device)?;
+    if let Some(note) = &device.note {
+        (cx.progress)(Progress::Warn(note.clone()));
+    }
+    let steps = config.steps_per_epoch.unwrap_or(parts.train.len().div_ceil(config.batch) as u64);
+    let plan = Plan {
+        seed: cx.seed,
+        patch: config.patch,
+        batch: config.batch,
+        steps,
+        foreground: config.foreground,
+        augment: &config.augment,
+        cases: &cases,
+    };
+    let spacing_mm = parts.train[0].volume.geometry.spacing_mm();
+    let card = Card::new(config.network.clone(), parts.channels.clone(), parts.classes.clone(), config.patch, spacing_mm);
+    let terms = Terms {
+        parts: &parts,
+        plan: &plan,
+        card: &card,
+        loss: &config.loss,
+        optimiser: &config.optimiser,
+        schedule: &config.schedule,
+        epochs: config.epochs,
+        validation: &config.validation,
+        device: &device,
+        between_checkpoints,
+    };
+    let trained = training::train(&terms, cx)?;
+    trained.weights.save(&cx.draft.join(WEIGHTS))?;
+    card.write(cx.draft)?;
+    table::write_rows(cx.draft, &trained.history)?;
+    Ok(facts(&terms, &trained))
+}
+
+/// What the plan needs to know of the training cases: their labels are read once.
+fn look_at(parts: &Parts, cx: &Cx) -> Result<Vec<Case>, Error> {
+    let mut cases = Vec::with_capacity(parts.train.len());
+    for source in &parts.train {
+        cx.check_cancelled()?;
+        let v = &source.volume;
+        let labels = v.labels()?.unwrap_or_default();
+        cx.bytes(labels.len() as u64);
+        cases.push(Case { size: v.geometry.size, spacing_mm: v.geometry.spacing_mm(), foreground: Foreground::of(&labels) });
+    }
+    for (name, id) in &parts.classes {
+        if !cases.iter().any(|c| c.foreground.classes.iter().any(|f| f.class == *id)) {
+            (cx.progress)(Progress::Warn(format!("no training case has class {name}: the network cannot learn it")));
+        }
+    }
+    Ok(cases)
+}
+
+fn facts(t: &Terms, trained: &Trained) -> Facts {
+    let patients = |sources: &[cut::Source]| {
+        let all: BTreeSet<&str> = sources.iter().map(|s| s.volume.about.patient.as_str()).collect();
+        all.into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    let dice_of_classes = |best: &HistoryRow| -> serde_json::Map<String, serde_json::Value> {
+        t.parts.classes.keys().cloned().zip(best.class_dice.iter().map(|d| serde_json::json!(d))).collect()
+    };
+    Facts::default()
+        .with("epochs", t.epochs)
+        .with("steps", trained.steps)
+        .with("parameters", trained.weights.n_parameters())
+        .with("device", &t.device.name)
+        .with("cases", serde_json::json!({ "train": t.parts.train.len(), "val": t.parts.val.len() }))
+        .with("patients", serde_json::json!({ "train": patients(&t.parts.train), "val": patients(&t.parts.val) }))
+        .with("loss", trained.history.last().map(|r| r.loss))
+        .with("best_epoch", trained.best.as_ref().map(|b| b.epoch))
+        .with("best_dice", trained.best.as_ref().and_then(|b| b.val_dice))
+        .with("class_dice", trained.best.as_ref().map(dice_of_classes))
+        .with("report", report(t, trained))
+}
+
+fn report(t: &Terms, trained: &Trained) -> Vec<String> {
+    let (epochs, n_train, n_val) = (t.epochs, t.parts.train.len(), t.parts.val.len());
+    let Some(best) = &trained.best else {
+        return vec![format!("trained {epochs} epochs on {n_train} cases; not validated: the split has no case for it")];
+    };
+    let mut lines = vec![format!(
+        "trained {epochs} epochs on {n_train} cases; best epoch {}: mean Dice {:.3} over {n_val} validation cases",
+        best.epoch,
+        best.val_dice.unwrap_or(f64::NAN)
+    )];
+    let width = t.parts.classes.keys().map(|c| c.chars().count()).max().unwrap_or(0);
+    lines.extend(t.parts.classes.keys().zip(&best.class_dice).map(|(name, dice)| format!("  {name:width$}  {dice:.3}")));
+    lines
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::fit::checkpoint;
+    use crate::fit::trial::{self, Trial};
+    use crate::volume::Volume;
+
+    static CALM: AtomicBool = AtomicBool::new(false);
+
+    fn config(epochs: usize) -> Train {
+        serde_json::from_value(serde_json::json!({
+            "patch": { "z": 16, "y": 16, "x": 16 }, "batch": 2, "epochs": epochs, "steps_per_epoch": 3, "foreground": 0.5,
+            "augment": [{ "flip": { "axes": ["y"], "probability": 0.5 } }, { "noise": { "std": 0.2, "probability": 0.5 } }],
+            "network": { "kind": "dynunet", "filters": [4, 8, 8], "kernel_size": [3, 3, 3], "strides": [1, 2, 2], "deep_supervision": 1 },
+            "loss": { "dice": 0.7, "focal": 0.3, "gamma": 2 },
+            "optimiser": { "lr": 0.02, "weight_decay": 0.00001 },
+            "schedule": { "cosine_warm_restarts": { "t0": 3, "t_mult": 1, "min_lr": 0.000001 } },
+            "validation": { "every_epochs": 2 },
+        }))
+        .unwrap()
+    }
+
+    fn run(t: &Trial, draft: &str, memo: &str, jobs: usize) -> (PathBuf, Facts) {
+        let (draft, memo) = (t.folder(draft), t.folder(memo));
+        let facts = train(&config(3), &t.inputs(), &t.cx(&draft, &memo, jobs, &CALM, &|_| ()), BETWEEN_CHECKPOINTS).unwrap();
+        (draft, facts)
+    }
+
+    #[test]
+    fn threads_do_not_move_a_byte() {
+        let t = Trial::new(3);
+        let (one, facts) = run(&t, "one", "memo1", 1);
+        let (four, same) = run(&t, "four", "memo4", 4);
+        assert_eq!(trial::bytes(&one).keys().collect::<Vec<_>>(), ["history.parquet", "model.json", "weights.safetensors"]);
+        assert_eq!(trial::bytes(&one), trial::bytes(&four));
+        assert_eq!(facts.facts, same.facts);
+        assert_eq!((facts.facts["steps"].as_u64(), facts.facts["cases"]["val"].as_u64()), (Some(9), Some(1)));
+    }
+
+    #[test]
+    fn a_training_that_is_stopped_or_killed_ends_with_the_bytes_of_a_calm_one() {
+        let t = Trial::new(3);
+        let (calm, calm_facts) = run(&t, "calm", "memo", 2);
+        // Stopped in the middle of an epoch, then on the step that ends the first validated one.
+        let (memo, draft) = (t.folder("stopped"), t.folder("stopped draft"));
+        for at in [4, 6] {
+            let cancel = AtomicBool::new(false);
+            let stop = |p: Progress| match p {
+                Progress::Steps { done, .. } if done == at => cancel.store(true, Ordering::Relaxed),
+                _ => {}
+            };
+            let ended = train(&config(3), &t.inputs(), &t.cx(&draft, &memo, 2, &cancel, &stop), BETWEEN_CHECKPOINTS);
+            assert!(matches!(ended, Err(Error::Cancelled)), "at step {at}");
+        }
+        let (stopped, facts) = run(&t, "stopped draft", "stopped", 2);
+        assert_eq!((trial::bytes(&calm), &calm_facts.facts), (trial::bytes(&stopped), &facts.facts));
+
+        // Killed: what is left is the checkpoint of an earlier step.
+        let (memo, draft) = (t.folder("killed"), t.folder("killed draft"));
+        for at in [3, 8] {
+            let die = |p: Progress| assert!(!matches!(p, Progress::Steps { done, .. } if done == at));
+            let cx = t.cx(&draft, &memo, 2, &CALM, &die);
+            assert!(catch_unwind(AssertUnwindSafe(|| train(&config(3), &t.inputs(), &cx, Duration::ZERO))).is_err());
+        }
+        assert_eq!(checkpoint::newest(&memo).unwrap().0.done, 7);
+        let (killed, facts) = run(&t, "killed draft", "killed", 2);
+        assert_eq!((trial::bytes(&calm), &calm_facts.facts), (trial::bytes(&killed), &facts.facts));
+    }
+
+    #[test]
+    fn a_small_network_learns_a_ball_and_a_box() {
+        let t = Trial::new(6);
+        let (draft, memo) = (t.folder("draft"), t.folder("memo"));
+        let c = Train { steps_per_epoch: Some(10), ..config(6) };
+        let facts = c.run(&t.inputs(), &t.cx(&draft, &memo, 2, &CALM, &|_| ())).unwrap().facts;
+        let dice = facts["best_dice"].as_f64().unwrap();
+        assert!(dice > 0.8, "{dice}: {facts:?}");
+        assert!(facts["report"][0].as_str().unwrap().contains("mean Dice"));
+        assert_eq!(Card::read(&draft).unwrap().classes["Box"], 2);
+    }
+
+    fn refusal(t: &Trial) -> String {
+        let (draft, memo) = (t.folder("draft"), t.folder("memo"));
+        config(1).run(&t.inputs(), &t.cx(&draft, &memo, 1, &CALM, &|_| ())).unwrap_err().to_string()
+    }
+
+    /// Puts another volume in the place of case 1.
+    fn put(t: &mut Trial, folder: &str, change: impl Fn(&mut Volume)) {
+        let mut v = trial::volume(9);
+        change(&mut v);
+        t.cases[1] = trial::put(&t.dir.path().join(folder), "case_1", &v);
+    }
+
+    #[test]
+    fn cases_that_do_not_fit_together_are_refused_by_name() {
+        let mut t = Trial::new(3);
+        put(&mut t, "a", |v| v.labels = None);
+        let why = refusal(&t);
+        assert!(why.contains("case_1") && why.contains("no labels"), "{why}");
+        put(&mut t, "b", |v| v.channels[0] = "CT".into());
+        let why = refusal(&t);
+        assert!(why.contains("channels of case case_1") && why.contains("found CT"), "{why}");
+        put(&mut t, "c", |v| {
+            v.labels.as_mut().unwrap().classes.insert("Third".into(), 3);
+        });
+        let why = refusal(&t);
+        assert!(why.contains("classes of case case_1") && why.contains("Third = 3"), "{why}");
+    }
+
+    #[test]
+    fn nonsense_is_found_before_a_run() {
+        let fields = |change: fn(&mut Train)| {
+            let mut c = config(3);
+            change(&mut c);
+            c.check().into_iter().filter(|f| !f.is_warning).map(|f| f.field).collect::<Vec<_>>()
+        };
+        assert!(fields(|_| ()).is_empty());
+        assert_eq!(fields(|c| c.patch.y = 15), ["patch"]);
+        assert_eq!(fields(|c| c.foreground = 2.0), ["foreground"]);
+        assert_eq!(fields(|c| (c.batch, c.epochs) = (0, 0)), ["batch", "epochs"]);
+        assert_eq!(fields(|c| c.augment.push(Random::Noise { std: 1.0, probability: 3.0 })), ["augment.2"]);
+        assert_eq!(fields(|c| c.validation.overlap = 1.0), ["validation.overlap"]);
+    }
+}
