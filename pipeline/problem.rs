@@ -35,7 +35,10 @@ pub fn sort(problems: &mut [Problem]) {
 
 /// All problems as text for a terminal, in colour where stderr is one and `NO_COLOR` is not set, with their number at the end.
 pub fn render(problems: &[Problem]) -> String {
-    let has_colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    render_as(problems, std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
+}
+
+pub fn render_as(problems: &[Problem], has_colour: bool) -> String {
     let theme = if has_colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_context_lines(1).without_syntax_highlighting();
     let mut out = String::new();
