@@ -112,7 +112,7 @@ fn map(walk: &mut Walk, schema: &Value, branches: &[Value], entries: &[Entry], n
         let name_of = |b: &Value| merged(root, &b["properties"][&tag]).get("const").and_then(Value::as_str).map(str::to_string);
         let names: Vec<String> = branches.iter().filter_map(name_of).collect();
         let Some(given) = entries.iter().find(|e| e.key == tag) else {
-            walk.wrong(&spot.key, format!("{} needs `{tag}`", spot.name), format!("add {tag}: {}", names.join(" | ")));
+            walk.wrong(&spot.key, format!("{} needs `{tag}`", spot.name), format!("add `{tag}`: one of {}", names.join(", ")));
             return Value::Null;
         };
         let text = if let Data::Scalar(s) = &given.value.data { s.text.as_str() } else { "" };
@@ -175,6 +175,10 @@ pub fn expected_of_choice(root: &Value, schema: &Value, branches: &[Value]) -> S
         [] => {}
         [one] => parts.push(one.clone()),
         many => parts.push(format!("one of {}", many.join(", "))),
+    }
+    if let Some(tag) = tag(root, &flat).filter(|_| flat.len() > 1) {
+        let kinds = flat.iter().filter_map(|b| merged(root, &b["properties"][&tag]).get("const")?.as_str().map(str::to_string));
+        return format!("a mapping with {tag}: {}", kinds.collect::<Vec<_>>().join(" or "));
     }
     for b in flat.iter().filter(|b| words(b).is_none() && variant_name(b).is_none() && types(b) != ["null"]) {
         let text = expected(root, b);

@@ -1,10 +1,12 @@
 //! One function a command: load, open the workspace, do it, tell it. Each gives its exit code.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use voxmill_stages::error::chain;
+use voxmill_stages::dicom::phantom::{self, Phantom};
+use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Input, StageDef};
 
 use crate::cli::{
@@ -47,7 +49,10 @@ fn load(file: &FileArgs, defs: &'static [StageDef]) -> Result<Plan, u8> {
 
 /// Prints a fault with its cause and gives its exit code.
 fn fault(e: &Fault) -> u8 {
-    eprintln!("error: {}", chain(e));
+    // Mistakes in the file were shown where they stand.
+    if !matches!(e, Fault::Told(_)) {
+        eprintln!("error: {}", chain(e));
+    }
     e.exit_code()
 }
 
@@ -264,4 +269,30 @@ pub fn trace(a: &TraceArgs, defs: &'static [StageDef]) -> u8 {
         Ok(())
     })();
     made.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn phantom(a: &PhantomArgs) -> u8 {
+    let wanted = Phantom { patients: a.patients, slices: a.slices, size: a.size, slice_spacing_mm: a.slice_spacing_mm, seed: a.seed };
+    let is_terminal = std::io::stderr().is_terminal();
+    let mut progress = |done: u32| {
+        if is_terminal {
+            eprint!("\r{done} of {} patients", a.patients);
+        }
+    };
+    let made = phantom::write(&a.out, &wanted, &mut progress);
+    if is_terminal {
+        eprint!("\r\x1b[K");
+    }
+    match made {
+        Ok(()) => {
+            let (n, size, slices) = (a.patients, a.size, a.slices);
+            print(&format!("{}: {n} patients, each a CT of {slices} slices of {size}×{size} and a DICOM SEG with Femur and Tibia", a.out.display()));
+            0
+        }
+        Err(e) => {
+            let is_wrong_command = matches!(e, Error::Input { .. });
+            eprintln!("error: {}", chain(&e));
+            if is_wrong_command { 2 } else { 1 }
+        }
+    }
 }

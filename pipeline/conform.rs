@@ -2,17 +2,28 @@
 //! where a number is wanted). What a schema can say of a choice between shapes stands in `choice.rs`.
 
 use serde_json::{Map, Value};
-use voxmill_schemas::spec::{Data, Entry, Mistake, Node, Place, Scalar, did_you_mean, first_line, structured};
+use voxmill_schemas::spec::{Data, Entry, Mistake, Node, Place, Scalar, did_you_mean, first_line, nearest, structured};
 
 use crate::choice;
-use crate::words::{article, described, expected, is_type, merged, types};
+use crate::words::{article, described, expected, explained, is_type, merged, types};
 
 /// The value of `with` for `stage::parse`, or mistakes. `anchor` is underlined for what is not there.
 pub fn with(schema: &Value, stage: &str, with: Option<&Node>, anchor: &Place, mistakes: &mut Vec<Mistake>) -> Value {
     let mut walk = Walk { root: schema, mistakes: Vec::new() };
     let empty = Node { data: Data::Map(Vec::new()), place: anchor.clone() };
     let spot = Spot { key: anchor.clone(), name: stage.to_string(), owner: stage.to_string() };
-    let value = walk.value(schema, with.unwrap_or(&empty), &spot);
+    let node = with.unwrap_or(&empty);
+    let value = match &node.data {
+        Data::Map(_) => walk.value(schema, node, &spot),
+        _ => {
+            walk.wrong(
+                &node.place,
+                format!("`with` takes keys and values, not {}", node.what()),
+                format!("`voxmill stages {stage}` lists the keys"),
+            );
+            Value::Null
+        }
+    };
     mistakes.append(&mut walk.mistakes);
     value
 }
@@ -66,7 +77,7 @@ impl Walk<'_> {
     /// Notes that something of another type stands here.
     pub fn mismatch(&mut self, schema: &Value, node: &Node, spot: &Spot) -> Value {
         let place = if node.is_null() { &spot.key } else { &node.place };
-        let help = help_for_type(self.root, schema, node);
+        let help = help_for_type(self.root, schema, node, &spot.name);
         self.wrong(place, format!("`{}` takes {}, not {}", spot.name, expected(self.root, schema), node.what()), help);
         Value::Null
     }
@@ -108,7 +119,7 @@ impl Walk<'_> {
                 (_, b) => format!("at most {}", b.unwrap_or_default()),
             };
             let message = format!("`{}` has {n} value{}, wanted {wanted}", spot.name, if n == 1 { "" } else { "s" });
-            self.wrong(&node.place, message, format!("write {wanted} values between the brackets"));
+            self.wrong(&node.place, message, format!("write {wanted} between the brackets"));
         }
         let any = Value::Bool(true);
         let prefix = schema.get("prefixItems").and_then(Value::as_array);
@@ -129,15 +140,19 @@ impl Walk<'_> {
         let rest = schema.get("additionalProperties").or(schema.get("unevaluatedProperties"));
         let any = Value::Bool(true);
         let mut out = Map::new();
+        // Keys that were meant: they are not told as missing once more, and no key is suggested that stands there already.
+        let mut meant: Vec<&str> = Vec::new();
         for e in entries {
             let below = Spot { key: e.key_place.clone(), name: e.key.clone(), owner: spot.name.clone() };
             let sub = match (properties.get(&e.key), rest) {
                 (Some(sub), _) => sub,
                 (None, Some(Value::Bool(false))) => {
-                    let help = if properties.is_empty() {
-                        format!("{} takes no keys here", spot.name)
-                    } else {
-                        did_you_mean(&e.key, "keys", properties.keys().map(String::as_str))
+                    let free = properties.keys().map(String::as_str).filter(|k| !entries.iter().any(|e| e.key == *k));
+                    meant.extend(nearest(&e.key, free.clone()));
+                    let help = match (properties.is_empty(), free.clone().next()) {
+                        (true, _) => format!("{} takes no keys", spot.name),
+                        (false, None) => "remove it: every key there is stands here already".into(),
+                        (false, Some(_)) => did_you_mean(&e.key, "keys", free),
                     };
                     self.wrong(&e.key_place, format!("`{}` is no key of {}", e.key, spot.name), help);
                     continue;
@@ -148,7 +163,7 @@ impl Walk<'_> {
             out.insert(e.key.clone(), self.value(sub, &e.value, &below));
         }
         for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-            if !entries.iter().any(|e| e.key == name) {
+            if !entries.iter().any(|e| e.key == name) && !meant.contains(&name) {
                 let sub = properties.get(name).unwrap_or(&any);
                 let about = described(self.root, sub).map(|d| format!(": {d}")).unwrap_or_default();
                 let help = format!("add `{name}`, {}{about}", expected(self.root, sub));
@@ -218,7 +233,7 @@ fn whole(schema: &Value, value: Value) -> Value {
     }
 }
 
-fn help_for_type(root: &Value, schema: &Value, node: &Node) -> String {
+fn help_for_type(root: &Value, schema: &Value, node: &Node, name: &str) -> String {
     let number = is_type(schema, "number") || is_type(schema, "integer");
     if let Data::Scalar(s) = &node.data {
         let unquoted = s.resolve_plain();
@@ -235,8 +250,5 @@ fn help_for_type(root: &Value, schema: &Value, node: &Node) -> String {
             return format!("put it in brackets: [{}]", s.text);
         }
     }
-    match described(root, schema) {
-        Some(d) => d,
-        None => format!("write {}", expected(root, schema)),
-    }
+    explained(root, schema, name).unwrap_or_else(|| format!("write {}", expected(root, schema)))
 }

@@ -75,7 +75,7 @@ pub fn stages_list(defs: &[StageDef]) -> String {
     let (name, takes, gives) = (width(0), width(1), width(2));
     let mut out = String::new();
     for (row, d) in rows.iter().zip(defs) {
-        let head = format!("{:name$}  {:>takes$} → {:gives$}  ", row[0], row[1], row[2]);
+        let head = format!("{:name$}  {:takes$} → {:gives$}  ", row[0], row[1], row[2]);
         let indent = " ".repeat(head.chars().count());
         out.push_str(&wrapped(d.info.summary, &head, &indent));
     }
@@ -145,7 +145,7 @@ fn fields(root: &Value, schema: &Value, depth: usize, out: &mut String) {
             continue;
         }
         let note = match sub.get("default").or(whole.get("default")) {
-            _ if required.contains(&name.as_str()) => ", required".to_string(),
+            _ if required.contains(&name.as_str()) => " (required)".to_string(),
             Some(Value::Null) | None => String::new(),
             Some(v) => format!(" [default: {}]", flow(v)),
         };
@@ -191,9 +191,10 @@ fn choice_head(root: &Value, whole: &Value) -> String {
         properties.iter().find(|(_, p)| merged(root, p).get("const").is_some()).map(|(k, _)| k.clone())
     });
     match (list, tag) {
-        (true, _) => "a list of".into(),
-        (false, Some(tag)) => format!("a mapping, by its `{tag}`"),
-        (false, None) => "one of".into(),
+        (true, Some(tag)) => format!("a list; `{tag}` says what an item is:"),
+        (true, None) => "a list of:".into(),
+        (false, Some(tag)) => format!("a mapping; `{tag}` says which:"),
+        (false, None) => "one of:".into(),
     }
 }
 

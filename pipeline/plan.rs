@@ -136,7 +136,7 @@ fn connect(i: usize, drafts: &[Draft], mistakes: &mut Vec<Mistake>) -> Vec<(&'st
     let stage = spec.uses.as_ref().map_or("", |u| u.value.as_str());
     let mut taken: Vec<(Option<&Port>, &Placed<String>)> = Vec::new();
     match &spec.from {
-        FromSpec::Nothing => {}
+        FromSpec::Nothing | FromSpec::Wrong => {}
         FromSpec::One(node) => match main_port(ports) {
             _ if def.is_none() => taken.push((None, node)),
             Some(port) => taken.push((Some(port), node)),
@@ -201,27 +201,32 @@ fn connect(i: usize, drafts: &[Draft], mistakes: &mut Vec<Mistake>) -> Vec<(&'st
 
 fn missing_ports(spec: &NodeSpec, ports: &[Port], taken: &[(Option<&Port>, &Placed<String>)], mistakes: &mut Vec<Mistake>) {
     let Some(uses) = &spec.uses else { return };
-    // A node without a port, or with a wrong one, was reported: more would be noise.
+    // A node without a port, or with a wrong one, was told: more would be noise.
     if taken.iter().any(|(port, _)| port.is_none()) {
         return;
     }
     let missing: Vec<_> = ports.iter().filter(|p| p.required && !taken.iter().any(|(t, _)| t.is_some_and(|t| t.name == p.name))).collect();
     let place = match &spec.from {
+        FromSpec::Wrong => return,
         FromSpec::Ports(place, _) => place,
         FromSpec::One(node) => &node.place,
         FromSpec::Nothing => &uses.place,
     };
-    for port in &missing {
-        let help = match (&spec.from, ports.len(), missing.len()) {
-            (FromSpec::Nothing, 1, _) => format!("add from: NODE, {}", port.about),
-            (FromSpec::Nothing, _, 2..) => {
-                let all: Vec<_> = missing.iter().map(|p| format!("{}: …", p.name)).collect();
-                format!("add from: {{ {} }}; {}: {}", all.join(", "), port.name, port.about)
-            }
-            _ => format!("add {}: NODE to `from`, {}", port.name, port.about),
-        };
-        mistakes.push(Mistake::at(place, format!("port `{}` of {} is not connected", port.name, uses.value), help));
+    if missing.is_empty() {
+        return;
     }
+    let names: Vec<_> = missing.iter().map(|p| format!("`{}`", p.name)).collect();
+    let (noun, verb) = if missing.len() == 1 { ("port", "is") } else { ("ports", "are") };
+    let message = format!("{noun} {} of {} {verb} not connected", names.join(" and "), uses.value);
+    let abouts = missing.iter().map(|p| format!("{}: {}", p.name, p.about)).collect::<Vec<_>>().join("; ");
+    let help = match (&spec.from, ports) {
+        (FromSpec::Nothing, [only]) => format!("add from: NODE, {}", only.about),
+        (FromSpec::Nothing, _) => {
+            format!("add from: {{ {} }} ({abouts})", missing.iter().map(|p| format!("{}: NODE", p.name)).collect::<Vec<_>>().join(", "))
+        }
+        _ => format!("add it to `from` ({abouts})"),
+    };
+    mistakes.push(Mistake::at(place, message, help));
 }
 
 /// The port that `from: NODE` means: the only one, or the only one that is required.

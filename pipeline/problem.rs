@@ -40,7 +40,7 @@ pub fn render(problems: &[Problem]) -> String {
 
 pub fn render_as(problems: &[Problem], has_colour: bool) -> String {
     let theme = if has_colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_context_lines(1).without_syntax_highlighting();
+    let handler = GraphicalReportHandler::new_themed(theme).with_wrap_lines(false).with_context_lines(1).without_syntax_highlighting();
     let mut out = String::new();
     for p in problems {
         let report = Report::of(p);
@@ -87,8 +87,27 @@ impl Report {
             }
         }
         let source = first.map(|f| NamedSource::new(&f.source.name, f.source.text.clone()));
-        Self { message: p.message.clone(), help, source, labels, is_warning: p.is_warning }
+        Self { message: folded(&p.message), help: folded(&help), source, labels, is_warning: p.is_warning }
     }
+}
+
+/// Lines of at most 100 characters, broken at spaces only: a path or a key stays whole.
+fn folded(text: &str) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > 0 && column + 1 + width > 100 {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += width;
+    }
+    out
 }
 
 impl fmt::Display for Report {

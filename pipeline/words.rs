@@ -27,7 +27,9 @@ fn merged_to(root: &Value, schema: &Value, depth: usize) -> Value {
             match (key.as_str(), out.get_mut(&key), value) {
                 (_, None, value) => drop(out.insert(key, value)),
                 ("properties", Some(Value::Object(mine)), Value::Object(more)) => {
-                    more.into_iter().for_each(|(k, v)| drop(mine.entry(k).or_insert(v)));
+                    for (k, v) in more {
+                        mine.entry(k).or_insert(v);
+                    }
                 }
                 ("required", Some(Value::Array(mine)), Value::Array(more)) => {
                     more.into_iter().for_each(|k| {
@@ -77,6 +79,11 @@ pub fn article(schema: &Value) -> &'static str {
         Some(&"object") => "a mapping",
         _ => "a value",
     }
+}
+
+/// The first of a doc comment, as a help line for the key it describes.
+pub fn explained(root: &Value, schema: &Value, name: &str) -> Option<String> {
+    described(root, schema).map(|d| format!("{name}: {d}"))
 }
 
 /// What a schema wants, in words: `a list of whole numbers`, `a mapping with z, y, x`, `one of basic, none`.

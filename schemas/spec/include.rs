@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::overrides::Set;
-use super::tree::{self, Data, Entry, Node, Place, Source};
+use super::tree::{self, Data, Entry, Node, Source};
 use super::{Mistake, World, variables};
 
 const MAX_DEPTH: usize = 16;
@@ -17,13 +17,15 @@ pub struct Reader<'a> {
     sets: &'a [Set],
     /// Every variable that a file names.
     pub variables: BTreeSet<String>,
+    /// An include was not found, or has no shape.
+    pub has_missing_file: bool,
     open: Vec<PathBuf>,
     n_files: usize,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(world: &'a World<'a>, sets: &'a [Set]) -> Self {
-        Self { world, sets, variables: BTreeSet::new(), open: Vec::new(), n_files: 0 }
+        Self { world, sets, variables: BTreeSet::new(), has_missing_file: false, open: Vec::new(), n_files: 0 }
     }
 
     /// The file's tree with variables replaced and includes taken in.
@@ -42,8 +44,7 @@ impl<'a> Reader<'a> {
         let before = mistakes.len();
         let Some(mut node) = tree::parse(&source, 0..source.text.len(), mistakes) else {
             if mistakes.len() == before {
-                let place = Place { source: source.clone(), start: 0, end: 0 };
-                mistakes.push(Mistake::at(&place, format!("{} is empty", path.display()), "a pipeline begins with `name:` and `stages:`"));
+                mistakes.push(Mistake::nowhere(format!("{} is empty", path.display()), "a pipeline begins with `name:` and `stages:`"));
             }
             return None;
         };
@@ -73,8 +74,9 @@ impl<'a> Reader<'a> {
                 };
                 // The first file wins over the second, as own keys win over both.
                 for file in files {
-                    if let Some(more) = self.included(file, path, mistakes) {
-                        merge(entries, more);
+                    match self.included(file, path, mistakes) {
+                        Some(more) => merge(entries, more),
+                        None => self.has_missing_file = true,
                     }
                 }
             }

@@ -86,6 +86,8 @@ pub struct NodeSpec {
 pub enum FromSpec {
     #[default]
     Nothing,
+    /// Something that was told as a mistake.
+    Wrong,
     /// `from: NODE`
     One(Placed<String>),
     /// `from: { PORT: NODE }`, with the place of `from`.
@@ -137,9 +139,10 @@ pub fn read(file: &Path, world: &World) -> (Option<PipelineSpec>, Vec<Mistake>) 
     let mut reader = include::Reader::new(world, &sets);
     let root = reader.file(file, &mut mistakes);
     overrides::refuse_unknown_variables(&sets, &reader.variables, &mut mistakes);
+    let is_whole = !reader.has_missing_file;
     let Some(mut root) = root else { return (None, mistakes) };
     overrides::apply(&sets, &mut root, &reader.variables, &mut mistakes);
-    (read::pipeline(&root, &mut mistakes), mistakes)
+    (read::pipeline(&root, is_whole, &mut mistakes), mistakes)
 }
 
 /// A value that came from a variable and is written as a list or mapping (`--set FILTERS=[8,16]`), read as one. Everything in it stands where the

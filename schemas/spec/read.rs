@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::size::{SIZE_HELP, parse_size};
 use super::tree::{Data, Entry, Node, Place, Placed};
-use super::{CacheSpec, FromSpec, Mistake, NodeSpec, NvmeSpec, PipelineSpec, RamLimit, did_you_mean};
+use super::{CacheSpec, FromSpec, Mistake, NodeSpec, NvmeSpec, PipelineSpec, RamLimit, did_you_mean, nearest};
 
 pub const TOP_KEYS: &[&str] = &["name", "seed", "workspace", "cache", "stages", "include"];
 pub const NODE_KEYS: &[&str] = &["uses", "from", "with", "include"];
@@ -16,14 +16,17 @@ pub struct ByPort {
     pub node: Placed<String>,
 }
 
-pub fn pipeline(root: &Node, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
+/// `is_whole`: every include was found; where one was not, what is missing may stand there.
+pub fn pipeline(root: &Node, is_whole: bool, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
     let entries = mapping(root, &first_line(&root.place), "a pipeline", "it begins with `name:` and `stages:`", mistakes)?;
     unknown_keys(entries, TOP_KEYS, "of a pipeline", mistakes);
     let start = Place { end: root.place.start, ..root.place.clone() };
     let name = match root.get("name") {
         Some(e) => text(&e.value, &e.key_place, "the name of the pipeline", mistakes).filter(|n| good_name(n, "pipeline", mistakes)),
         None => {
-            mistakes.push(Mistake::at(&start, "the pipeline has no name", "add a line such as: name: hippocampus"));
+            if is_whole {
+                mistakes.push(Mistake::at(&start, "the pipeline has no name", "add a line such as: name: hippocampus"));
+            }
             None
         }
     };
@@ -64,6 +67,7 @@ fn node(e: &Entry, mistakes: &mut Vec<Mistake>) -> NodeSpec {
     let get = |key: &str| entries.iter().find(|e| e.key == key);
     let uses = match get("uses") {
         Some(u) => text(&u.value, &u.key_place, "the name of a stage", mistakes),
+        None if entries.iter().any(|e| nearest(&e.key, NODE_KEYS.iter().copied()) == Some("uses")) => None,
         None => {
             let help = "add uses: STAGE; `voxmill stages` lists them";
             mistakes.push(Mistake::at(&e.key_place, format!("node {} does not say which stage it uses", e.key), help));
@@ -85,13 +89,13 @@ fn from(e: &Entry, mistakes: &mut Vec<Mistake>) -> FromSpec {
             FromSpec::Ports(e.key_place.clone(), ports.collect())
         }
         Data::Scalar(s) if !s.text.is_empty() => {
-            text(&e.value, &e.key_place, "the name of a node", mistakes).map_or(FromSpec::Nothing, FromSpec::One)
+            text(&e.value, &e.key_place, "the name of a node", mistakes).map_or(FromSpec::Wrong, FromSpec::One)
         }
         _ => {
             let place = if e.value.is_null() { &e.key_place } else { &e.value.place };
             let message = format!("`from` takes the name of a node, or a node for each port, not {}", e.value.what());
             mistakes.push(Mistake::at(&first_line(place), message, "write from: NODE, or from: { PORT: NODE, PORT: NODE }"));
-            FromSpec::Nothing
+            FromSpec::Wrong
         }
     }
 }

@@ -377,6 +377,12 @@ impl<'a, P: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> Builder<'a, P
         let width = rest.chars().next().filter(|c| !c.is_whitespace()).map_or(0, char::len_utf8);
         let start = if width == 0 { self.source.text[..at].trim_end().len() } else { at };
         let place = Place { source: self.source.clone(), start, end: start + width };
+        if self.source.text[..at].ends_with('$') && rest.starts_with('{') {
+            let end = rest.find(['}', '\n']).map_or(at + 1, |i| at + i + 1);
+            let place = Place { source: self.source.clone(), start: at - 1, end };
+            let help = format!("write \"{}\"", place.text().trim());
+            return Mistake::at(&place, "inside { } and [ ] a variable needs quotes around it", help);
+        }
         let help = match e.kind() {
             ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation | ErrorKind::TabInPlainScalar => {
                 "indent with spaces, not with tabs"
@@ -388,15 +394,26 @@ impl<'a, P: Iterator<Item = Result<(Event<'a>, Span), ScanError>>> Builder<'a, P
             | ErrorKind::ExpectedFlowMappingSeparator
             | ErrorKind::ExpectedFlowSequenceSeparator
             | ErrorKind::MisplacedFlowCollectionEnd
-            | ErrorKind::MismatchedFlowCollectionEnd { .. } => {
-                "look for a missing comma, bracket or brace; inside { } and [ ] a value with ${…} needs quotes around it"
-            }
+            | ErrorKind::MismatchedFlowCollectionEnd { .. } => "look for a missing comma, bracket or brace",
             ErrorKind::MappingValueNotAllowed | ErrorKind::InvalidColonPlacement => "a value that holds `: ` needs quotes around it",
             ErrorKind::UnknownAnchor => "mark a value above with &NAME before *NAME repeats it",
             ErrorKind::UnexpectedCharacter { .. } => "a value that begins with @, `, % or a control character needs quotes around it",
             _ => "look at the indentation of this line and the one above: keys of one mapping begin in one column",
         };
-        Mistake::at(&place, format!("this is not YAML: {}", e.info()), help)
+        // The parser's words where they say enough, ours where they speak of flow, blocks and tokens.
+        let what = match e.kind() {
+            ErrorKind::ExpectedFlowMappingSeparator => "expected `,` or `}` here".into(),
+            ErrorKind::ExpectedFlowSequenceSeparator => "expected `,` or `]` here".into(),
+            ErrorKind::ExpectedBlockMappingKey => "expected a key here".into(),
+            ErrorKind::ExpectedBlockSequenceEntry => "expected an item with `- ` here".into(),
+            ErrorKind::UnknownAnchor => "no value above is marked with this name".into(),
+            ErrorKind::MappingValueNotAllowed => "a `: ` cannot stand here".into(),
+            ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => {
+                "a tab stands in the indentation".into()
+            }
+            _ => e.info(),
+        };
+        Mistake::at(&place, format!("this is not YAML: {what}"), help)
     }
 }
 

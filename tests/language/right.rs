@@ -62,7 +62,13 @@ fn variables_become_what_the_schema_wants() {
 
 #[test]
 fn set_reaches_any_value() {
-    let sets = ["iso.spacing_mm.z=3", "model.augment=[{ noise: { std: 0.1 } }]", "model.augment.0.noise.std=0.2", "seed=9", "cache.ram.limit=1 GiB"];
+    let sets = [
+        "iso.spacing_mm.z=3",
+        "model.augment=[{ noise: { std: 0.1 } }]",
+        "model.augment.0.noise.std=0.2",
+        "seed=9",
+        "cache.ram.limit=1 GiB",
+    ];
     let plan = load(&small(), &sets);
     assert_eq!(config(&plan, "iso")["spacing_mm"], json!({ "z": 3.0, "y": 1.0, "x": 1.0 }));
     assert_eq!(config(&plan, "model")["augment"], json!([{ "noise": { "std": 0.2 } }]));
@@ -78,9 +84,18 @@ fn included_blocks_are_merged_and_own_keys_win() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     };
-    write("p.yaml", "include: shared/base.yaml\nname: mine\nstages:\n  iso: { with: { spacing_mm: 2 } }\n  out: { uses: write, from: iso }\n");
-    write("shared/base.yaml", "name: base\nseed: 5\nstages: { include: source.yaml, iso: { uses: respace, from: bones, with: { include: iso.yaml, spacing_mm: 1 } } }\n");
-    write("shared/source.yaml", "series: { uses: look, with: { archive: a } }\nbones: { uses: label, from: series, with: { classes: { Femur: 1 } } }\n");
+    write(
+        "p.yaml",
+        "include: shared/base.yaml\nname: mine\nstages:\n  iso: { with: { spacing_mm: 2 } }\n  out: { uses: write, from: iso }\n",
+    );
+    write(
+        "shared/base.yaml",
+        "name: base\nseed: 5\nstages: { include: source.yaml, iso: { uses: respace, from: bones, with: { include: iso.yaml, spacing_mm: 1 } } }\n",
+    );
+    write(
+        "shared/source.yaml",
+        "series: { uses: look, with: { archive: a } }\nbones: { uses: label, from: series, with: { classes: { Femur: 1 } } }\n",
+    );
     write("shared/iso.yaml", "interpolation: nearest\nspacing_mm: 9\n");
     let plan = load_file(&dir.path().join("p.yaml"), &[]);
     assert_eq!((plan.name.as_str(), plan.seed), ("mine", 5));

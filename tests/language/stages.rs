@@ -246,8 +246,13 @@ impl Stage for Fit {
 pub struct Write {}
 
 impl Stage for Write {
-    const INFO: Info =
-        info("write", &[port("cases", Kind::Volume, true, "what to write")], Kind::Files, "write files for other programs", "uses: write\nfrom: ct");
+    const INFO: Info = info(
+        "write",
+        &[port("cases", Kind::Volume, true, "what to write")],
+        Kind::Files,
+        "write files for other programs",
+        "uses: write\nfrom: ct",
+    );
     fn run(&self, _: &Inputs, _: &Cx) -> Result<Facts, Error> {
         Ok(Facts::default())
     }
