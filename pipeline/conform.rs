@@ -148,11 +148,14 @@ impl Walk<'_> {
                 (Some(sub), _) => sub,
                 (None, Some(Value::Bool(false))) => {
                     let free = properties.keys().map(String::as_str).filter(|k| !entries.iter().any(|e| e.key == *k));
-                    meant.extend(nearest(&e.key, free.clone()));
-                    let help = match (properties.is_empty(), free.clone().next()) {
-                        (true, _) => format!("{} takes no keys", spot.name),
-                        (false, None) => "remove it: every key there is stands here already".into(),
-                        (false, Some(_)) => did_you_mean(&e.key, "keys", free),
+                    let near = nearest(&e.key, free.clone());
+                    meant.extend(near);
+                    let help = if properties.is_empty() {
+                        format!("{} takes no keys", spot.name)
+                    } else if near.is_some() {
+                        did_you_mean(&e.key, "keys", free)
+                    } else {
+                        did_you_mean(&e.key, "keys", properties.keys().map(String::as_str))
                     };
                     self.wrong(&e.key_place, format!("`{}` is no key of {}", e.key, spot.name), help);
                     continue;
@@ -198,7 +201,7 @@ impl Walk<'_> {
             self.wrong(
                 &node.place,
                 format!("`{}` is {value}, it must be {words} {limit}", spot.name),
-                format!("write {} {words} {limit}", article(schema)),
+                format!("write {} of {words} {limit}", article(schema)),
             );
         }
     }

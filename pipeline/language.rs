@@ -147,6 +147,7 @@ fn fields(root: &Value, schema: &Value, depth: usize, out: &mut String) {
         let note = match sub.get("default").or(whole.get("default")) {
             _ if required.contains(&name.as_str()) => " (required)".to_string(),
             Some(Value::Null) | None => String::new(),
+            Some(Value::Array(a)) if a.is_empty() => " [default: none]".into(),
             Some(v) => format!(" [default: {}]", flow(v)),
         };
         field(root, name, sub, &note, depth, out);
@@ -164,7 +165,8 @@ fn field(root: &Value, name: &str, sub: &Value, note: &str, depth: usize, out: &
         ([_, ..], _) => choice_head(root, &whole),
         _ => expected(root, sub),
     };
-    out.push_str(&wrapped(&format!("{kind}{note}"), &format!("{pad}{name}  "), &format!("{pad}    ")));
+    let colon = if shapes.is_empty() { "" } else { ":" };
+    out.push_str(&wrapped(&format!("{kind}{note}{colon}"), &format!("{pad}{name}  "), &format!("{pad}    ")));
     if let Some(text) = full_description(root, sub) {
         out.push_str(&wrapped(&text, &format!("{pad}    "), &format!("{pad}    ")));
     }
@@ -191,10 +193,10 @@ fn choice_head(root: &Value, whole: &Value) -> String {
         properties.iter().find(|(_, p)| merged(root, p).get("const").is_some()).map(|(k, _)| k.clone())
     });
     match (list, tag) {
-        (true, Some(tag)) => format!("a list; `{tag}` says what an item is:"),
-        (true, None) => "a list of:".into(),
-        (false, Some(tag)) => format!("a mapping; `{tag}` says which:"),
-        (false, None) => "one of:".into(),
+        (true, Some(tag)) => format!("a list; `{tag}` says what an item is"),
+        (true, None) => "a list of".into(),
+        (false, Some(tag)) => format!("a mapping; `{tag}` says which"),
+        (false, None) => "one of".into(),
     }
 }
 
