@@ -246,8 +246,8 @@ impl Stage for Annotate {
         let mut volume = Volume::read(&image.dir)?;
         cx.bytes((volume.voxels.len() * 2) as u64);
         let series_name = volume.about.series.clone();
-        let paths: Vec<&str> = instances.iter().filter(|i| i.series == series_name).map(|i| i.path.as_str()).collect();
-        let grid = Grid::with_slices(&volume.about.source, &source::open(&paths)?.slices);
+        let mine: Vec<InstanceRow> = instances.into_iter().filter(|i| i.series == series_name).collect();
+        let grid = Grid::with_slices(&volume.about.source, &source::slices(&mine)?);
         cx.check_cancelled()?;
 
         let mut canvas = Canvas { labels: vec![0; grid.geometry.size.count()], overlap: self.overlap, clashes: BTreeMap::new() };
@@ -317,8 +317,8 @@ impl Annotate {
                 let path = Path::new(&i.path);
                 cx.bytes(i.size_bytes.max(0) as u64);
                 found.push(match row.kind.as_str() {
-                    "seg" => Found::Seg(seg::read(path)?),
-                    "rtstruct" => Found::RtStruct(rtstruct::read(path)?),
+                    "seg" => Found::Seg(seg::read(path, &i.file)?),
+                    "rtstruct" => Found::RtStruct(rtstruct::read(path, &i.file)?),
                     _ => {
                         Found::Nifti { file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path: path.to_path_buf() }
                     }
@@ -542,9 +542,9 @@ fn nifti_of(all: &[SeriesRow], instances: &RecordBatch, of: &Manifest, image: &s
         .collect();
     let mut files: BTreeMap<&str, &Path> = BTreeMap::new();
     let mut folders: Vec<(&str, &Path)> = Vec::new();
-    for (series, path) in texts(instances, "series").zip(texts(instances, "path")) {
-        files.entry(series).or_insert(Path::new(path));
-        if let Some(folder) = Path::new(path).parent() {
+    for (series, file) in texts(instances, "series").zip(texts(instances, "file")) {
+        files.entry(series).or_insert(Path::new(file));
+        if let Some(folder) = Path::new(file).parent() {
             folders.push((series, folder));
         }
     }
@@ -552,6 +552,10 @@ fn nifti_of(all: &[SeriesRow], instances: &RecordBatch, of: &Manifest, image: &s
     let is_image = |s: &str| all.iter().any(|r| r.series == s && r.kind == "image");
     let belongs = |row: &SeriesRow| {
         let Some(path) = files.get(row.series.as_str()) else { return false };
+        // The index gives a NIfTI file the patient of its name, so that names meet under pseudonyms as well.
+        if names.contains(&row.patient) {
+            return true;
+        }
         let stem = |p: &std::ffi::OsStr| {
             let name = p.to_string_lossy().into_owned();
             name.trim_end_matches(".gz").trim_end_matches(".nii").to_string()

@@ -210,11 +210,10 @@ impl Export {
             );
             return Err(elsewhere(why));
         }
-        let paths: Vec<&str> = instances.iter().map(|i| i.path.as_str()).collect();
-        if paths.is_empty() {
+        if instances.is_empty() {
             return Err(elsewhere("the index has no instance of its series: export with the index that the case came from".into()));
         }
-        let series = source::open(&paths)?;
+        let series = source::open(instances)?;
         let slices = place::on_grid(&volume.geometry, &series.slices).map_err(elsewhere)?;
         let segment = |(name, id): (&String, &u8)| {
             let codes = self.codes.get(name).cloned().unwrap_or(ClassCodes { category: anatomical_structure(), kind: tissue() });

@@ -107,7 +107,7 @@ fn patient(root: &Path, p: &Phantom, index: u32) -> Result<(), Error> {
         }
         save(ct.join(format!("{:04}.dcm", z + 1)), write::file(d, Encoding::ExplicitLittle)?)?;
     }
-    let series = Series { uid: ids.series.clone(), slices, header: first.expect("there is at least one slice") };
+    let series = Series { uid: ids.series.clone(), slices, first: first.expect("there is at least one slice") };
     let code = |value: &str, meaning: &str| Code { value: value.into(), scheme: "SCT".into(), meaning: meaning.into() };
     let segment = |id, label: &str, kind| SegmentOut { id, label: label.into(), category: code("91723000", "Anatomical Structure"), kind };
     let segments = [segment(FEMUR, "Femur", code("71341001", "Femur")), segment(TIBIA, "Tibia", code("12611008", "Tibia"))];
@@ -355,6 +355,7 @@ mod tests {
     use super::super::{seg, source};
     use super::*;
     use voxmill_schemas::geometry::{Geometry, Lps};
+    use voxmill_schemas::tables::InstanceRow;
 
     fn small(seed: u64) -> Phantom {
         Phantom { patients: 2, slices: 12, size: 32, slice_spacing_mm: None, seed }
@@ -405,7 +406,8 @@ mod tests {
             let folder = out.join(format!("knee-{patient:04}"));
             let mut paths: Vec<_> = std::fs::read_dir(folder.join("CT")).unwrap().map(|e| e.unwrap().path()).collect();
             paths.sort();
-            let series = source::open(&paths).unwrap();
+            let row = |p: &PathBuf| InstanceRow { path: p.to_string_lossy().into_owned(), ..InstanceRow::default() };
+            let series = source::open(&paths.iter().map(row).collect::<Vec<_>>()).unwrap();
             let (first, second) = (series.slices[0].plane, series.slices[1].plane);
             let geometry = Geometry {
                 size: Zyx::new(24, 48, 48),
@@ -416,7 +418,7 @@ mod tests {
                     Lps([first.column_spacing_mm, 0., 0.]),
                 ),
             };
-            let seg = seg::read(&folder.join("SEG.dcm")).unwrap();
+            let seg = seg::read(&folder.join("SEG.dcm"), "SEG.dcm").unwrap();
             assert_eq!(seg.segments.iter().map(|s| s.label.as_str()).collect::<Vec<_>>(), ["Femur", "Tibia"]);
             let grid = Grid::with_slices(&geometry, &series.slices);
             let (mut count, mut height) = ([0usize; 3], [0f64; 3]);

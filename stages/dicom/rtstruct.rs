@@ -8,7 +8,7 @@ use voxmill_schemas::geometry::Lps;
 
 use super::fill::{Fill, Polygon, fill};
 use super::place::Grid;
-use super::tree::{self, Dataset, name_of};
+use super::tree::{self, Dataset};
 use crate::error::Error;
 
 /// Largest spread of a contour's points along the slice normal, mm.
@@ -56,10 +56,10 @@ pub struct Drawn {
     pub nested_slices: usize,
 }
 
-pub fn read(path: &Path) -> Result<RtStruct, Error> {
-    let object = tree::open(path)?;
-    let d: &Dataset = &object;
-    let file = name_of(path);
+/// `name`: what messages call the file.
+pub fn read(path: &Path, name: &str) -> Result<RtStruct, Error> {
+    let data = tree::open(path, name)?.data;
+    let (d, file) = (&data, name.to_string());
     if tree::text(d, tags::SOP_CLASS_UID).as_deref() != Some(uids::RT_STRUCTURE_SET_STORAGE) {
         return Err(Error::Dicom { file, why: "it is no RT structure set".into() });
     }

@@ -10,7 +10,7 @@ use voxmill_schemas::geometry::{Geometry, Zyx};
 use super::place::{Grid, Plane, is_reindexed, nearest_voxels};
 use super::seg_frames::Frames;
 use super::source::frame_plane;
-use super::tree::{self, Dataset, name_of};
+use super::tree::{self, Dataset, Opened};
 use crate::error::Error;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,14 +86,13 @@ pub struct Placed {
     pub wrong_references: usize,
 }
 
-pub fn read(path: &Path) -> Result<Seg, Error> {
-    let object = tree::open(path)?;
-    let d: &Dataset = &object;
-    let file = name_of(path);
+/// `name`: what messages call the file.
+pub fn read(path: &Path, name: &str) -> Result<Seg, Error> {
+    let Opened { header, data, source } = tree::open(path, name)?;
+    let (d, file) = (&data, name.to_string());
     let wrong = |why: String| Error::Dicom { file: file.clone(), why };
-    let sop_class = tree::text(d, tags::SOP_CLASS_UID).unwrap_or_default();
-    if ![uids::SEGMENTATION_STORAGE, uids::LABEL_MAP_SEGMENTATION_STORAGE].contains(&sop_class.as_str()) {
-        return Err(wrong(format!("found SOP class {sop_class}, expected a segmentation")));
+    if ![uids::SEGMENTATION_STORAGE, uids::LABEL_MAP_SEGMENTATION_STORAGE].contains(&header.sop_class.as_str()) {
+        return Err(wrong(format!("found SOP class {}, expected a segmentation", header.sop_class)));
     }
     let positive = |tag, name: &str| {
         let n = tree::int(d, tag).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
@@ -134,8 +133,7 @@ pub fn read(path: &Path) -> Result<Seg, Error> {
         .filter(|s| *s > 0.0);
     let made = [tags::CONTENT_DATE, tags::CONTENT_TIME].map(|t| tree::text(d, t).unwrap_or_default()).join(" ");
     let (frame_of_reference, overlap) = (tree::text(d, tags::FRAME_OF_REFERENCE_UID), tree::text(d, tags::SEGMENTS_OVERLAP));
-    let syntax = object.meta().transfer_syntax().trim_end_matches('\0').to_string();
-    let pixels = Frames::take(object.into_inner(), &file, &syntax, rows, columns, n_frames)?;
+    let pixels = Frames::open(source, header, name)?;
     Ok(Seg { file, kind, rows, columns, segments, frames, frame_of_reference, overlap, made, between_mm, pixels })
 }
 

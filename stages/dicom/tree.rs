@@ -1,34 +1,124 @@
-//! Reading values out of a DICOM dataset by tag: absent, empty and wrong values are `None`, never a guess.
+//! Datasets as trees, for objects whose meaning stands in nested sequences (SEG, RTSTRUCT, the patient of a series). Values are read by tag:
+//! absent, empty and wrong ones are `None`, never a guess.
 
 use std::path::Path;
 
-use dicom::core::Tag;
-use dicom::dictionary_std::tags;
-use dicom::object::{DefaultDicomObject, InMemDicomObject, OpenFileOptions};
+use dicom::core::dictionary::{DataDictionary, DataDictionaryEntry, VirtualVr};
+use dicom::core::{Tag, VR};
+use dicom::dictionary_std::StandardDataDictionary;
+use dicom::object::InMemDicomObject;
+use dicom::transfer_syntax::entries::{EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN};
 
+use super::bytes::Source;
+use super::header::{self, Header, NoHeader};
+use super::scan;
 use crate::error::{Error, chain};
 
 pub type Dataset = InMemDicomObject;
 
-/// What a file is called in messages: its name and the folder it stands in.
-pub fn name_of(path: &Path) -> String {
-    let tail: Vec<_> = path.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy()).collect();
-    tail.into_iter().rev().collect::<Vec<_>>().join("/")
+/// A larger tree is refused; the pixels are not part of it.
+const MAX_TREE_BYTES: u64 = 512 << 20;
+/// Deeper nesting is refused: the parser would recurse as deep as the file wants. Real objects need eight levels.
+const MAX_DEPTH: usize = 64;
+
+/// An opened file: its header, its tree up to the pixels, and its bytes for the pixels.
+pub struct Opened {
+    pub header: Header,
+    pub data: Dataset,
+    pub source: Source,
 }
 
-/// A whole file.
-pub fn open(path: &Path) -> Result<DefaultDicomObject, Error> {
-    OpenFileOptions::new()
-        .open_file(path)
-        .map_err(|e| Error::Dicom { file: name_of(path), why: format!("it cannot be read as DICOM ({})", chain(&e)) })
+/// `name`: what messages call the file.
+pub fn open(path: &Path, name: &str) -> Result<Opened, Error> {
+    let wrong = |why: String| Error::Dicom { file: name.to_string(), why };
+    let source = Source::open(path).map_err(Error::io("read", path))?;
+    let header = match header::of_source(&source).map_err(Error::io("read", path))? {
+        Ok(header) => header,
+        Err(NoHeader::Broken { why, .. }) => return Err(wrong(why)),
+        Err(NoHeader::NotDicom) => return Err(wrong("it is not DICOM".into())),
+        Err(NoHeader::Empty) => return Err(wrong("it is empty".into())),
+    };
+    let end = header.pixel.map_or(source.len(), |p| p.offset);
+    if end > MAX_TREE_BYTES {
+        return Err(Error::TooLarge { what: name.into(), wanted_bytes: end, limit_bytes: MAX_TREE_BYTES });
+    }
+    let bytes = source.read_at(0, end as usize).map_err(Error::io("read", path))?;
+    let data = parse(&bytes, &header).map_err(wrong)?;
+    Ok(Opened { header, data, source })
 }
 
-/// A file up to its pixels.
-pub fn open_header(path: &Path) -> Result<DefaultDicomObject, Error> {
-    OpenFileOptions::new()
-        .read_until(tags::PIXEL_DATA)
-        .open_file(path)
-        .map_err(|e| Error::Dicom { file: name_of(path), why: format!("it cannot be read as DICOM ({})", chain(&e)) })
+/// - `bytes`: a file up to the value of its pixel data
+fn parse(bytes: &[u8], h: &Header) -> Result<Dataset, String> {
+    let start = scan::meta(bytes).ok_or("it is not DICOM")?.end;
+    let is_explicit = bytes.get(start + 4..start + 6).is_some_and(|vr| vr.iter().all(u8::is_ascii_uppercase));
+    // The header of the pixel element goes, too.
+    let end = match h.pixel {
+        Some(_) => bytes.len() - if is_explicit { 12 } else { 8 },
+        None => bytes.len(),
+    };
+    let body = bytes.get(start..end).ok_or("its data set is empty")?;
+    let syntax = match (h.is_big_endian, is_explicit) {
+        (true, _) => EXPLICIT_VR_BIG_ENDIAN.erased(),
+        (false, true) => EXPLICIT_VR_LITTLE_ENDIAN.erased(),
+        (false, false) => IMPLICIT_VR_LITTLE_ENDIAN.erased(),
+    };
+    if !h.is_big_endian && depth(body, is_explicit) > MAX_DEPTH {
+        return Err(format!("its sequences are nested more than {MAX_DEPTH} deep"));
+    }
+    if h.is_big_endian {
+        return Err("it is big endian, which segmentations and structure sets never were".into());
+    }
+    Dataset::read_dataset_with_ts(body, &syntax).map_err(|e| format!("it cannot be read as DICOM ({})", chain(&e)))
+}
+
+/// How deep items are nested in a little-endian data set; what is not well formed counts as far as it can be followed.
+fn depth(b: &[u8], is_explicit: bool) -> usize {
+    // Open items and sequences: where they end (`None`: at a delimiter) and how they are encoded.
+    let mut open: Vec<(Option<usize>, bool)> = Vec::new();
+    let (mut at, mut deepest) = (0usize, 0);
+    loop {
+        while open.last().is_some_and(|(end, _)| end.is_some_and(|e| at >= e)) {
+            open.pop();
+        }
+        let explicit = open.last().map_or(is_explicit, |o| o.1);
+        let Some(head) = b.get(at..at + 8) else { return deepest };
+        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        let tag = Tag(u16::from_le_bytes([head[0], head[1]]), u16::from_le_bytes([head[2], head[3]]));
+        at += 8;
+        let vr = [head[4], head[5]];
+        let is_item = tag.0 == 0xFFFE;
+        let mut length = word(&head[4..8]);
+        let mut is_sequence = is_item && tag.1 == 0xE000;
+        if !is_item && explicit {
+            match &vr {
+                b"OB" | b"OD" | b"OF" | b"OL" | b"OV" | b"OW" | b"SQ" | b"SV" | b"UC" | b"UN" | b"UR" | b"UT" | b"UV" => {
+                    let Some(long) = b.get(at..at + 4) else { return deepest };
+                    at += 4;
+                    length = word(long);
+                    is_sequence = &vr == b"SQ" || length == u32::MAX;
+                }
+                _ => length = u16::from_le_bytes([head[6], head[7]]) as u32,
+            }
+        } else if !is_item {
+            let is_known = || StandardDataDictionary.by_tag(tag).is_some_and(|e| e.vr() == VirtualVr::Exact(VR::SQ));
+            is_sequence = length == u32::MAX || is_known();
+        } else if !is_sequence {
+            // A delimiter.
+            open.pop();
+            continue;
+        }
+        if is_sequence {
+            let end = (length != u32::MAX).then(|| at.saturating_add(length as usize));
+            open.push((end, explicit && &vr != b"UN"));
+            // A sequence and its item are one level.
+            deepest = deepest.max(open.len().div_ceil(2));
+            if deepest > MAX_DEPTH {
+                return deepest;
+            }
+        } else {
+            at = at.saturating_add(length as usize);
+        }
+    }
 }
 
 /// A text without the padding of DICOM (spaces and NUL at either end); `None` when nothing is left.
@@ -64,4 +154,36 @@ pub fn item(d: &Dataset, tag: Tag) -> Option<&Dataset> {
 /// The item of a functional group macro: per frame, else shared (PS3.3 C.7.6.16.1).
 pub fn group<'a>(per_frame: Option<&'a Dataset>, shared: Option<&'a Dataset>, tag: Tag) -> Option<&'a Dataset> {
     per_frame.and_then(|d| item(d, tag)).or_else(|| shared.and_then(|d| item(d, tag)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(levels: usize, is_explicit: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        for _ in 0..levels {
+            // (0008,1140) ReferencedImageSequence of undefined length, and its item.
+            out.extend([0x08, 0x00, 0x40, 0x11]);
+            out.extend(if is_explicit { &b"SQ\0\0\xff\xff\xff\xff"[..] } else { &b"\xff\xff\xff\xff"[..] });
+            out.extend(b"\xfe\xff\x00\xe0\xff\xff\xff\xff");
+        }
+        out
+    }
+
+    #[test]
+    fn nesting_is_measured_without_recursion() {
+        for is_explicit in [false, true] {
+            assert_eq!(depth(&nested(5, is_explicit), is_explicit), 5);
+            assert!(depth(&nested(1_000_000, is_explicit), is_explicit) > MAX_DEPTH);
+        }
+    }
+
+    #[test]
+    fn a_deeply_nested_file_is_refused() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let modality = *b"\x08\x00\x60\x00CS\x04\x00SEG ";
+        std::fs::write(file.path(), [&modality[..], &nested(100_000, true)].concat()).expect("written");
+        assert!(open(file.path(), "deep").is_err());
+    }
 }

@@ -47,7 +47,7 @@ struct FrameOut {
 
 /// The bytes of a DICOM SEG file.
 pub fn seg(o: &SegOut) -> Result<Vec<u8>, Error> {
-    let source = &o.series.header;
+    let source = &o.series.first;
     let n = o.size.y * o.size.x;
     assert!(o.labels.len() == o.size.count() && o.slices.len() == o.size.z, "labels and slices are of one size");
     let frames = frames(o);
@@ -223,9 +223,9 @@ fn image(o: &SegOut, d: &mut Dataset, n_frames: usize) {
     put(d, tags::HIGH_BIT, VR::US, bits - 1);
     put(d, tags::PIXEL_REPRESENTATION, VR::US, 0u16);
     // Drawn on lossy images, a segmentation says so (PS3.3 C.8.20.2).
-    if tree::text(&o.series.header, tags::LOSSY_IMAGE_COMPRESSION).as_deref() == Some("01") {
+    if tree::text(&o.series.first, tags::LOSSY_IMAGE_COMPRESSION).as_deref() == Some("01") {
         let lossy = [tags::LOSSY_IMAGE_COMPRESSION, tags::LOSSY_IMAGE_COMPRESSION_RATIO, tags::LOSSY_IMAGE_COMPRESSION_METHOD];
-        write::copy(&o.series.header, d, &lossy, &[]);
+        write::copy(&o.series.first, d, &lossy, &[]);
     } else {
         put(d, tags::LOSSY_IMAGE_COMPRESSION, VR::CS, "00");
     }
