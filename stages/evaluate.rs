@@ -338,7 +338,15 @@ mod tests {
             row("c", "val", "Femur", Some(0.7), Some(6.0)),
             row("c", "val", "Tibia", None, None),
         ];
-        insta::assert_snapshot!(report(&means(&scores)).join("\n"), @"");
+        insta::assert_snapshot!(report(&means(&scores)).join("\n"), @r"
+        part   class  cases   Dice  HD95 mm  missed  spurious
+        train  Femur      1  0.900     1.00       0         0
+        train  Tibia      1  0.800     2.00       0         0
+        train  all        1  0.850     1.50       0         0
+        val    Femur      2  0.600     5.00       0         0
+        val    Tibia      2  0.000        -       1         0
+        val    all        2  0.475     5.00       1         0
+        ");
         let f = facts(&scores);
         assert_eq!(f.facts["cases"], 3);
         // b: (0.5 + 0) / 2, c: 0.7 alone.

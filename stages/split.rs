@@ -391,7 +391,9 @@ mod tests {
             prop_assert_eq!(cases.len(), rows.len());
             prop_assert_eq!(rows.len(), groups.values().map(|g| g.cases.len()).sum::<usize>());
             let mut parts: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-            rows.iter().for_each(|r| drop(parts.entry(&r.patient).or_default().insert(&r.part)));
+            for r in &rows {
+                parts.entry(&r.patient).or_default().insert(&r.part);
+            }
             prop_assert!(parts.values().all(|p| p.len() == 1));
             let off = (count(&rows, "val") as f64 - val * n as f64).abs();
             prop_assert!(off <= 2.0, "{}", off);

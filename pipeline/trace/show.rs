@@ -84,11 +84,35 @@ mod tests {
 
     #[test]
     fn a_tree_leads_back_and_forward() {
-        insta::assert_snapshot!(tree(&[example()]), @"");
+        insta::assert_snapshot!(tree(&[example()]), @r"
+        masks: annotate x  cccc
+        made from
+        ├─ image ← image: assemble x  bbbb
+        │  └─ table ← series: index  aaaa
+        │     └─ MR image: 38 instances of series 1.2
+        └─ series ← series: index  aaaa  (see above)
+        went into
+        └─ net: train  dddd
+           └─ infer of 3 other cases
+        ");
     }
 
     #[test]
     fn a_graph_draws_each_thing_once() {
-        insta::assert_snapshot!(mermaid(&[example()]), @"");
+        insta::assert_snapshot!(mermaid(&[example()]), @r#"
+        flowchart LR
+          ai["image: assemble x  bbbb"]
+          am["masks: annotate x  cccc"]
+          as["series: index  aaaa"]
+          as_1["MR image: 38 instances of series 1.2"]
+          at["net: train  dddd"]
+          at_o["infer of 3 other cases"]
+          ai --> am
+          am --> at
+          as --> ai
+          as --> am
+          as_1 --> as
+          at --> at_o
+        "#);
     }
 }
