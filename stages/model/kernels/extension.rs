@@ -75,7 +75,7 @@ impl Kernels for Flex {
 
     fn norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, slope: f32) -> FlexTensor {
         let (x, weight, bias) = (dense(&x), dense(&weight), dense(&bias));
-        let out = norm::forward(floats(&x), voxels(&x), floats(&weight), floats(&bias), slope);
+        let out = norm::forward(floats(&x), voxels(&x), floats(&weight), floats(&bias), slope, lanes());
         FlexTensor::from_data(TensorData::new(out, x.layout().shape().clone()))
     }
 }
@@ -139,7 +139,7 @@ impl Backward<Flex, 3> for NormBackward {
         let ([node_x, node_weight, node_bias], (x, weight, bias, slope)) = (ops.parents, ops.state);
         let grad = dense(&grads.consume::<Flex>(&ops.node));
         let [x, weight, bias] = [x, weight, bias].map(|id| dense(&checkpointer.retrieve_node_output::<FlexTensor>(id)));
-        let (gx, gw, gb) = norm::backward(floats(&x), floats(&grad), voxels(&x), floats(&weight), floats(&bias), slope);
+        let (gx, gw, gb) = norm::backward(floats(&x), floats(&grad), voxels(&x), floats(&weight), floats(&bias), slope, lanes());
         let channels = gw.len();
         for (node, values) in [(node_weight, gw), (node_bias, gb)] {
             if let Some(node) = node {
