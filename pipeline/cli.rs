@@ -27,6 +27,7 @@ enum Command {
     /// Say what a run would make, reuse or remake, and why
     Plan(PlanArgs),
     /// Look for mistakes in a file; make nothing
+    #[command(after_long_help = crate::language::IN_SHORT)]
     Check(FileArgs),
     /// Draw the stages of a file and what flows between them
     Graph(GraphArgs),

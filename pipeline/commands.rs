@@ -286,7 +286,10 @@ pub fn phantom(a: &PhantomArgs) -> u8 {
     match made {
         Ok(()) => {
             let (n, size, slices) = (a.patients, a.size, a.slices);
-            print(&format!("{}: {n} patients, each a CT of {slices} slices of {size}×{size} and a DICOM SEG with Femur and Tibia", a.out.display()));
+            print(&format!(
+                "{}: {n} patients, each a CT of {slices} slices of {size}×{size} and a DICOM SEG with Femur and Tibia",
+                a.out.display()
+            ));
             0
         }
         Err(e) => {

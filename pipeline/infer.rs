@@ -23,10 +23,9 @@ pub fn part_of(plan: &Plan, chosen: Option<&str>) -> Result<BTreeSet<String>, Fa
     let all: Vec<usize> = (0..plan.nodes.len()).filter(|i| predicts(&plan.nodes[*i])).collect();
     let names = || all.iter().map(|i| plan.nodes[*i].name.clone()).collect::<Vec<_>>().join(", ");
     let node = match chosen {
-        Some(name) => *all
-            .iter()
-            .find(|i| plan.nodes[**i].name == name)
-            .ok_or_else(|| Fault::NoSuchNode { name: name.into(), nodes: names() })?,
+        Some(name) => {
+            *all.iter().find(|i| plan.nodes[**i].name == name).ok_or_else(|| Fault::NoSuchNode { name: name.into(), nodes: names() })?
+        }
         None => match all[..] {
             [one] => one,
             [] => return Err(Fault::NoPrediction),

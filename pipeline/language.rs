@@ -12,6 +12,32 @@ pub use crate::schema::pipeline_schema;
 
 const WIDTH: usize = 100;
 
+/// The language on half a page, for `voxmill check --help`.
+pub const IN_SHORT: &str = "\
+The language in short:
+  name: knee_ct                       names the pipeline
+  seed: 7                             equal seeds give equal bytes (default 0)
+  workspace: target/knee              everything it makes (default work/NAME)
+  cache:                              budgets: a size, or for ram a share of --memory
+    disk: { limit: 20 GiB }
+    nvme: { dir: /fast/knee, limit: 4 GiB }
+    ram: { limit: 25% }
+  include: shared/base.yaml           takes over the keys of a file (or a list of files) into the mapping
+                                      where it stands; own keys win, mappings are merged
+  stages:
+    NODE:                             one use of a stage; the order is free
+      uses: STAGE                     `voxmill stages` lists them, `voxmill stages STAGE` explains one
+      from: NODE                      where the stage takes one thing, else from: { PORT: NODE, … }
+      with: { key: value }            the stage's settings
+
+  \"${NAME}\", \"${NAME:-default}\"     a variable, from --set NAME=value or the environment; becomes a number
+                                      where one is wanted; $${ writes a plain ${
+  --set NODE.key.sub=value            overrides a value under a node's `with`; the value is YAML
+  --set seed=9, cache.ram.limit=1GiB  overrides one of the head
+
+Editors complete and check the language with `voxmill schema > pipeline.schema.json` and this first line:
+  # yaml-language-server: $schema=pipeline.schema.json";
+
 /// A flow chart for Markdown: the form of a node says what it gives (cylinder: table, box: volume, hexagon: model, flag: files).
 pub fn graph_mermaid(plan: &Plan) -> String {
     let mut out = String::from("flowchart LR\n");
@@ -68,16 +94,16 @@ fn edge(info: &Info, port: &str) -> String {
     if info.ports.len() > 1 { format!("{port}: {kind}") } else { kind.to_string() }
 }
 
-/// Every stage on a line: what it takes, what it gives, what it does.
+/// Every stage: what it does, and below that what it takes and gives.
 pub fn stages_list(defs: &[StageDef]) -> String {
-    let rows: Vec<[String; 3]> = defs.iter().map(|d| [d.info.name.into(), takes(&d.info), d.info.gives.to_string()]).collect();
-    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
-    let (name, takes, gives) = (width(0), width(1), width(2));
+    let width = defs.iter().map(|d| d.info.name.len()).max().unwrap_or(0);
+    let indent = " ".repeat(width + 2);
     let mut out = String::new();
-    for (row, d) in rows.iter().zip(defs) {
-        let head = format!("{:name$}  {:takes$} → {:gives$}  ", row[0], row[1], row[2]);
-        let indent = " ".repeat(head.chars().count());
-        out.push_str(&wrapped(d.info.summary, &head, &indent));
+    for d in defs {
+        out.push_str(&wrapped(d.info.summary, &format!("{:width$}  ", d.info.name), &indent));
+        let takes = takes(&d.info);
+        let arrow = if takes.is_empty() { "→" } else { " →" };
+        out.push_str(&format!("{indent}{takes}{arrow} {}\n", d.info.gives));
     }
     out.push_str("\nvoxmill stages NAME explains one.\n");
     out
@@ -147,6 +173,8 @@ fn fields(root: &Value, schema: &Value, depth: usize, out: &mut String) {
         let note = match sub.get("default").or(whole.get("default")) {
             _ if required.contains(&name.as_str()) => " (required)".to_string(),
             Some(Value::Null) | None => String::new(),
+            // What its fields are when nothing is written stands beside them.
+            Some(Value::Object(_)) if inner_object(root, &whole).is_some() => String::new(),
             Some(Value::Array(a)) if a.is_empty() => " [default: none]".into(),
             Some(v) => format!(" [default: {}]", flow(v)),
         };
@@ -205,7 +233,9 @@ fn variants(root: &Value, whole: &Value) -> Vec<(String, Option<String>, Option<
     let target = whole.get("items").map_or_else(|| whole.clone(), |i| merged(root, i));
     let Some(branches) = target.get("oneOf").or(target.get("anyOf")).and_then(Value::as_array) else { return Vec::new() };
     let branches: Vec<Value> = branches.iter().map(|b| merged(root, b)).filter(|b| b.get("type") != Some(&"null".into())).collect();
-    if let [one] = &branches[..] {
+    if let [one] = &branches[..]
+        && tag_of(root, one).is_none()
+    {
         // Option<T>
         return variants(root, one);
     }
@@ -217,8 +247,7 @@ fn variants(root: &Value, whole: &Value) -> Vec<(String, Option<String>, Option<
         } else if let Some(words) = b.get("enum").and_then(Value::as_array) {
             out.extend(words.iter().filter_map(Value::as_str).map(|w| (w.to_string(), None, None)));
         } else if let Some(properties) = b.get("properties").and_then(Value::as_object) {
-            let tag = properties.values().find_map(|p| Some(merged(root, p).get("const")?.as_str()?.to_string()));
-            match (tag, properties.iter().next()) {
+            match (tag_of(root, b), properties.iter().next()) {
                 (Some(tag), _) => out.push((tag, about, Some(b.clone()))),
                 (None, Some((name, shape))) if properties.len() == 1 => {
                     let about = about.or_else(|| described(root, shape));
@@ -232,6 +261,11 @@ fn variants(root: &Value, whole: &Value) -> Vec<(String, Option<String>, Option<
     }
     // Bare words with nothing to say of them stand in the line of the field.
     if out.iter().all(|(_, about, shape)| about.is_none() && shape.is_none()) { Vec::new() } else { out }
+}
+
+/// The fixed word that a branch of a tagged choice begins with.
+fn tag_of(root: &Value, branch: &Value) -> Option<String> {
+    branch.get("properties")?.as_object()?.values().find_map(|p| Some(merged(root, p).get("const")?.as_str()?.to_string()))
 }
 
 /// The object that a field holds, or that its list or map holds.

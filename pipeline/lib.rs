@@ -59,7 +59,9 @@ fn text_of(path: &Path) -> Result<String, (String, String)> {
     let wrong = |message: String, help: &str| Err((message, help.to_string()));
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return wrong(format!("there is no file {name}"), "look at the path, relative to the current folder"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return wrong(format!("there is no file {name}"), "look at the path, relative to the current folder");
+        }
         Err(e) => return wrong(format!("cannot read {name}: {e}"), "look at the path and its permissions"),
     };
     if meta.is_dir() {
@@ -78,7 +80,10 @@ fn text_of(path: &Path) -> Result<String, (String, String)> {
         Err(e) => {
             let at = e.utf8_error().valid_up_to();
             let line = e.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
-            wrong(format!("{name} is not UTF-8: the first byte that is none stands in line {line}"), "save it as UTF-8; a pipeline is a text file")
+            wrong(
+                format!("{name} is not UTF-8: the first byte that is none stands in line {line}"),
+                "save it as UTF-8; a pipeline is a text file",
+            )
         }
     }
 }

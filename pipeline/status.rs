@@ -81,7 +81,12 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
             let blocked = node.from.values().any(|up| !known.contains_key(up));
             let whole_set_waits = node.def.info.scope == voxmill_schemas::artifact::Scope::Set || waits.contains(&None);
             for case in waits.iter().filter(|_| !whole_set_waits) {
-                cases.push(CaseStatus { case: case.clone(), status: Status::Depends, why: "what it is made from will be made".into(), key: None });
+                cases.push(CaseStatus {
+                    case: case.clone(),
+                    status: Status::Depends,
+                    why: "what it is made from will be made".into(),
+                    key: None,
+                });
             }
             if blocked || (whole_set_waits && !waits.is_empty()) {
                 let status = if blocked { Status::Unknown } else { Status::Depends };

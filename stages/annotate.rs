@@ -182,7 +182,7 @@ impl Stage for Annotate {
             Port { name: "series", kind: Kind::Table, required: true, about: "the index that knows the label files" },
         ],
         gives: Kind::Volume,
-        summary: "Adds labels from DICOM SEG, RTSTRUCT or NIfTI to an image",
+        summary: "add labels from DICOM SEG, RTSTRUCT or NIfTI to an image",
         example: "uses: annotate\nfrom: { image: image, series: series }\nwith: { classes: { Femur: 1, Tibia: 2 }, overlap: first }\n",
         absent_in_inference: Some("image"),
     };

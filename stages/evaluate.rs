@@ -50,7 +50,7 @@ impl Stage for Evaluate {
             Port { name: "split", kind: Kind::Table, required: false, about: "parts to tell apart in the report" },
         ],
         gives: Kind::Table,
-        summary: "Judge predictions against truth: Dice and HD95 per case and class, missed and spurious structures",
+        summary: "judge predictions against truth: Dice and HD95 per case and class, missed and spurious structures",
         example: "uses: evaluate\nfrom: { truth: masks, prediction: seg, split: folds }\n",
         absent_in_inference: None,
     };

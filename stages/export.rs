@@ -112,7 +112,7 @@ impl Stage for Export {
             Port { name: "series", kind: Kind::Table, required: true, about: "the index that knows the original files" },
         ],
         gives: Kind::Files,
-        summary: "Writes labels as DICOM SEG, NIfTI or OME-Zarr",
+        summary: "write labels as DICOM SEG, NIfTI or OME-Zarr",
         example: "uses: export\nfrom: { prediction: seg, series: series }\nwith: { format: dicom-seg }\n",
         absent_in_inference: None,
     };

@@ -61,7 +61,7 @@ impl Stage for Infer {
             Port { name: "split", kind: Kind::Table, required: false, about: "which case plays which part, for `only`" },
         ],
         gives: Kind::Volume,
-        summary: "Predicts labels by sliding window, on the original grid of each case",
+        summary: "predict labels by sliding window, on the original grid of each case",
         example: "\
 uses: infer
 from: { cases: ready, model: net }

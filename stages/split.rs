@@ -75,7 +75,7 @@ impl Stage for Split {
         scope: Scope::Set,
         ports: &[Port { name: "cases", kind: Kind::Volume, required: true, about: "the cases to deal" }],
         gives: Kind::Table,
-        summary: "Deal cases into train, val and test by patient, stratified by label content, or into k folds",
+        summary: "deal cases into train, val and test by patient, stratified by label content, or into k folds",
         example: "uses: split\nfrom: ready\nwith: { by: patient, train: 0.7, val: 0.2, test: 0.1 }\n",
         absent_in_inference: None,
     };

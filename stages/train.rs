@@ -32,6 +32,7 @@ pub struct Train {
     pub patch: Zyx<usize>,
     /// Patches in a step.
     pub batch: usize,
+    /// How many epochs are trained, each of `steps_per_epoch` steps.
     pub epochs: usize,
     /// Steps in an epoch. Default: as many as it takes to see every training case once (cases ÷ batch, rounded up). The order of the cases runs on
     /// across epochs, so all are seen equally often whatever this is.
@@ -78,7 +79,7 @@ impl Stage for Train {
             Port { name: "split", kind: Kind::Table, required: true, about: "which case plays which part" },
         ],
         gives: Kind::Model,
-        summary: "Trains a network on random patches and keeps the best validated weights",
+        summary: "train a network on random patches and keep the best validated weights",
         example: "\
 uses: train
 from: { cases: ready, split: folds }

@@ -2,6 +2,7 @@
 //! `snapshots/NAME.snap`. Lines `# --set KEY=VALUE` at its top are given as on the command line.
 #![allow(clippy::unwrap_used)]
 
+mod mangled;
 mod outside;
 mod right;
 mod stages;
