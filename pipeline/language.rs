@@ -15,27 +15,28 @@ const WIDTH: usize = 100;
 /// The language on half a page, for `voxmill check --help`.
 pub const IN_SHORT: &str = "\
 The language in short:
-  name: knee_ct                       names the pipeline
-  seed: 7                             equal seeds give equal bytes (default 0)
-  workspace: target/knee              everything it makes (default work/NAME)
-  cache:                              budgets: a size, or for ram a share of --memory
+  name: knee_ct              names the pipeline
+  seed: 7                    equal seeds give equal bytes (default 0)
+  workspace: target/knee     everything it makes (default work/NAME)
+  cache:                     budgets: a size, or for ram a share of --memory
     disk: { limit: 20 GiB }
     nvme: { dir: /fast/knee, limit: 4 GiB }
     ram: { limit: 25% }
-  include: shared/base.yaml           takes over the keys of a file (or a list of files) into the mapping
-                                      where it stands; own keys win, mappings are merged
+  include: shared/base.yaml  in any mapping: takes over the keys of a file or of a list of files;
+                             own keys win, mappings are merged
   stages:
-    NODE:                             one use of a stage; the order is free
-      uses: STAGE                     `voxmill stages` lists them, `voxmill stages STAGE` explains one
-      from: NODE                      where the stage takes one thing, else from: { PORT: NODE, … }
-      with: { key: value }            the stage's settings
+    NODE:                    one use of a stage; the order is free
+      uses: STAGE            `voxmill stages` lists them, `voxmill stages STAGE` explains one
+      from: NODE             where the stage takes one thing, else from: { PORT: NODE, … }
+      with: { key: value }   the stage's settings
 
-  \"${NAME}\", \"${NAME:-default}\"     a variable, from --set NAME=value or the environment; becomes a number
-                                      where one is wanted; $${ writes a plain ${
-  --set NODE.key.sub=value            overrides a value under a node's `with`; the value is YAML
-  --set seed=9, cache.ram.limit=1GiB  overrides one of the head
+Set from outside:
+  \"${NAME:-default}\"        a variable, from --set NAME=value or the environment; it becomes a
+                             number where one is wanted; $${ writes a plain ${
+  --set NODE.key.sub=value   overrides a value under a node's `with`; the value is YAML
+  --set seed=9               overrides a value of the head, as does cache.ram.limit=1GiB
 
-Editors complete and check the language with `voxmill schema > pipeline.schema.json` and this first line:
+Editors complete and check with `voxmill schema > pipeline.schema.json` and this first line:
   # yaml-language-server: $schema=pipeline.schema.json";
 
 /// A flow chart for Markdown: the form of a node says what it gives (cylinder: table, box: volume, hexagon: model, flag: files).
