@@ -32,7 +32,8 @@ fn no_damage_to_a_file_goes_unseen_or_breaks_the_program() {
         for i in 0..chars.len() {
             let (before, after) = (chars[..i].iter().collect::<String>(), chars[i + 1..].iter().collect::<String>());
             let odd = ODD[i % ODD.len()];
-            let damaged = [format!("{before}{after}"), format!("{before}{odd}{after}"), format!("{before}{odd}{}{after}", chars[i]), before];
+            let damaged =
+                [format!("{before}{after}"), format!("{before}{odd}{after}"), format!("{before}{odd}{}{after}", chars[i]), before];
             // Each kind of damage at every third place keeps the test short.
             for text in damaged.iter().skip(i % 3).step_by(3) {
                 *(if check(dir.path(), text) { &mut right } else { &mut wrong }) += 1;
