@@ -19,35 +19,25 @@ pub enum Part {
     Test,
 }
 
-/// Case → part in `fold`. A split with k folds has one row a case, which says in which fold the case validates; `test` stays apart in every fold.
+/// Case → part in `fold`, which the split must have.
 pub fn of(split: &Rows, fold: u32) -> Result<BTreeMap<String, Part>, Error> {
     let rows: Vec<SplitRow> = table::rows_of(split)?;
-    let n_folds = rows.iter().map(|r| r.fold + 1).max().unwrap_or(1);
-    if fold as i64 >= n_folds {
-        let (found, expected) = (format!("fold {fold}"), format!("one of 0 to {}: the split has {n_folds} fold(s)", n_folds - 1));
+    let parts = SplitRow::parts(&rows, fold as i64);
+    if parts.is_empty() {
+        let n_folds = rows.iter().map(|r| r.fold + 1).max().unwrap_or(0);
+        let (found, expected) = (format!("fold {fold}"), format!("a fold of the split, which has {n_folds} (counted from 0)"));
         return Err(Error::Input { what: "`fold`".into(), found, expected });
     }
-    rows.iter()
-        .map(|r| {
-            let part = match r.part.as_str() {
-                "test" => Part::Test,
-                _ if n_folds > 1 => {
-                    if r.fold == fold as i64 {
-                        Part::Val
-                    } else {
-                        Part::Train
-                    }
-                }
-                "train" => Part::Train,
-                "val" => Part::Val,
-                other => {
-                    let expected = "train, val or test".into();
-                    return Err(Error::Input { what: format!("the part of case {} in the split", r.case), found: other.into(), expected });
-                }
-            };
-            Ok((r.case.clone(), part))
-        })
-        .collect()
+    let named = |(case, part): (String, String)| match part.as_str() {
+        "train" => Ok((case, Part::Train)),
+        "val" => Ok((case, Part::Val)),
+        "test" => Ok((case, Part::Test)),
+        _ => {
+            let expected = "train, val or test".into();
+            Err(Error::Input { what: format!("the part of case {case} in the split"), found: part, expected })
+        }
+    };
+    parts.into_iter().map(named).collect()
 }
 
 /// The cases of a training.
@@ -128,18 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn one_fold_is_read_as_it_stands() {
-        let parts = of(&rows(&[("a", 0, "train"), ("b", 0, "val"), ("c", 0, "test")]), 0).unwrap();
-        assert_eq!(parts.into_values().collect::<Vec<_>>(), [Part::Train, Part::Val, Part::Test]);
-    }
-
-    #[test]
-    fn with_folds_a_case_validates_in_its_own() {
-        let split = rows(&[("a", 0, "val"), ("b", 1, "val"), ("c", 2, "val"), ("t", 0, "test")]);
+    fn a_fold_gives_each_case_its_part() {
+        let split = rows(&[("a", 0, "train"), ("b", 0, "val"), ("c", 0, "test"), ("a", 1, "val"), ("b", 1, "train"), ("c", 1, "test")]);
         let at = |fold| of(&split, fold).unwrap().into_values().collect::<Vec<_>>();
-        assert_eq!(at(0), [Part::Val, Part::Train, Part::Train, Part::Test]);
-        assert_eq!(at(2), [Part::Train, Part::Train, Part::Val, Part::Test]);
-        assert!(of(&split, 3).unwrap_err().to_string().contains("one of 0 to 2"));
+        assert_eq!(at(0), [Part::Train, Part::Val, Part::Test]);
+        assert_eq!(at(1), [Part::Val, Part::Train, Part::Test]);
+        let why = of(&split, 2).unwrap_err().to_string();
+        assert!(why.contains("fold 2") && why.contains("has 2"), "{why}");
     }
 
     #[test]
