@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::overrides::Set;
-use super::tree::{self, Data, Entry, Node, Source};
-use super::{Mistake, World, variables};
+use super::tree::{Data, Entry, Node, Source};
+use super::{Mistake, World, variables, yaml};
 
 const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 256;
@@ -42,7 +42,7 @@ impl<'a> Reader<'a> {
     fn text(&mut self, path: &Path, text: String, mistakes: &mut Vec<Mistake>) -> Option<Node> {
         let source = Arc::new(Source { name: path.display().to_string(), text });
         let before = mistakes.len();
-        let Some(mut node) = tree::parse(&source, 0..source.text.len(), mistakes) else {
+        let Some(mut node) = yaml::parse(&source, 0..source.text.len(), mistakes) else {
             if mistakes.len() == before {
                 mistakes.push(Mistake::nowhere(format!("{} is empty", path.display()), "a pipeline begins with `name:` and `stages:`"));
             }

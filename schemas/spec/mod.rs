@@ -8,6 +8,7 @@ mod read;
 mod size;
 mod tree;
 mod variables;
+mod yaml;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -153,7 +154,7 @@ pub fn structured(node: &Node) -> Option<Node> {
         return None;
     }
     let source = option_source("a variable", &s.text);
-    let mut parsed = tree::parse(&source, 0..s.text.len(), &mut Vec::new())?;
+    let mut parsed = yaml::parse(&source, 0..s.text.len(), &mut Vec::new())?;
     move_to(&mut parsed, &node.place);
     Some(parsed)
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::tree::{self, Data, Entry, Node, Place, Scalar, Source};
-use super::{Mistake, did_you_mean, option_source, variables};
+use super::tree::{Data, Entry, Node, Place, Scalar, Source};
+use super::{Mistake, did_you_mean, option_source, variables, yaml};
 
 /// Keys of the head that need no dot.
 const HEAD: &[&str] = &["name", "seed", "workspace"];
@@ -68,7 +68,7 @@ fn put(set: &Set, root: &mut Node, mistakes: &mut Vec<Mistake>) -> Result<(), Bo
     let parts: Vec<&str> = set.key.split('.').collect();
     let before = mistakes.len();
     let start = set.key.len() + 1;
-    let value = tree::parse(&set.source, start..set.source.text.len(), mistakes);
+    let value = yaml::parse(&set.source, start..set.source.text.len(), mistakes);
     if mistakes.len() > before {
         let last = mistakes.last_mut().expect("one was added");
         last.help = "the value of --set is YAML: put quotes around a text with special characters".into();
