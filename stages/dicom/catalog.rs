@@ -99,8 +99,14 @@ fn look_inside(seen: &Seen) -> std::io::Result<(String, Outcome)> {
     // A look at the first bytes spares reading what is no DICOM to its end.
     let file = std::fs::File::open(&seen.path)?;
     let len = file.metadata()?.len();
-    let start = Source::Disk { file, len }.read_at(0, 512.min(len as usize))?;
-    if scan::meta(&start).is_none() && !start.starts_with(&[0x1f, 0x8b]) {
+    let start = Source::Disk { file, len }.read_at(0, 4096.min(len as usize))?;
+    let is_gzip = start.starts_with(&[0x1f, 0x8b]);
+    let mut unfolded = Vec::new();
+    if is_gzip {
+        // What follows the first bytes is cut off here, which the reader tells as an error after giving what it has.
+        let _ = std::io::Read::read_to_end(&mut std::io::Read::take(flate2::read::GzDecoder::new(&start[..]), 512), &mut unfolded);
+    }
+    if scan::meta(if is_gzip { &unfolded } else { &start }).is_none() {
         return Ok((String::new(), Outcome::None(NoHeader::NotDicom)));
     }
     let (source, content) = open_hashed(&seen.path)?;

@@ -243,6 +243,11 @@ fn samples(h: &Header, raw: &[u8], bytes_per_sample: usize, is_big: bool, tag: u
         if is_big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
     };
     match (tag, bytes_per_sample) {
+        // The usual case, without the general one's shifts.
+        (0x7FE0_0010, 2) if h.bits_stored == 16 && !is_big => {
+            let values = raw.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+            Stored::Int(if h.is_signed { values.map(|v| v as i16 as i32).collect() } else { values.map(i32::from).collect() })
+        }
         (0x7FE0_0008, _) => Stored::Real(raw.chunks_exact(4).map(|b| f32::from_bits(word(b)) as f64).collect()),
         (0x7FE0_0009, _) => {
             let long = |b: &[u8]| {

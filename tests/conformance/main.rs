@@ -4,4 +4,5 @@
 
 mod archive;
 mod compare;
+mod stages;
 mod verdicts;

@@ -1,0 +1,258 @@
+//! `index` and `assemble` as stages, on copies of real series that are then spoilt in the ways archives are.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use voxmill_schemas::artifact::{ContentHash, Key, Kind, Manifest, Recipe};
+use voxmill_schemas::tables::{FileRow, InstanceRow, SeriesRow};
+use voxmill_stages::assemble::Assemble;
+use voxmill_stages::error::{Error, chain};
+use voxmill_stages::index::Index;
+use voxmill_stages::stage::{Cx, Facts, Input, Inputs, Opened, Progress, Rows, Stage};
+use voxmill_stages::store::{Limits, Store};
+use voxmill_stages::table;
+use voxmill_stages::volume::Volume;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    store: Store,
+    runs: AtomicU64,
+    /// Bytes that the last stage said it read.
+    read: AtomicU64,
+}
+
+impl Bench {
+    /// An archive with the MR series and labels of two real cases.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Limits { disk_dir: dir.path().join("store"), ..Limits::default() }).unwrap();
+        let bench = Self { dir, store, runs: AtomicU64::new(0), read: AtomicU64::new(0) };
+        for case in ["hippocampus_001", "hippocampus_004"] {
+            let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/hippocampus").join(case);
+            copy_tree(&from, &bench.archive().join(case));
+        }
+        bench
+    }
+
+    fn archive(&self) -> PathBuf {
+        self.dir.path().join("archive")
+    }
+
+    fn slices(&self, case: &str) -> Vec<PathBuf> {
+        let mut files: Vec<_> = std::fs::read_dir(self.archive().join(case).join("MR")).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    fn run(&self, stage: &impl Stage, inputs: &Inputs) -> Result<(Facts, PathBuf), Error> {
+        let draft = self.dir.path().join(format!("draft-{}", self.runs.fetch_add(1, Ordering::Relaxed)));
+        let memo = self.dir.path().join("memo");
+        std::fs::create_dir_all(&draft).unwrap();
+        std::fs::create_dir_all(&memo).unwrap();
+        self.read.store(0, Ordering::Relaxed);
+        let cx = Cx {
+            draft: &draft,
+            case: None,
+            seed: 0,
+            memo: &memo,
+            store: &self.store,
+            jobs: 2,
+            memory_bytes: 1 << 30,
+            cancel: &AtomicBool::new(false),
+            progress: &|p| {
+                if let Progress::Bytes(n) = p {
+                    self.read.fetch_add(n, Ordering::Relaxed);
+                }
+            },
+        };
+        Ok((stage.run(inputs, &cx)?, draft))
+    }
+
+    fn index(&self, deidentify: &str) -> (Facts, Rows) {
+        let with = serde_json::json!({ "archive": self.archive(), "deidentify": deidentify });
+        let (facts, draft) = self.run(&serde_json::from_value::<Index>(with).unwrap(), &Inputs::default()).unwrap();
+        (facts, table::open(&draft).unwrap())
+    }
+
+    fn assemble(&self, opened: &Opened) -> Result<Volume, String> {
+        let recipe = Recipe { stage: "index".into(), version: 1, config: Default::default(), inputs: BTreeMap::new(), seed: 0 };
+        let manifest = Manifest {
+            key: Key::of(b""),
+            content: ContentHash::of(b""),
+            kind: Kind::Table,
+            case: None,
+            recipe,
+            input_keys: BTreeMap::new(),
+            facts: Default::default(),
+            files: BTreeMap::new(),
+            bytes: 0,
+            layout: 1,
+        };
+        let input = Input { dir: self.dir.path().into(), manifest: Arc::new(manifest), rows: Some(opened.rows["series"].clone()) };
+        let stage: Assemble = serde_json::from_value(serde_json::json!({})).unwrap();
+        let (_, draft) = self.run(&stage, &Inputs([("series".to_string(), vec![input])].into())).map_err(|e| chain(&e))?;
+        Ok(Volume::read(&draft).unwrap())
+    }
+
+    /// The cases by name, each with its volume or why there is none.
+    fn volumes(&self, rows: &Rows) -> BTreeMap<String, Result<Volume, String>> {
+        let stage: Assemble = serde_json::from_value(serde_json::json!({ "where": "modality = 'MR'", "case_name": "patient" })).unwrap();
+        let opened = stage.cases(&[("series".to_string(), rows.clone())].into()).unwrap();
+        opened.iter().map(|o| (o.case.0.clone(), self.assemble(o))).collect()
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for e in std::fs::read_dir(from).unwrap() {
+        let e = e.unwrap();
+        let target = to.join(e.file_name());
+        if e.path().is_dir() { copy_tree(&e.path(), &target) } else { drop(std::fs::copy(e.path(), target).unwrap()) }
+    }
+}
+
+fn verdicts(rows: &Rows) -> BTreeMap<String, (String, String)> {
+    table::rows_of::<FileRow>(rows).unwrap().into_iter().map(|f| (f.path, (f.verdict, f.why))).collect()
+}
+
+#[test]
+fn an_archive_becomes_tables_and_volumes() {
+    let b = Bench::new();
+    let (facts, rows) = b.index("none");
+    let series: Vec<SeriesRow> = table::rows_of(&rows).unwrap();
+    let kinds = |kind: &str| series.iter().filter(|s| s.kind == kind).collect::<Vec<_>>();
+    assert_eq!((kinds("image").len(), kinds("rtstruct").len()), (2, 1));
+    for label in kinds("seg").into_iter().chain(kinds("rtstruct")) {
+        assert_eq!(label.labels, ["Anterior", "Posterior"], "{label:?}");
+        assert!(kinds("image").iter().any(|i| label.references == [i.series.clone()] && i.patient == label.patient), "{label:?}");
+    }
+    assert_eq!(facts.facts["seen"], facts.facts["indexed"]);
+    let volumes = b.volumes(&rows);
+    assert_eq!(volumes.keys().collect::<Vec<_>>(), ["hippocampus_001", "hippocampus_004"]);
+    for v in volumes.values() {
+        let v = v.as_ref().unwrap();
+        assert_eq!(v.geometry, v.about.source);
+        assert_eq!(v.channels, ["MR"]);
+    }
+}
+
+#[test]
+fn pseudonyms_keep_labels_and_images_together_and_tell_nothing() {
+    let b = Bench::new();
+    let (_, rows) = b.index("basic");
+    let (own, basic): (Vec<SeriesRow>, Vec<SeriesRow>) = (table::rows_of(&b.index("none").1).unwrap(), table::rows_of(&rows).unwrap());
+    let instances: Vec<InstanceRow> = table::rows_of(&rows).unwrap();
+    let text = format!("{basic:?} {:?}", instances.iter().map(|i| (&i.series, &i.instance)).collect::<Vec<_>>());
+    for s in &own {
+        assert!(!text.contains(&s.patient) && !text.contains(&s.study) && !text.contains(&s.series));
+    }
+    let images: Vec<&String> = basic.iter().filter(|s| s.kind == "image").map(|s| &s.series).collect();
+    assert!(basic.iter().filter(|s| s.kind != "image").all(|s| images.contains(&&s.references[0])));
+}
+
+#[test]
+fn a_second_look_reads_nothing_and_a_new_name_changes_nothing() {
+    let b = Bench::new();
+    // Files touched just now are not trusted to stay as they are.
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    let (first, _) = b.index("none");
+    assert!(b.read.load(Ordering::Relaxed) > 100_000);
+    let (second, _) = b.index("none");
+    assert_eq!(b.read.load(Ordering::Relaxed), 0);
+    assert_eq!(first.content, second.content);
+    let file = &b.slices("hippocampus_001")[3];
+    std::fs::rename(file, file.with_file_name("zzz")).unwrap();
+    assert_eq!(b.index("none").0.content, first.content);
+}
+
+#[test]
+fn every_file_has_a_verdict_and_the_counts_reconcile() {
+    let b = Bench::new();
+    let slices = b.slices("hippocampus_001");
+    std::fs::write(b.archive().join("letter.dcm"), "Dear colleague,").unwrap();
+    std::fs::write(b.archive().join("notes.txt"), "nothing").unwrap();
+    std::fs::write(b.archive().join("empty"), "").unwrap();
+    std::fs::write(b.archive().join("old.zip"), "PK").unwrap();
+    std::fs::copy(&slices[0], b.archive().join("copy")).unwrap();
+    let (facts, rows) = b.index("none");
+    let v = verdicts(&rows);
+    let n = |verdict: &str| v.values().filter(|(x, _)| x == verdict).count();
+    assert_eq!((n("failed"), n("skipped")), (2, 3));
+    assert_eq!(facts.facts["seen"], v.len());
+    assert_eq!(v["letter.dcm"].1, "not DICOM, although its name says so");
+    assert_eq!(v["empty"].1, "an empty file (0 bytes)");
+    let twins = [&v["copy"], v.iter().find(|(p, _)| slices[0].ends_with(p)).unwrap().1];
+    assert!(twins.iter().any(|t| t.0 == "indexed") && twins.iter().any(|t| t.1.starts_with("the same bytes as")), "{twins:?}");
+    assert_eq!(facts.quarantined.len(), 2);
+    assert!(b.volumes(&rows).values().all(Result::is_ok));
+}
+
+#[test]
+fn spoilt_series_are_refused_with_the_reason_and_the_others_stay() {
+    let spoil: [(&str, &dyn Fn(&[PathBuf]), &str); 5] = [
+        ("a truncated slice", &|s| std::fs::write(&s[5], &std::fs::read(&s[5]).unwrap()[..1200]).unwrap(), "cut off"),
+        ("a truncated header", &|s| std::fs::write(&s[5], &std::fs::read(&s[5]).unwrap()[..900]).unwrap(), "cannot be used"),
+        (
+            "one instance with two contents",
+            &|s| {
+                let mut bytes = std::fs::read(&s[5]).unwrap();
+                *bytes.last_mut().unwrap() ^= 1;
+                std::fs::write(s[5].with_file_name("other"), bytes).unwrap();
+            },
+            "2 of its files cannot be used",
+        ),
+        ("a missing slice", &|s| drop_inner(s), "missing at"),
+        ("two missing slices", &|s| s[10..12].iter().for_each(|f| drop_one(f)), "mm"),
+    ];
+    for (what, how, reason) in spoil {
+        let b = Bench::new();
+        how(&b.slices("hippocampus_001"));
+        let volumes = b.volumes(&b.index("none").1);
+        let why = volumes["hippocampus_001"].as_ref().expect_err(what);
+        assert!(why.contains(reason), "{what}: {why}");
+        assert!(volumes["hippocampus_004"].is_ok(), "{what}");
+    }
+}
+
+fn drop_one(file: &Path) {
+    std::fs::remove_file(file).unwrap();
+}
+
+/// Removes a slice that is neither the first nor the last along the normal: file names are shuffled, positions are not in them.
+fn drop_inner(slices: &[PathBuf]) {
+    let z = |f: &PathBuf| voxmill_stages::dicom::header::read(f).unwrap().unwrap().frames[0].position.unwrap()[2];
+    let mut sorted = slices.to_vec();
+    sorted.sort_by(|a, b| z(a).total_cmp(&z(b)));
+    drop_one(&sorted[sorted.len() / 2]);
+}
+
+#[test]
+fn a_file_that_changed_since_the_index_asks_for_another_run() {
+    let b = Bench::new();
+    let (_, rows) = b.index("none");
+    let file = &b.slices("hippocampus_001")[5];
+    let mut bytes = std::fs::read(file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(file, bytes).unwrap();
+    std::fs::remove_file(&b.slices("hippocampus_004")[0]).unwrap();
+    let volumes = b.volumes(&rows);
+    assert!(volumes["hippocampus_001"].as_ref().unwrap_err().contains("the file has changed since it was indexed: run again"));
+    assert!(volumes["hippocampus_004"].as_ref().unwrap_err().contains("the file is gone since it was indexed: run again"));
+}
+
+#[test]
+fn nothing_to_find_is_told_with_the_name_of_the_archive() {
+    let b = Bench::new();
+    let look = |archive: &Path| {
+        let stage: Index = serde_json::from_value(serde_json::json!({ "archive": archive })).unwrap();
+        b.run(&stage, &Inputs::default()).map(|_| ()).unwrap_err().to_string()
+    };
+    let empty = b.dir.path().join("nothing");
+    assert!(look(&empty).contains("nothing: found no such folder"));
+    std::fs::create_dir(&empty).unwrap();
+    assert!(look(&empty).contains("nothing: found no file at all"));
+    std::fs::write(empty.join("notes.txt"), "x").unwrap();
+    assert!(look(&empty).contains("nothing: found only 1 not DICOM"));
+}
