@@ -25,8 +25,9 @@ pub const HELP: &str = r#"Tables of what ran (all runs in the workspace):
 
 Tables of the newest artifacts of this pipeline (where its nodes make them):
   series      series, volume, study, patient, kind, modality, sop_class, description, body_part, manufacturer, frame_of_reference, n_instances,
-              n_frames, rows, columns, row_spacing_mm, column_spacing_mm, slice_spacing_mm, irregular, references, labels, content
-  instances   series, volume, instance, path, content, size_bytes, transfer_syntax, instance_number, n_frames, position_mm, orientation
+              n_frames, rows, columns, row_spacing_mm, column_spacing_mm, slice_spacing_mm, irregular, refused, references, labels, content
+  instances   series, volume, instance, path, file, content, size_bytes, transfer_syntax, instance_number, n_frames, frames, position_mm,
+              orientation
   files       path, verdict, why
   split       case, patient, fold, part
   scores      case, part, class, dice, hd95_mm, missed, spurious, truth_ml, prediction_ml
