@@ -1,6 +1,8 @@
 //! Losses for segmentation, with MONAI's formulas and argument names: Dice, focal (sigmoid and softmax form), cross-entropy, boundary.
 //! Logits are [n, class, z, y, x], targets one-hot maps of the same shape that may be averages over boxes of voxels (see `target`).
 
+use std::sync::Arc;
+
 use burn::tensor::activation::{log_sigmoid, log_softmax, softmax};
 use burn::tensor::{Tensor, TensorData, s};
 use schemars::JsonSchema;
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::Zyx;
 
 use super::device::Device;
+use super::kernels::{self, HeadLoss};
 use super::target;
 use crate::error::Error;
 use crate::stage::Finding;
@@ -128,22 +131,20 @@ impl Loss {
         raw.iter().map(|w| w / sum).collect()
     }
 
-    /// The loss of one head as a scalar tensor.
-    pub(super) fn of_head(&self, logits: Tensor<5>, target: &Target) -> Tensor<1> {
-        let [n, classes, z, y, x] = logits.dims();
-        let flat = |t: Tensor<5>| {
-            let c = t.dims()[1];
-            t.reshape([n, c, z * y * x])
-        };
-        let logits = flat(logits);
-        let truth = flat(target.one_hot.clone());
+    /// The loss of one head in tensor operations, for devices that have no kernel of ours. [1]
+    fn composed(&self, logits: Tensor<5>, head: &HeadLoss) -> Tensor<1> {
+        let (n, classes, positions) = (head.n, head.classes, head.positions);
+        let device = logits.device();
+        let constant = |v: &[f32], c: usize| Tensor::<3>::from_data(TensorData::new(v.to_vec(), [n, c, positions]), &device);
+        let logits = logits.reshape([n, classes, positions]);
+        let truth = constant(&head.one_hot, classes);
         let first = if self.include_background { 0 } else { 1 };
         let kept = |t: &Tensor<3>| t.clone().slice(s![.., first..classes, ..]);
         let mut terms: Vec<Tensor<1>> = Vec::new();
         let probabilities = (self.dice > 0.0 || self.boundary > 0.0).then(|| softmax(logits.clone(), 1));
         if self.dice > 0.0 {
             let p = probabilities.as_ref().expect("made for dice");
-            terms.push(dice(kept(p), kept(&truth), target.box_voxels, self.smooth) * self.dice);
+            terms.push(dice(kept(p), kept(&truth), head.box_voxels, self.smooth) * self.dice);
         }
         if self.focal > 0.0 {
             let (x, g) = (kept(&logits), kept(&truth));
@@ -154,19 +155,19 @@ impl Loss {
             terms.push(focal * self.focal);
         }
         if self.cross_entropy > 0.0 {
-            let ce = (log_softmax(logits, 1) * truth).sum() * (-1.0 / (n * z * y * x) as f64);
+            let ce = (log_softmax(logits, 1) * truth).sum() * (-1.0 / (n * positions) as f64);
             terms.push(ce * self.cross_entropy);
         }
         if self.boundary > 0.0 {
             let p = probabilities.expect("made for boundary").slice(s![.., 1..classes, ..]);
-            let distance = flat(target.distance.clone().expect("made where the boundary loss has a weight"));
+            let distance = constant(head.distance.as_ref().expect("made where the boundary loss has a weight"), classes - 1);
             terms.push((p * distance).mean() * self.boundary);
         }
-        terms.into_iter().reduce(|a, b| a + b).expect("findings refuse a loss without terms")
+        terms.into_iter().reduce(|a, b| a + b).expect("findings refuse a loss without terms") * head.weight
     }
 
-    /// The head-weighted mean over all heads.
-    pub(super) fn of_heads(&self, heads: Vec<Tensor<5>>, batch: &Labels, device: &burn::tensor::Device) -> Tensor<1> {
+    /// The head-weighted mean over all heads, [1].
+    pub(super) fn of_heads(&self, heads: Vec<Tensor<5>>, batch: &Labels) -> Tensor<1> {
         let weights = self.head_weights(heads.len());
         let distance = (self.boundary > 0.0).then(|| target::signed_distance(batch.labels, batch.n, batch.classes, batch.size));
         heads
@@ -174,11 +175,27 @@ impl Loss {
             .zip(weights)
             .filter(|(_, w)| *w > 0.0)
             .map(|(logits, w)| {
-                let target = Target::new(batch, logits.dims(), distance.as_deref(), device);
-                self.of_head(logits, &target) * w
+                let head = self.head(batch, logits.dims(), w, distance.as_deref());
+                if kernels::is_on_cpu(&logits) { kernels::head_loss(logits, head) } else { self.composed(logits, &head) }
             })
             .reduce(|a, b| a + b)
             .expect("there is a head with a weight")
+    }
+
+    /// What a head whose logits have `shape` is measured with.
+    fn head(&self, batch: &Labels, shape: [usize; 5], weight: f64, distance: Option<&[f32]>) -> HeadLoss {
+        let [n, classes, z, y, x] = shape;
+        let factor = batch.size.zip(Zyx::new(z, y, x)).map(|(full, small)| full / small);
+        HeadLoss {
+            loss: self.clone(),
+            weight,
+            n,
+            classes,
+            positions: z * y * x,
+            box_voxels: factor.count(),
+            one_hot: Arc::new(target::one_hot(batch.labels, n, classes, batch.size, factor)),
+            distance: distance.map(|d| Arc::new(target::average(d, n * (classes - 1), batch.size, factor))),
+        }
     }
 }
 
@@ -190,29 +207,6 @@ pub struct Labels<'a> {
     pub n: usize,
     pub classes: usize,
     pub size: Zyx<usize>,
-}
-
-/// What one head should say.
-pub(super) struct Target {
-    /// [n, class, z, y, x]
-    one_hot: Tensor<5>,
-    /// [n, class − 1, z, y, x]
-    distance: Option<Tensor<5>>,
-    /// Voxels of the patch that one logit stands for.
-    box_voxels: usize,
-}
-
-impl Target {
-    fn new(batch: &Labels, shape: [usize; 5], distance: Option<&[f32]>, device: &burn::tensor::Device) -> Target {
-        let [n, classes, z, y, x] = shape;
-        let factor = batch.size.zip(Zyx::new(z, y, x)).map(|(full, small)| full / small);
-        let tensor = |v: Vec<f32>, c: usize| Tensor::<5>::from_data(TensorData::new(v, [n, c, z, y, x]), device);
-        Target {
-            one_hot: tensor(target::one_hot(batch.labels, n, classes, batch.size, factor), classes),
-            distance: distance.map(|d| tensor(target::average(d, n * (classes - 1), batch.size, factor), classes - 1)),
-            box_voxels: factor.count(),
-        }
-    }
 }
 
 /// 1 − (2·Σpg + ε) / (Σp + Σg + ε) for each sample and class, then the mean. Maps are [n, class, voxel].
@@ -254,8 +248,73 @@ pub fn value_and_gradient(loss: &Loss, logits: &[f32], batch: &Labels, device: &
     }
     let d = device.training();
     let leaf = Tensor::<5>::from_data(TensorData::new(logits.to_vec(), shape), &d).require_grad();
-    let value = loss.of_heads(vec![leaf.clone()], batch, &d);
+    let value = loss.of_heads(vec![leaf.clone()], batch);
     let mut grads = value.backward();
     let gradient = leaf.grad_remove(&mut grads).ok_or_else(|| Error::Model { why: "the loss does not depend on the logits".into() })?;
     Ok((value.into_scalar::<f32>(), super::weights::values(gradient)?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn kernel_and_tensor_operations_agree() {
+        let (n, classes, full) = (2, 3, Zyx::new(4, 6, 8));
+        let labels: Vec<u8> = (0..n * full.count()).map(|v| (v * 7 % 11 % 3) as u8).collect();
+        let batch = Labels { labels: &labels, n, classes, size: full };
+        let d = Device::cpu().training();
+        for config in [
+            json!({ "dice": 0.7, "focal": 0.3 }),
+            json!({ "focal": 1, "gamma": 1.5, "include_background": true }),
+            json!({ "focal": 1, "focal_form": "softmax" }),
+            json!({ "focal": 1, "focal_form": "softmax", "gamma": 0.5, "include_background": true }),
+            json!({ "dice": 1, "cross_entropy": 1, "include_background": true }),
+            json!({ "dice": 0.5, "boundary": 0.2 }),
+        ] {
+            let loss: Loss = serde_json::from_value(config.clone()).unwrap();
+            let distance = target::signed_distance(&labels, n, classes, full);
+            for factor in [1, 2] {
+                let shape = [n, classes, 4 / factor, 6 / factor, 8 / factor];
+                let logits: Vec<f32> = (0..shape.iter().product()).map(|v: usize| (v * 37 % 101) as f32 / 12.0 - 4.0).collect();
+                let head = loss.head(&batch, shape, 0.4, (loss.boundary > 0.0).then_some(&distance[..]));
+                let leaf = Tensor::<5>::from_data(TensorData::new(logits.clone(), shape), &d).require_grad();
+                let value = loss.composed(leaf.clone(), &head);
+                let want = super::super::weights::values(leaf.grad(&value.backward()).unwrap()).unwrap();
+                let (got, gradient) = head.value_and_gradient(&logits);
+                let value = value.into_scalar::<f32>();
+                assert!((got - value).abs() < 1e-5 * value.abs().max(0.1), "{config} {factor}: {got} instead of {value}");
+                let top = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+                for (a, b) in gradient.iter().zip(&want) {
+                    assert!((a - b).abs() < 2e-5 * top, "{config} {factor}: gradient {a} instead of {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_coarse_head_costs_what_its_copy_at_full_size_costs() {
+        let (full, shape) = (Zyx::splat(4), [1, 2, 2, 2, 2]);
+        let labels: Vec<u8> = (0..64).map(|v| (v % 5 == 0) as u8).collect();
+        let batch = Labels { labels: &labels, n: 1, classes: 2, size: full };
+        let loss: Loss = serde_json::from_value(json!({ "dice": 0.5, "focal": 1, "cross_entropy": 0.3 })).unwrap();
+        let coarse: Vec<f32> = (0..16).map(|v| v as f32 / 4.0 - 2.0).collect();
+        let copied: Vec<f32> = (0..128).map(|v| coarse[v / 64 * 8 + v / 32 % 2 * 4 + v / 8 % 2 * 2 + v / 2 % 2]).collect();
+        let (a, _) = loss.head(&batch, shape, 1.0, None).value_and_gradient(&coarse);
+        let (b, _) = loss.head(&batch, [1, 2, 4, 4, 4], 1.0, None).value_and_gradient(&copied);
+        assert!((a - b).abs() < 1e-6, "{a} instead of {b}");
+    }
+
+    #[test]
+    fn traps_are_findings() {
+        let loss = |v| serde_json::from_value::<Loss>(v).unwrap();
+        assert!(loss(json!({ "dice": 0.7, "focal": 0.3 })).findings(3, 2).is_empty());
+        assert_eq!(loss(json!({})).findings(3, 1)[0].field, "loss");
+        assert_eq!(loss(json!({ "focal": 1, "focal_form": "softmax" })).findings(2, 1)[0].field, "loss.focal_form");
+        assert_eq!(loss(json!({ "dice": 1, "head_weights": [1, 0.5] })).findings(3, 1)[0].field, "loss.head_weights");
+        assert!(loss(json!({ "boundary": 1 })).findings(3, 1)[0].is_warning);
+    }
 }

@@ -91,7 +91,7 @@ impl Trainer {
         let mut dropout = Dropout::new(config.dropout, self.seed, self.state.steps);
         let heads = self.net.forward_heads(images, &mut dropout);
         let batch = Labels { labels, n, classes: self.classes, size };
-        let loss = self.loss.of_heads(heads, &batch, &device);
+        let loss = self.loss.of_heads(heads, &batch);
         let value = weights::values(loss.clone())?[0];
         if value.is_finite() {
             let grads = loss.backward();

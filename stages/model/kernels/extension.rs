@@ -6,12 +6,14 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::flex::FlexTensor;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
 
 use super::conv::{self, ConvShape};
 use super::lanes::Lanes;
+use super::loss::HeadLoss;
 use super::norm;
 
 /// Operations that the CPU does our way.
@@ -23,6 +25,8 @@ pub trait Kernels: Backend {
     fn conv_transposed(y: FloatTensor<Self>, weight: FloatTensor<Self>, shape: ConvShape) -> FloatTensor<Self>;
     /// x [n, channel, …], weight and bias [channel] → x normalised, scaled, shifted, leaky.
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>, slope: f32) -> FloatTensor<Self>;
+    /// logits [n, class, …] → the head's share of the loss [1].
+    fn head_loss(logits: FloatTensor<Self>, head: HeadLoss) -> FloatTensor<Self>;
 }
 
 pub fn conv(x: Tensor<5>, weight: Tensor<5>, shape: ConvShape) -> Tensor<5> {
@@ -35,6 +39,11 @@ pub fn conv_transposed(y: Tensor<5>, weight: Tensor<5>, shape: ConvShape) -> Ten
 
 pub fn norm(x: Tensor<5>, weight: Tensor<1>, bias: Tensor<1>, slope: f32) -> Tensor<5> {
     Tensor::from_dispatch(<Dispatch as Kernels>::norm(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch(), slope))
+}
+
+/// The share of one head in the loss, [1].
+pub fn head_loss(logits: Tensor<5>, head: HeadLoss) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::head_loss(logits.into_dispatch(), head))
 }
 
 fn lanes() -> Lanes {
@@ -77,6 +86,10 @@ impl Kernels for Flex {
         let (x, weight, bias) = (dense(&x), dense(&weight), dense(&bias));
         let out = norm::forward(floats(&x), voxels(&x), floats(&weight), floats(&bias), slope, lanes());
         FlexTensor::from_data(TensorData::new(out, x.layout().shape().clone()))
+    }
+
+    fn head_loss(logits: FlexTensor, head: HeadLoss) -> FlexTensor {
+        tensor(vec![head.value_and_gradient(floats(&dense(&logits))).0], [1])
     }
 }
 
@@ -152,7 +165,40 @@ impl Backward<Flex, 3> for NormBackward {
     }
 }
 
+/// The gradient is known with the value; it waits here for the backward pass.
+#[derive(Debug)]
+struct HeadLossBackward;
+
+impl Backward<Flex, 1> for HeadLossBackward {
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let scale = dense(&grads.consume::<Flex>(&ops.node));
+        if let Some(node) = node {
+            let scale = floats(&scale)[0];
+            // Heads enter the sum of the losses as they are, so this is 1 and costs nothing.
+            let grad = if scale == 1.0 { ops.state } else { Flex::float_mul_scalar(ops.state, scale.into()) };
+            grads.register::<Flex>(node.id, grad);
+        }
+    }
+}
+
 impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
+    fn head_loss(logits: FloatTensor<Self>, head: HeadLoss) -> FloatTensor<Self> {
+        let prep = HeadLossBackward.prepare::<C>([logits.node()]).compute_bound().stateful();
+        let logits = dense(&logits.into_primitive());
+        let (value, gradient) = head.value_and_gradient(floats(&logits));
+        let value = tensor(vec![value], [1]);
+        match prep {
+            OpsKind::Tracked(prep) => {
+                let gradient = FlexTensor::from_data(TensorData::new(gradient, logits.layout().shape().clone()));
+                prep.finish(gradient, value)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(value),
+        }
+    }
+
     fn conv(x: FloatTensor<Self>, weight: FloatTensor<Self>, shape: ConvShape) -> FloatTensor<Self> {
         let prep = ConvBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
         match prep {

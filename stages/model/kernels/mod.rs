@@ -4,6 +4,7 @@
 mod conv;
 mod extension;
 mod lanes;
+mod loss;
 mod norm;
 
 use burn::backend::DispatchDevice;
@@ -12,10 +13,17 @@ use burn::tensor::activation::leaky_relu;
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 
 use conv::ConvShape;
+pub use extension::head_loss;
+pub use loss::HeadLoss;
 
-/// True where our own kernels run: the tensor lives on the CPU and the CPU has the instructions.
+/// True for tensors on the CPU.
+pub fn is_on_cpu(x: &Tensor<5>) -> bool {
+    matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// True where our own convolution and norm run: on CPUs that have the instructions.
 fn is_ours(x: &Tensor<5>) -> bool {
-    matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_)) && lanes::Lanes::here().is_some()
+    is_on_cpu(x) && lanes::Lanes::here().is_some()
 }
 
 /// 3-D convolution, zero padded, no dilation, one group.
