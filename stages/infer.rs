@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::fit::card::{Card, WEIGHTS};
 use crate::fit::parts::{self, Part};
 use crate::fit::predict;
-use crate::model::{self, Blend, Device, Predictor, Window};
+use crate::model::{self, Device, Predictor, Window};
 use crate::ops::regrid;
 use crate::stage::{Cx, Facts, Finding, Info, Input, Inputs, Rows, Stage};
 use crate::volume::{Labels, StoredVolume, Volume, Voxels};
@@ -127,7 +127,7 @@ with: { window: { size: { z: 32, y: 48, x: 32 }, overlap: 0.25, blend: gaussian 
 
 impl Infer {
     fn window_for(&self, card: &Card) -> Window {
-        self.window.clone().unwrap_or(Window { size: card.patch, overlap: 0.25, blend: Blend::Gaussian, batch: 2 })
+        self.window.clone().unwrap_or(Window { batch: 2, ..Window::of(card.patch) })
     }
 }
 

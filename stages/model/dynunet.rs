@@ -206,6 +206,8 @@ impl Dynunet {
         if !(0.0..1.0).contains(&self.dropout) {
             refuse("dropout", format!("probability {}", self.dropout), "give 0 or more and less than 1");
         }
+        // The same fault on three axes is one fault.
+        out.dedup();
         out
     }
 
@@ -308,5 +310,83 @@ impl Net {
         let mut out = vec![self.output_block.forward(x, dropout)];
         out.extend(lower.into_iter().rev());
         out
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(v: Value) -> Result<Dynunet, String> {
+        serde_json::from_value(v).map_err(|e| e.to_string())
+    }
+
+    /// The reference recipe.
+    fn recipe() -> Value {
+        json!({ "filters": [32, 64, 128, 256], "kernel_size": [3, 3, 3, 3], "strides": [1, 2, 2, 2], "deep_supervision": true, "norm": "instance" })
+    }
+
+    fn with(key: &str, value: Value) -> Dynunet {
+        let mut v = recipe();
+        v[key] = value;
+        parse(v).unwrap()
+    }
+
+    fn errors(d: &Dynunet, patch: Zyx<usize>) -> Vec<String> {
+        d.findings(patch, 3).into_iter().filter(|f| !f.is_warning).map(|f| f.field).collect()
+    }
+
+    #[test]
+    fn the_recipe_has_monai_s_number_of_parameters() {
+        let net = Net::new(&parse(recipe()).unwrap(), 1, 3, &burn::tensor::Device::flex());
+        assert_eq!(net.num_params(), 5_598_342);
+    }
+
+    #[test]
+    fn sizes_are_written_in_three_ways() {
+        let all = parse(json!({ "kernel_size": [3, [1, 3, 3], { "z": 3, "y": 3, "x": 3 }], "strides": [1, [1, 2, 2], 2] })).unwrap();
+        assert_eq!(all.kernel_size[1].0, Zyx::new(1, 3, 3));
+        assert_eq!(all.divisor(), Zyx::new(2, 4, 4));
+        assert_eq!(all.channels(), [32, 64, 128]);
+        assert_eq!(all.norm, Norm::InstanceAffine);
+        assert!(parse(json!({ "kernel_size": [[3, 3]], "strides": [1] })).is_err());
+        assert!(parse(json!({ "kernel_size": [3], "strides": [1], "stride": [1] })).unwrap_err().contains("stride"));
+    }
+
+    #[test]
+    fn deep_supervision_is_a_number_or_a_switch() {
+        for (text, heads) in [(json!(2), 2), (json!(true), 1), (json!(false), 0), (json!("none"), 0), (json!(null), 0)] {
+            assert_eq!(with("deep_supervision", text).deep_supervision.0, heads);
+        }
+        let mut v = recipe();
+        v["deep_supervision"] = json!("all");
+        assert!(parse(v).unwrap_err().contains("number of heads"));
+    }
+
+    #[test]
+    fn traps_are_found_before_training() {
+        let clinic = Zyx::new(32, 256, 256);
+        let recipe = parse(recipe()).unwrap();
+        let found = recipe.findings(clinic, 3);
+        assert!(found.iter().all(|f| f.is_warning) && found[0].field == "network.norm");
+        assert_eq!(errors(&recipe, Zyx::new(32, 250, 256)), ["patch"]);
+        assert!(recipe.findings(Zyx::new(32, 250, 256), 3)[0].help.contains("z: 32, y: 256, x: 256"));
+        assert!(recipe.findings(Zyx::new(16, 256, 256), 3).iter().any(|f| f.is_warning && f.message.contains("2×32×32")));
+        assert_eq!(errors(&recipe, Zyx::splat(8)), ["patch"]);
+        assert_eq!(errors(&with("deep_supervision", json!(3)), clinic), ["network.deep_supervision"]);
+        assert_eq!(errors(&with("filters", json!([8, 16])), clinic), ["network.filters"]);
+        assert_eq!(errors(&with("kernel_size", json!([3, 3, 3, 2])), clinic), ["network.kernel_size"]);
+        assert_eq!(errors(&with("upsample_kernel_size", json!([2, 2, 1])), clinic), ["network.upsample_kernel_size"]);
+        assert_eq!(errors(&with("dropout", json!(1.0)), clinic), ["network.dropout"]);
+        assert!(recipe.findings(clinic, 1).iter().any(|f| !f.is_warning));
+    }
+
+    #[test]
+    fn every_way_to_write_a_size_is_in_the_schema() {
+        let schema = serde_json::to_string(&schemars::schema_for!(Dynunet)).unwrap();
+        assert!(schema.contains("\"minItems\":3") && schema.contains("\"boolean\""), "{schema}");
     }
 }

@@ -272,6 +272,22 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_threads_changes_no_bit_of_a_large_patch() {
+        let size = Zyx::new(32, 48, 48);
+        let images: Vec<f32> = (0..4 * size.count()).map(|v| (v * 7919 % 1009) as f32 / 500.0 - 1.0).collect();
+        let labels: Vec<u8> = (0..2 * size.count()).map(|v| (v / 48 % 3) as u8).collect();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut t = trainer(0.0, 7);
+                t.step(images.clone(), &labels, 2, size, 0.01).unwrap();
+                bytes(&t)
+            })
+        };
+        assert!(run(1) == run(2));
+    }
+
+    #[test]
     fn a_resumed_training_goes_on_as_if_never_stopped() {
         let mut whole = trainer(0.2, 7);
         let losses = steps(&mut whole, 0..6);

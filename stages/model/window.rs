@@ -24,13 +24,16 @@ pub struct Window {
     /// Windows looked at together.
     #[serde(default = "one")]
     pub batch: usize,
+    /// σ of the Gaussian as a share of the window (MONAI's `sigma_scale`).
+    #[serde(default = "eighth")]
+    pub sigma_scale: f64,
 }
 
 /// Weight of a window's voxels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Blend {
-    /// A Gaussian around the window's centre, σ = size / 8, nowhere below 0.001.
+    /// A Gaussian around the window's centre, nowhere below 0.001.
     #[default]
     Gaussian,
     /// All the same.
@@ -45,7 +48,16 @@ fn one() -> usize {
     1
 }
 
+fn eighth() -> f64 {
+    0.125
+}
+
 impl Window {
+    /// Windows of `size` with MONAI's defaults, blended by a Gaussian, one at a time.
+    pub fn of(size: Zyx<usize>) -> Self {
+        Self { size, overlap: quarter(), blend: Blend::Gaussian, batch: one(), sigma_scale: eighth() }
+    }
+
     /// Values that make no window.
     pub fn findings(&self) -> Vec<Finding> {
         let mut out = Vec::new();
@@ -57,6 +69,9 @@ impl Window {
         }
         if self.batch == 0 {
             out.push(Finding::error("window.batch", "no window at a time", "give at least 1"));
+        }
+        if !(self.sigma_scale > 0.0 && self.sigma_scale.is_finite()) {
+            out.push(Finding::error("window.sigma_scale", format!("it is {}", self.sigma_scale), "give a number above 0, usually 0.125"));
         }
         out
     }
@@ -79,7 +94,7 @@ impl Window {
             return vec![1.0; self.size.count()];
         }
         let axis = |n: usize| -> Vec<f32> {
-            let sigma = 0.125 * n as f32;
+            let sigma = self.sigma_scale as f32 * n as f32;
             (0..n)
                 .map(|i| {
                     let x = i as f32 - (n as f32 - 1.0) / 2.0;
@@ -196,7 +211,7 @@ mod tests {
     use super::*;
 
     fn window(size: Zyx<usize>) -> Window {
-        Window { size, overlap: 0.25, blend: Blend::Gaussian, batch: 3 }
+        Window { batch: 3, ..Window::of(size) }
     }
 
     #[test]

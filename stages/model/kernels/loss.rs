@@ -151,7 +151,8 @@ impl HeadLoss {
         let focal = (self.weight * l.focal / self.elements()) as f32;
         let entropy = (self.weight * l.cross_entropy / (self.n * self.positions) as f64) as f32;
         let boundary = (self.weight * l.boundary / (self.n * (self.classes - 1) * self.positions) as f64) as f32;
-        let (mut x, mut g, mut p, mut slope) = (vec![0f32; self.classes], vec![0f32; self.classes], vec![0f32; self.classes], vec![0f32; self.classes]);
+        let (mut x, mut g, mut p, mut slope) =
+            (vec![0f32; self.classes], vec![0f32; self.classes], vec![0f32; self.classes], vec![0f32; self.classes]);
         for i in 0..rows[0].len() {
             // Losses of the probabilities go back through the softmax together: p · (d − Σ d·p).
             let mut mean = 0.0;
