@@ -145,9 +145,8 @@ impl Web {
     pub fn trace(&self, start: Key) -> Trace {
         let case = self.manifests[&start].case.clone();
         let mut series = BTreeSet::new();
-        let mut visited = BTreeSet::from([start]);
         self.collect_series(&start, &mut series);
-        let made_from = self.behind(&start, &series, &mut visited);
+        let made_from = self.behind(&start, &series, &mut BTreeSet::new());
         let mut visited = BTreeSet::from([start]);
         let went_into = self.ahead(&start, case.as_ref().map(|c| c.0.as_str()), &mut visited);
         Trace { start: self.leaf(&start), made_from, went_into }
@@ -177,11 +176,14 @@ impl Web {
         }
     }
 
-    fn behind(&self, key: &Key, series: &BTreeSet<String>, visited: &mut BTreeSet<Key>) -> Vec<Tree> {
+    /// `series`: those whose instances a source lists. Below the volume of a case they are its own, not those of every case that a model on the way saw.
+    fn behind(&self, key: &Key, series: &BTreeSet<String>, visited: &mut BTreeSet<(Key, BTreeSet<String>)>) -> Vec<Tree> {
         let Some(m) = self.manifests.get(key) else { return Vec::new() };
         if m.input_keys.is_empty() {
             return self.instances(m, series);
         }
+        let own: BTreeSet<String> = series_of(m).map(str::to_string).into_iter().collect();
+        let series = if own.is_empty() { series } else { &own };
         let mut out = Vec::new();
         for (port, keys) in &m.input_keys {
             for (i, up) in keys.iter().enumerate() {
@@ -190,7 +192,8 @@ impl Web {
                     out.push(Tree { id: format!("{key}-{port}"), title, seen: false, next: Vec::new() });
                     break;
                 }
-                let is_new = visited.insert(*up);
+                let is_source = self.manifests.get(up).is_some_and(|m| m.input_keys.is_empty());
+                let is_new = visited.insert((*up, if is_source { series.clone() } else { BTreeSet::new() }));
                 let next = if is_new { self.behind(up, series, visited) } else { Vec::new() };
                 let leaf = self.leaf(up);
                 out.push(Tree { title: format!("{port} ← {}", leaf.title), seen: !is_new, next, ..leaf });
