@@ -130,7 +130,8 @@ impl Geometry {
     pub fn is_degenerate(&self) -> bool {
         let (a, b, c) = (self.axes_mm.z, self.axes_mm.y, self.axes_mm.x);
         let det = a.dot(b.cross(c));
-        !(det.abs() > 1e-9 * a.norm() * b.norm() * c.norm()) || !self.origin.norm().is_finite()
+        let spans_space = det.abs() > 1e-9 * a.norm() * b.norm() * c.norm();
+        !spans_space || !self.origin.norm().is_finite()
     }
 
     /// Angle between the slice step and the slice normal, degrees; 0 without gantry tilt.

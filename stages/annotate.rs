@@ -124,7 +124,7 @@ pub enum Align {
 
 /// A file that may label the case.
 enum Found {
-    Seg(seg::Seg),
+    Seg(Box<seg::Seg>),
     RtStruct(rtstruct::RtStruct),
     Nifti { file: String, path: PathBuf },
 }
@@ -317,7 +317,7 @@ impl Annotate {
                 let path = Path::new(&i.path);
                 cx.bytes(i.size_bytes.max(0) as u64);
                 found.push(match row.kind.as_str() {
-                    "seg" => Found::Seg(seg::read(path, &i.file)?),
+                    "seg" => Found::Seg(Box::new(seg::read(path, &i.file)?)),
                     "rtstruct" => Found::RtStruct(rtstruct::read(path, &i.file)?),
                     _ => {
                         Found::Nifti { file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path: path.to_path_buf() }

@@ -141,10 +141,10 @@ fn load(model: &Input, device: &str) -> Result<Arc<Loaded>, Error> {
     static LAST: Mutex<BTreeMap<String, (Key, Arc<Loaded>)>> = Mutex::new(BTreeMap::new());
     let key = model.manifest.key;
     let mut last = LAST.lock().unwrap_or_else(|broken| broken.into_inner());
-    if let Some((k, loaded)) = last.get(device) {
-        if *k == key {
-            return Ok(loaded.clone());
-        }
+    if let Some((k, loaded)) = last.get(device)
+        && *k == key
+    {
+        return Ok(loaded.clone());
     }
     let opened: Device = model::device(device)?;
     let card = Card::read(&model.dir)?;

@@ -296,7 +296,7 @@ mod tests {
     fn groups(n: usize) -> BTreeMap<String, Group> {
         let group = |i: usize| {
             let cases = (0..1 + i % 2).map(|c| (format!("c{i}-{c}"), format!("p{i}"))).collect();
-            let classes = ["bone"].iter().chain(if i % 5 == 0 { &["tumour"][..] } else { &[] }).map(|c| c.to_string()).collect();
+            let classes = ["bone"].iter().chain(if i.is_multiple_of(5) { &["tumour"][..] } else { &[] }).map(|c| c.to_string()).collect();
             (format!("p{i}"), Group { cases, classes })
         };
         (0..n).map(group).collect()

@@ -71,7 +71,7 @@ fn volume(size: Zyx<usize>, channels: &[&str], voxels: Voxels, has_labels: bool)
 }
 
 fn noise(i: usize) -> u32 {
-    if i / 50 % 4 == 0 { 0 } else { (i as u32).wrapping_mul(2_654_435_761) >> 17 }
+    if (i / 50).is_multiple_of(4) { 0 } else { (i as u32).wrapping_mul(2_654_435_761) >> 17 }
 }
 
 #[test]

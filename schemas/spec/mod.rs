@@ -123,10 +123,12 @@ impl Mistake {
     }
 }
 
+/// The text of a file, or why there is none (message, help).
+pub type TextOf<'a> = dyn Fn(&Path) -> Result<String, (String, String)> + 'a;
+
 /// What the language sees of the world outside: this floor opens no file and asks no environment itself.
 pub struct World<'a> {
-    /// The text of a file, or why there is none (message, help).
-    pub text_of: &'a dyn Fn(&Path) -> Result<String, (String, String)>,
+    pub text_of: &'a TextOf<'a>,
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// `KEY=VALUE` of each `--set`, in order; later ones win.
     pub sets: &'a [String],

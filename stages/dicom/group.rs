@@ -139,7 +139,8 @@ fn by_time(headers: &[Header], members: Vec<Member>) -> Vec<Group> {
     let stacks: Vec<&Option<String>> =
         members.iter().map(|m| &frame(m).stack).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
     // Those that name a volume come first; files as a whole after them (a time series of multi-frame files); clocks last.
-    let mut keys: Vec<Box<dyn Fn(&Member) -> Option<i64> + '_>> = vec![
+    type SortKey<'a> = Box<dyn Fn(&Member) -> Option<i64> + 'a>;
+    let mut keys: Vec<SortKey> = vec![
         Box::new(|m| frame(m).temporal_index.or(header(m).temporal_position)),
         Box::new(|m| header(m).acquisition_number),
         Box::new(|m| milli(frame(m).trigger_ms)),

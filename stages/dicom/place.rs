@@ -228,7 +228,7 @@ impl Lookup {
 /// Nearest non-negative index, halves up; `None` below 0 or when not finite.
 fn round(v: f64) -> Option<usize> {
     let r = (v + 0.5).floor();
-    (r >= 0.0 && r < 1e9).then_some(r as usize)
+    (0.0..1e9).contains(&r).then_some(r as usize)
 }
 
 /// Whether the voxels of `to` are those of `from` reindexed (same spacing, axes permuted or flipped): every corner lands on a voxel

@@ -187,10 +187,10 @@ impl Dynunet {
                 }
             }
         }
-        if let Some(f) = &self.filters {
-            if f.len() != levels || f.iter().any(|n| *n == 0 || *n > 4096) {
-                refuse("filters", format!("{f:?} for {levels} levels"), "give one number of channels a level, 1 to 4096");
-            }
+        if let Some(f) = &self.filters
+            && (f.len() != levels || f.iter().any(|n| *n == 0 || *n > 4096))
+        {
+            refuse("filters", format!("{f:?} for {levels} levels"), "give one number of channels a level, 1 to 4096");
         }
         if self.upsample_strides() != self.strides.iter().skip(1).copied().collect::<Vec<_>>() {
             refuse("upsample_kernel_size", "it differs from the strides".into(), "leave it out: an upsampling must undo its stride");

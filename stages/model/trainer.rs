@@ -180,7 +180,7 @@ fn count(steps: u64) -> Weight {
 
 fn counted(w: &Weight) -> Option<u64> {
     let [a, b, c] = w.values[..] else { return None };
-    [c, b, a].into_iter().try_fold(0u64, |sum, v| (v >= 0.0 && v < 4194304.0).then_some((sum << 22) | v as u64))
+    [c, b, a].into_iter().try_fold(0u64, |sum, v| (0.0..4194304.0).contains(&v).then_some((sum << 22) | v as u64))
 }
 
 /// Nearest neighbour, whole factors: [maps, small] → [maps, full].

@@ -102,14 +102,14 @@ impl Store {
     /// the same time wait for one of them to fetch it, so `decode` must not wait for other threads itself (no rayon inside).
     /// An evictable shelf that fails is a warning and a slower read, never an error.
     pub fn brick(&self, name: &Brick, decode: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<Arc<Vec<u8>>, Error> {
-        let (bytes, was_there) = self.ram.get_or_load(name, || self.from_nvme_or(name, decode))?;
+        let (bytes, was_there) = self.ram.get_or_load(name, || self.load_through_nvme(name, decode))?;
         if was_there {
             self.ram_hits.fetch_add(1, Ordering::Relaxed);
         }
         Ok(bytes)
     }
 
-    fn from_nvme_or(&self, name: &Brick, decode: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<Vec<u8>, Error> {
+    fn load_through_nvme(&self, name: &Brick, decode: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<Vec<u8>, Error> {
         let nvme = self.nvme();
         if let Some(nvme) = nvme {
             match nvme.get(name) {

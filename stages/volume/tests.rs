@@ -23,7 +23,7 @@ fn geometry(size: Zyx<usize>) -> Geometry {
 /// Voxels that differ everywhere and hold zeros, noise and long runs; `kind` chooses the type.
 pub(super) fn volume(size: Zyx<usize>, channels: usize, kind: u8, has_labels: bool) -> Volume {
     let n = size.count();
-    let value = |i: usize| if i / 37 % 5 == 0 { 0 } else { (i as u32).wrapping_mul(2_654_435_761) >> 20 };
+    let value = |i: usize| if (i / 37).is_multiple_of(5) { 0 } else { (i as u32).wrapping_mul(2_654_435_761) >> 20 };
     let all = 0..n * channels;
     let voxels = match kind {
         0 => Voxels::U8(all.map(|i| value(i) as u8).collect()),

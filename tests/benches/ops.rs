@@ -63,7 +63,7 @@ fn main() {
     tilted.axes_mm.z = Lps([0.0, 0.2, 1.0]);
     let (ms, mut out) = best(|| resample(&from, &tilted, Interpolation::Linear));
     say("resample_linear_oblique", ms, 4 * out.len());
-    let (ms, ()) = best(|| intensity::zscore(&mut out, |_, _| true));
+    let (ms, _) = best(|| intensity::zscore(&mut out, |_, _| true));
     say("zscore", ms, 4 * out.len());
     let (ms, smoothed) = best(|| smooth::gaussian(&out, to.size, Zyx::splat(1.0), smooth::Edge::Repeat));
     say("gaussian_sigma_1", ms, 4 * smoothed.len());

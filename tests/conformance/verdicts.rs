@@ -181,7 +181,8 @@ fn classic_and_enhanced_twins_are_one_volume() {
     let mut held = 0;
     for name in ["23x38x3", "24x38x3"] {
         let folder = root().join("dcmqi/segmentations").join(name);
-        if !folder.is_dir() {
+        // The small collection of the repository holds both forms of one of them.
+        if !folder.join("image").is_dir() || !folder.join("multiframe").is_dir() {
             continue;
         }
         let read = |part: &str| {

@@ -64,7 +64,11 @@ pub fn copy_tree(from: &Path, to: &Path) {
     for e in std::fs::read_dir(from).unwrap() {
         let e = e.unwrap();
         let target = to.join(e.file_name());
-        if e.path().is_dir() { copy_tree(&e.path(), &target) } else { drop(std::fs::copy(e.path(), target).unwrap()) }
+        if e.path().is_dir() {
+            copy_tree(&e.path(), &target);
+        } else {
+            std::fs::copy(e.path(), target).unwrap();
+        }
     }
 }
 
