@@ -212,7 +212,7 @@ impl OutBlock {
 
 /// Squeeze-and-excitation on plain arrays (MONAI: ChannelSELayer): average over space → linear → ReLU → linear → sigmoid → scale channels.
 /// - x: [n, c, z, y, x]
-/// - squeeze: weight [r, c] and bias [r]; excite: weight [c, r] and bias [c]
+/// - squeeze: weight `[r, c]` and bias `[r]`; excite: weight `[c, r]` and bias `[c]`
 pub fn squeeze_excitation(
     x: Vec<f32>,
     n: usize,
