@@ -23,6 +23,9 @@ pub struct About {
     /// Pseudonyms of study and series: they join to the index table.
     pub study: String,
     pub series: String,
+    /// Which volume of the series, from 0 (echoes, phases).
+    #[serde(default)]
+    pub volume: i64,
     /// The grid on which the volume was assembled: predictions go back to it.
     pub source: Geometry,
 }
@@ -336,8 +339,15 @@ mod tests {
     #[test]
     fn a_group_survives_its_json_to_the_last_bit() {
         let g = geometry();
-        let about =
-            About { modality: "CT".into(), unit: "HU".into(), patient: "p".into(), study: "s".into(), series: "e".into(), source: g };
+        let about = About {
+            modality: "CT".into(),
+            unit: "HU".into(),
+            patient: "p".into(),
+            study: "s".into(),
+            series: "e".into(),
+            volume: 0,
+            source: g,
+        };
         let classes = IndexMap::from([("Posterior".to_string(), 2), ("Anterior".to_string(), 1)]);
         let meta = GroupMeta::new(Ome::image(&g), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
         let text = serde_json::to_string(&meta).unwrap();
@@ -361,6 +371,7 @@ mod tests {
             patient: String::new(),
             study: String::new(),
             series: String::new(),
+            volume: 0,
             source: geometry(),
         };
         let own = Own::new(geometry(), vec![], None, about);

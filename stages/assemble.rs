@@ -157,6 +157,7 @@ impl Stage for Assemble {
                 patient: series.patient.clone(),
                 study: series.study.clone(),
                 series: series.series.clone(),
+                volume: series.volume,
                 source: geometry,
             },
         };

@@ -370,6 +370,7 @@ mod tests {
             patient: case.into(),
             study: String::new(),
             series: case.into(),
+            volume: 0,
             source: geometry,
         };
         let labels = Labels {

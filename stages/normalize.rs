@@ -134,8 +134,15 @@ mod tests {
     fn normalized(with: serde_json::Value, values: Vec<f32>) -> Result<(Vec<f32>, Vec<String>), Error> {
         let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 5), Zyx::splat(1.0));
         let text = || "x".to_string();
-        let about =
-            About { modality: "MR".into(), unit: "stored".into(), patient: text(), study: text(), series: text(), source: geometry };
+        let about = About {
+            modality: "MR".into(),
+            unit: "stored".into(),
+            patient: text(),
+            study: text(),
+            series: text(),
+            volume: 0,
+            source: geometry,
+        };
         let v = Volume { geometry, channels: vec!["T1".into(), "T2".into()], voxels: Voxels::F32(values), labels: None, about };
         let stage: Normalize = serde_json::from_value(with).unwrap();
         stage.apply(v).map(|(v, flat)| (v.voxels.to_f32().into_owned(), flat))

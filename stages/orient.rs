@@ -101,6 +101,7 @@ mod tests {
             patient: "p".into(),
             study: "s".into(),
             series: "t".into(),
+            volume: 0,
             source: geometry,
         };
         let labels = Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: vec![0, 1, 2, 3, 4, 5] };

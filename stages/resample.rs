@@ -228,6 +228,7 @@ mod tests {
             patient: "p".into(),
             study: "s".into(),
             series: "t".into(),
+            volume: 0,
             source: geometry,
         };
         let labels =

@@ -65,6 +65,7 @@ fn volume(size: Zyx<usize>, channels: &[&str], voxels: Voxels, has_labels: bool)
         patient: "patient".into(),
         study: "study".into(),
         series: "series".into(),
+        volume: 0,
         source: geometry,
     };
     Volume { geometry, channels: channels.iter().map(|c| c.to_string()).collect(), voxels, labels, about }

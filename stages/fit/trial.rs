@@ -94,6 +94,7 @@ pub fn volume(seed: u64) -> Volume {
             patient: format!("p{seed}"),
             study: "study".into(),
             series: format!("s{seed}"),
+            volume: 0,
             source,
         },
     }

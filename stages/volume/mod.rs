@@ -134,7 +134,8 @@ impl Volume {
             .with("unit", &self.about.unit)
             .with("patient", &self.about.patient)
             .with("study", &self.about.study)
-            .with("series", &self.about.series);
+            .with("series", &self.about.series)
+            .with("volume", self.about.volume);
         match &self.labels {
             Some(l) => facts.with("classes", &l.classes).with("label_voxels", l.counts()),
             None => facts,

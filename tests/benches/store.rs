@@ -154,8 +154,15 @@ fn ct_like(size: Zyx<usize>) -> Volume {
         }
     }
     let geometry = Geometry::axis_aligned(size, Zyx::new(1.0, 0.7, 0.7));
-    let about =
-        About { modality: "CT".into(), unit: "HU".into(), patient: "p".into(), study: "s".into(), series: "e".into(), source: geometry };
+    let about = About {
+        modality: "CT".into(),
+        unit: "HU".into(),
+        patient: "p".into(),
+        study: "s".into(),
+        series: "e".into(),
+        volume: 0,
+        source: geometry,
+    };
     let labels = Some(Labels { classes: IndexMap::from([("Bone".to_string(), 1)]), voxels: labels });
     Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(voxels), labels, about }
 }
