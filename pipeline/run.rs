@@ -18,7 +18,7 @@ use crate::heads::Heads;
 use crate::jobs::{self, Job};
 use crate::lineage::Lineage;
 use crate::plan::{Plan, PlanNode};
-use crate::progress::{Bar, Progressing};
+use crate::progress::{Bar, Progressing, without_name};
 
 /// How a run goes about its work; nothing in here changes a byte of what is made.
 #[derive(Clone, Debug)]
@@ -160,17 +160,20 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
                     };
                     let mut held = done.lock().expect("no worker panics while it holds the results");
                     let (end, stop) = &mut *held;
-                    bar.case_done();
                     match outcome {
                         Ok((manifest, was_made)) => {
+                            bar.case_done();
                             *(if was_made { &mut end.made } else { &mut end.reused }) += 1;
                             end.items.push(Input { dir: b.store.disk.dir(&manifest.key), manifest, rows: None });
                         }
                         Err(e) if e.stops_the_run() || job.case.is_none() => drop(stop.get_or_insert(e)),
                         Err(e) => {
                             let what = job.case.as_ref().map(|c| c.0.clone()).unwrap_or_default();
-                            bar.warn(&format!("{what} is quarantined: {}", chain(&e)));
-                            end.quarantined.push(Quarantined { what, why: chain(&e) });
+                            let why = chain(&e);
+                            let why = without_name(&what, &why).to_string();
+                            bar.case_done();
+                            bar.warn(&format!("{what} is quarantined: {why}"));
+                            end.quarantined.push(Quarantined { what, why });
                             if o.fail_fast {
                                 stop.get_or_insert(e);
                             }
@@ -181,7 +184,10 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
         }
     });
     let (mut end, stop) = done.into_inner().expect("the workers are gone");
-    bar.finish(&end);
+    match &stop {
+        Some(e) => bar.stopped(&end, matches!(e, Error::Cancelled)),
+        None => bar.finish(&end),
+    }
     end.items.sort_by(|a, b| a.manifest.case.cmp(&b.manifest.case));
     end.quarantined.sort_by(|a, b| a.what.cmp(&b.what));
     if let Some(e) = stop {
@@ -298,6 +304,9 @@ fn run_source(b: &Bench, o: &Options, node: &PlanNode) -> Result<NodeEnd, Error>
         Ok((Arc::new(manifest), true))
     })();
     finish_row(b, row, &made);
+    if let Err(e) = &made {
+        bar.stopped(&NodeEnd::default(), matches!(e, Error::Cancelled));
+    }
     let (manifest, was_made) = made?;
     let mut end = NodeEnd { made: was_made as usize, reused: !was_made as usize, ..NodeEnd::default() };
     end.quarantined = left_out_inside(b, node, &manifest);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::cli::print;
-use crate::progress::{Progressing, Style, seconds};
+use crate::progress::{Progressing, Style, seconds, without_name};
 use crate::run::Summary;
 
 /// Shown for each node before "and N more".
@@ -17,7 +17,7 @@ pub fn tell(ui: &Progressing, s: &Summary, file: &Path, code: u8) {
     for n in s.nodes.iter().filter(|n| !n.quarantined.is_empty()) {
         eprintln!("\n{}: {} quarantined", n.name, n.quarantined.len());
         for q in n.quarantined.iter().take(SHOWN) {
-            eprintln!("  {}: {}", q.what, q.why);
+            eprintln!("  {}: {}", q.what, without_name(&q.what, &q.why));
         }
         if n.quarantined.len() > SHOWN {
             eprintln!(

@@ -179,12 +179,15 @@ impl<'a> Training<'a> {
             val_dice,
             class_dice,
         };
+        let best_so_far = self.best_row().and_then(|r| r.val_dice).unwrap_or(f64::NEG_INFINITY);
         let mut line = format!("epoch {epoch}/{}  loss {:.3}", self.terms.epochs, row.loss);
-        if let Some(dice) = val_dice {
-            line.push_str(&format!("  Dice {dice:.3}"));
+        match val_dice {
+            Some(dice) if dice < best_so_far => line.push_str(&format!("  Dice {dice:.3} (best {best_so_far:.3})")),
+            Some(dice) => line.push_str(&format!("  Dice {dice:.3}")),
+            None if best_so_far.is_finite() => line.push_str(&format!("  best Dice {best_so_far:.3}")),
+            None => {}
         }
         self.cx.say(line);
-        let best_so_far = self.best_row().and_then(|r| r.val_dice).unwrap_or(f64::NEG_INFINITY);
         if val_dice.is_some_and(|d| d > best_so_far) {
             (self.best, self.state.best_epoch) = (Some(predictor), Some(epoch as i64));
         }
