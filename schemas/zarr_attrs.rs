@@ -136,19 +136,15 @@ pub struct Own {
 }
 
 impl GroupMeta {
-    pub fn new(ome: Ome, voxmill: Option<Own>) -> Self {
-        Self { zarr_format: 3, node_type: "group".into(), attributes: Attributes { ome: Some(ome), voxmill } }
+    /// Without `ome` a plain Zarr group, which no reader of OME-Zarr takes for an image.
+    pub fn new(ome: Option<Ome>, voxmill: Option<Own>) -> Self {
+        Self { zarr_format: 3, node_type: "group".into(), attributes: Attributes { ome, voxmill } }
     }
 }
 
 impl Ome {
     fn new() -> Self {
         Self { version: "0.5".into(), multiscales: None, labels: None, image_label: None }
-    }
-
-    /// A group that holds labels and no image.
-    pub fn no_image() -> Self {
-        Self::new()
     }
 
     /// An image whose only level is the array `0`, `[c, z, y, x]`.
@@ -349,7 +345,7 @@ mod tests {
             source: g,
         };
         let classes = IndexMap::from([("Posterior".to_string(), 2), ("Anterior".to_string(), 1)]);
-        let meta = GroupMeta::new(Ome::image(&g), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
+        let meta = GroupMeta::new(Some(Ome::image(&g)), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
         let text = serde_json::to_string(&meta).unwrap();
         assert_eq!(serde_json::from_str::<GroupMeta>(&text).unwrap(), meta);
     }

@@ -18,12 +18,14 @@ import json, sys
 import numpy as np, zarr
 root = zarr.open_group(sys.argv[1], mode="r")
 out = sys.argv[2]
-image = root[root.attrs["ome"]["multiscales"][0]["datasets"][0]["path"]]
-np.ascontiguousarray(image[:]).tofile(out + "/image")
-told = {
-    "zarr": zarr.__version__, "root": dict(root.attrs), "dtype": str(image.dtype), "shape": image.shape, "chunks": image.chunks, "shards": image.shards,
-    "names": image.metadata.dimension_names, "corner": np.asarray(image[-1, -1, -1, -1]).item(), "groups": sorted(root.group_keys()),
-}
+told = {"zarr": zarr.__version__, "root": dict(root.attrs), "groups": sorted(root.group_keys()), "arrays": sorted(root.array_keys())}
+if "ome" in root.attrs:
+    image = root[root.attrs["ome"]["multiscales"][0]["datasets"][0]["path"]]
+    np.ascontiguousarray(image[:]).tofile(out + "/image")
+    told |= {
+        "dtype": str(image.dtype), "shape": image.shape, "chunks": image.chunks, "shards": image.shards,
+        "names": image.metadata.dimension_names, "corner": np.asarray(image[-1, -1, -1, -1]).item(),
+    }
 if "labels" in root:
     name, = root["labels"].attrs["ome"]["labels"]
     group = root["labels"][name]
@@ -131,6 +133,29 @@ fn same(v: &Volume, told: &Value, out: &Path) {
     assert_eq!(own["classes"], json!({"Posterior": 2, "Anterior": 1}));
     let properties = &told["label"]["ome"]["image-label"]["properties"];
     assert_eq!(*properties, json!([{"label-value": 2, "name": "Posterior"}, {"label-value": 1, "name": "Anterior"}]));
+}
+
+/// What infer writes: the label image is an OME-Zarr image by itself, the group above it claims to be none.
+#[test]
+fn labels_without_an_image_are_an_image_by_themselves() {
+    let size = Zyx::new(20, 30, 40);
+    let v = volume(size, &[], Voxels::U8(Vec::new()), true);
+    let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    v.write(dir.path(), None).unwrap();
+    assert_eq!(Volume::read(dir.path()).unwrap(), v);
+    let Some(saw) = python(SEE, &[dir.path(), out.path()]) else { return };
+    assert!(saw.status.success(), "{}", String::from_utf8_lossy(&saw.stderr));
+    let told: Value = serde_json::from_slice(&saw.stdout).unwrap();
+    assert_eq!((&told["root"]["ome"], &told["arrays"], &told["groups"]), (&Value::Null, &json!([]), &json!(["labels"])));
+    assert!(std::fs::read(out.path().join("labels")).unwrap() == v.labels.unwrap().voxels, "the labels differ");
+    let ome = &told["label"]["ome"];
+    assert_eq!(ome["version"], "0.5");
+    let spacing = v.geometry.spacing_mm();
+    let level = &ome["multiscales"][0];
+    assert_eq!(level["axes"].as_array().unwrap().len(), 3);
+    assert_eq!(level["datasets"][0]["coordinateTransformations"][0]["scale"], json!([spacing.z, spacing.y, spacing.x]));
+    assert_eq!(ome["image-label"].get("source"), None);
+    assert_eq!(ome["image-label"]["colors"].as_array().unwrap().len(), 2);
 }
 
 /// A committed artifact with a damaged byte is refused by us by name, and by zarr-python as well.

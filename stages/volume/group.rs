@@ -1,5 +1,5 @@
 //! A volume as an OME-Zarr 0.5 group: array `0` `[c, z, y, x]`, labels in `labels/labels/0` `[z, y, x]`, geometry and the rest in `zarr.json`.
-//! A prediction has no channels: its group holds labels alone.
+//! A prediction has no channels: its group holds labels alone and has no `ome`, its label image is a whole OME-Zarr image.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +44,8 @@ impl Volume {
         let classes = self.labels.as_ref().map(|l| l.classes.clone());
         let own = Own::new(self.geometry, self.channels.clone(), classes, self.about.clone());
         let has_image = !self.channels.is_empty();
-        let ome = if has_image { Ome::image(&self.geometry) } else { Ome::no_image() };
+        // OME-Zarr has no word for a group that holds labels alone: an `ome` without `multiscales` would be neither image nor plate.
+        let ome = has_image.then(|| Ome::image(&self.geometry));
         array::write_json(&draft.join("zarr.json"), &GroupMeta::new(ome, Some(own)))?;
         if has_image {
             let layout = Layout::new(self.voxels.kind(), Some(self.channels.len()), self.geometry.size);
@@ -53,8 +54,9 @@ impl Volume {
         if let Some(labels) = &self.labels {
             let folder = draft.join("labels/labels");
             fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
-            array::write_json(&draft.join("labels/zarr.json"), &GroupMeta::new(Ome::labels_group(), None))?;
-            array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Ome::labels(&self.geometry, &labels.classes, has_image), None))?;
+            array::write_json(&draft.join("labels/zarr.json"), &GroupMeta::new(Some(Ome::labels_group()), None))?;
+            let ome = Ome::labels(&self.geometry, &labels.classes, has_image);
+            array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Some(ome), None))?;
             let layout = Layout::new(Dtype::U8, None, self.geometry.size);
             share_or_write(draft, LABELS, unchanged_labels, &layout, &labels.voxels)?;
         }
