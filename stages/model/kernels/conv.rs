@@ -86,6 +86,11 @@ impl Lines {
         Self { data: vec![0.0; rows * pitch], lead, pitch }
     }
 
+    /// Where row 0 begins, as a pointer that may go wherever the buffer is: `lead` values back, and on to the end of the last row.
+    fn start(&self) -> *const f32 {
+        self.data.as_ptr().wrapping_add(self.lead)
+    }
+
     /// From the first value of a row on.
     fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.pitch + self.lead..]
@@ -164,7 +169,7 @@ pub fn forward(x: &[f32], weight: &[f32], s: &ConvShape, lanes: Lanes) -> Vec<f3
     let mut out = vec![0f32; s.n * s.to * voxels];
     for (x, out) in x.chunks_exact(s.from * volume(s.size)).zip(out.chunks_exact_mut(s.to * voxels)) {
         lines.fill_phases(x, s);
-        let (rows, channel_pitch, shared) = (lines.row(0), s.n_phases() * lines.pitch, Shared(out.as_mut_ptr()));
+        let (channel_pitch, shared) = (s.n_phases() * lines.pitch, Shared(out.as_mut_ptr()));
         (0..span.div_ceil(TILES * lanes.tile)).into_par_iter().for_each(|task| {
             let shared = &shared;
             let mut tile = [0f32; BLOCK * MAX_TILE];
@@ -183,7 +188,7 @@ pub fn forward(x: &[f32], weight: &[f32], s: &ConvShape, lanes: Lanes) -> Vec<f3
                 for block in 0..s.to.div_ceil(BLOCK) {
                     let weights = packed[block * s.from * k * BLOCK..].as_ptr();
                     // SAFETY: tap offsets stay on the grid for every output position, and `Lines` adds a tile of zeros behind it.
-                    unsafe { lanes.gather(rows.as_ptr().wrapping_add(first), s.from, channel_pitch, &offsets, weights, &mut tile) };
+                    unsafe { lanes.gather(lines.start().wrapping_add(first), s.from, channel_pitch, &offsets, weights, &mut tile) };
                     for o in 0..BLOCK.min(s.to - block * BLOCK) {
                         for (at, place, length) in &pieces {
                             let values = &tile[o * MAX_TILE + at..][..*length];
@@ -216,7 +221,7 @@ pub fn backward_input(grad: &[f32], weight: &[f32], s: &ConvShape, lanes: Lanes)
     let mut out = vec![0f32; s.n * s.from * voxels];
     for (grad, out) in grad.chunks_exact(s.to * volume(s.out())).zip(out.chunks_exact_mut(s.from * voxels)) {
         lines.fill_outputs(grad, s);
-        let (rows, shared) = (lines.row(0), Shared(out.as_mut_ptr()));
+        let shared = Shared(out.as_mut_ptr());
         let tasks = grid.div_ceil(TILES * lanes.tile);
         (0..s.n_phases() * tasks).into_par_iter().filter(|task| !phases[task / tasks].0.is_empty()).for_each(|task| {
             let shared = &shared;
@@ -250,8 +255,9 @@ pub fn backward_input(grad: &[f32], weight: &[f32], s: &ConvShape, lanes: Lanes)
                 }
                 for block in 0..s.from.div_ceil(BLOCK) {
                     let weights = packed[block * s.to * offsets.len() * BLOCK..].as_ptr();
-                    // SAFETY: `Lines` holds `reach` zeros before the grid and a tile of zeros behind it.
-                    unsafe { lanes.gather(rows.as_ptr().wrapping_add(first), s.to, lines.pitch, offsets, weights, &mut tile) };
+                    // SAFETY: the pointer is to the whole buffer; every row has at least `reach` zeros before its grid, the farthest that a tap
+                    // looks back, and a tile of zeros behind it.
+                    unsafe { lanes.gather(lines.start().wrapping_add(first), s.to, lines.pitch, offsets, weights, &mut tile) };
                     for c in 0..BLOCK.min(s.from - block * BLOCK) {
                         let map = (block * BLOCK + c) * voxels;
                         for (at, place, length) in &pieces {
@@ -385,7 +391,6 @@ mod tests {
     }
 
     fn check(s: &ConvShape) {
-        let Some(lanes) = Lanes::here() else { return };
         let x = noise(s.n * s.from * volume(s.size), 1);
         let w = noise(s.to * s.from * volume(s.kernel), 2);
         let g = noise(s.n * s.to * volume(s.out()), 3);
@@ -395,9 +400,11 @@ mod tests {
             gx[i] += f64::from(g[o]) * f64::from(w[k]);
             gw[k] += f64::from(g[o]) * f64::from(x[i]);
         });
-        assert_near("output", &forward(&x, &w, s, lanes), &y);
-        assert_near("input gradient", &backward_input(&g, &w, s, lanes), &gx);
-        assert_near("weight gradient", &backward_weight(&x, &g, s, lanes), &gw);
+        for lanes in Lanes::all() {
+            assert_near("output", &forward(&x, &w, s, lanes), &y);
+            assert_near("input gradient", &backward_input(&g, &w, s, lanes), &gx);
+            assert_near("weight gradient", &backward_weight(&x, &g, s, lanes), &gw);
+        }
     }
 
     #[test]

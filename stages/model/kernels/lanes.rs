@@ -28,8 +28,18 @@ pub struct Lanes {
 impl Lanes {
     /// `None` on processors without AVX2 and FMA.
     pub fn here() -> Option<Lanes> {
-        static HERE: LazyLock<Option<Lanes>> = LazyLock::new(detect);
+        static HERE: LazyLock<Option<Lanes>> = LazyLock::new(|| detect().into_iter().flatten().next());
         *HERE
+    }
+
+    /// Every width that this processor has, so that tests on a wide one hold the narrow loops too.
+    #[cfg(test)]
+    pub fn all() -> Vec<Lanes> {
+        let all: Vec<Lanes> = detect().into_iter().flatten().collect();
+        if all.is_empty() {
+            eprintln!("skipped: this processor has no AVX2 with FMA, so these loops never run on it");
+        }
+        all
     }
 
     /// For each of `BLOCK` output channels o and each position p of a tile:
@@ -47,7 +57,7 @@ impl Lanes {
         weights: *const f32,
         out: &mut [f32; BLOCK * MAX_TILE],
     ) {
-        // SAFETY: the caller vouches for the pointers, `here` for the instructions.
+        // SAFETY: the caller vouches for the pointers, `detect`, which alone makes `Lanes`, for the instructions.
         unsafe { (self.gather)(x, channels, pitch, taps, weights, out) }
     }
 
@@ -58,25 +68,25 @@ impl Lanes {
     /// All rows must be readable for steps × width values.
     #[inline]
     pub unsafe fn reduce(&self, g: *const f32, pitch: usize, x: [*const f32; TAPS], steps: usize, sums: &mut [f32; MAX_SUMS]) {
-        // SAFETY: the caller vouches for the pointers, `here` for the instructions.
+        // SAFETY: the caller vouches for the pointers, `detect`, which alone makes `Lanes`, for the instructions.
         unsafe { (self.reduce)(g, pitch, x, steps, sums) }
     }
 }
 
+/// What this processor has, the widest first.
 #[cfg(target_arch = "x86_64")]
-fn detect() -> Option<Lanes> {
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        return Some(Lanes { tile: 48, width: 16, gather: avx512::gather, reduce: avx512::reduce });
-    }
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        return Some(Lanes { tile: 24, width: 8, gather: avx2::gather, reduce: avx2::reduce });
-    }
-    None
+fn detect() -> [Option<Lanes>; 2] {
+    let has_avx512 = std::arch::is_x86_feature_detected!("avx512f");
+    let has_avx2 = std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+    [
+        has_avx512.then_some(Lanes { tile: 48, width: 16, gather: avx512::gather, reduce: avx512::reduce }),
+        has_avx2.then_some(Lanes { tile: 24, width: 8, gather: avx2::gather, reduce: avx2::reduce }),
+    ]
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Option<Lanes> {
-    None
+fn detect() -> [Option<Lanes>; 2] {
+    [None, None]
 }
 
 /// Both loops for one instruction set. `$rows` output channels × `$vectors` vectors of sums stay in registers.
