@@ -4,6 +4,8 @@
 
 use voxmill_schemas::geometry::Zyx;
 
+use crate::ops::distance;
+
 /// One-hot maps averaged over boxes of `factor` voxels: labels [n, z, y, x] → [n, class, z / factor, …].
 /// `size` must be a multiple of `factor`, labels below `classes`.
 pub fn one_hot(labels: &[u8], n: usize, classes: usize, size: Zyx<usize>, factor: Zyx<usize>) -> Vec<f32> {
@@ -49,67 +51,11 @@ pub fn signed_distance(labels: &[u8], n: usize, classes: usize, size: Zyx<usize>
     let mut out = Vec::with_capacity(n * (classes - 1) * voxels);
     for labels in labels.chunks_exact(voxels).take(n) {
         for class in 1..classes {
-            let inside = |v: usize| labels[v] as usize == class;
-            let count = (0..voxels).filter(|v| inside(*v)).count();
-            if count == 0 || count == voxels {
-                out.resize(out.len() + voxels, 0.0);
-                continue;
-            }
-            let to_class = squared_distance(size, inside);
-            let to_rest = squared_distance(size, |v| !inside(v));
-            out.extend((0..voxels).map(|v| if inside(v) { 1.0 - to_rest[v].sqrt() as f32 } else { to_class[v].sqrt() as f32 }));
+            let mask: Vec<u8> = labels.iter().map(|l| (*l as usize == class) as u8).collect();
+            out.extend(distance::signed_mm(&mask, size, Zyx::splat(1.0), 1.0));
         }
     }
     out
-}
-
-/// Squared Euclidean distance in voxels to the nearest voxel where `seed` holds; at least one must.
-/// Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions": one lower envelope of parabolas a line and axis.
-fn squared_distance(size: Zyx<usize>, seed: impl Fn(usize) -> bool) -> Vec<f64> {
-    let far = (size.z * size.z + size.y * size.y + size.x * size.x) as f64 * 4.0;
-    let mut d: Vec<f64> = (0..size.count()).map(|v| if seed(v) { 0.0 } else { far }).collect();
-    let [nz, ny, nx] = size.to_array();
-    for (length, step) in [(nx, 1), (ny, nx), (nz, nx * ny)] {
-        let (mut line, mut hull, mut cuts) = (vec![0.0; length], vec![0usize; length], vec![0.0; length + 1]);
-        for start in (0..size.count()).filter(|v| v / step % length == 0) {
-            for (i, v) in line.iter_mut().enumerate() {
-                *v = d[start + i * step];
-            }
-            lower_envelope(&line, &mut hull, &mut cuts);
-            let mut k = 0;
-            for i in 0..length {
-                while cuts[k + 1] < i as f64 {
-                    k += 1;
-                }
-                let p = hull[k];
-                let away = i as f64 - p as f64;
-                d[start + i * step] = away * away + line[p];
-            }
-        }
-    }
-    d
-}
-
-/// The parabolas that make up min over p of (x − p)² + f[p]: their places in `hull`, their borders in `cuts` (from −∞ to +∞).
-fn lower_envelope(f: &[f64], hull: &mut [usize], cuts: &mut [f64]) {
-    let mut k = 0;
-    hull[0] = 0;
-    (cuts[0], cuts[1]) = (f64::NEG_INFINITY, f64::INFINITY);
-    for q in 1..f.len() {
-        loop {
-            let p = hull[k];
-            let cross = ((f[q] + (q * q) as f64) - (f[p] + (p * p) as f64)) / (2.0 * (q as f64 - p as f64));
-            // cuts[0] is −∞, so this ends at k = 0 at the latest.
-            if cross <= cuts[k] {
-                k -= 1;
-                continue;
-            }
-            k += 1;
-            hull[k] = q;
-            (cuts[k], cuts[k + 1]) = (cross, f64::INFINITY);
-            break;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -131,13 +77,14 @@ mod tests {
         let size = Zyx::new(5, 6, 7);
         let labels: Vec<u8> = (0..size.count()).map(|v| (v * 7919 % 31 == 0) as u8).collect();
         let place = |v: usize| [v / 42, v / 7 % 6, v % 7].map(|p| p as f64);
-        let got = squared_distance(size, |v| labels[v] == 1);
+        let got = signed_distance(&labels, 1, 2, size);
+        let to_nearest = |v: usize, class: u8| {
+            let to = |s: usize| place(v).iter().zip(place(s)).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+            (0..size.count()).filter(|s| labels[*s] == class).map(to).fold(f64::INFINITY, f64::min).sqrt()
+        };
         for v in 0..size.count() {
-            let want = (0..size.count())
-                .filter(|s| labels[*s] == 1)
-                .map(|s| place(v).iter().zip(place(s)).map(|(a, b)| (a - b) * (a - b)).sum::<f64>())
-                .fold(f64::INFINITY, f64::min);
-            assert_eq!(got[v], want);
+            let want = if labels[v] == 1 { 1.0 - to_nearest(v, 0) } else { to_nearest(v, 1) };
+            assert_eq!(got[v], want as f32);
         }
     }
 

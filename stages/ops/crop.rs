@@ -29,12 +29,6 @@ pub fn grow(region: Region, margin: Zyx<usize>) -> Region {
     Region { start: region.start.zip(margin).map(|(s, m)| s - m as i64), size: region.size.zip(margin).map(|(n, m)| n + 2 * m) }
 }
 
-/// Makes the size a multiple of `k` by growing on both sides, the odd voxel at the end (MONAI `k_divisible`).
-pub fn grow_to_multiple(region: Region, k: Zyx<usize>) -> Region {
-    let size = region.size.zip(k).map(|(n, k)| n.div_ceil(k.max(1)) * k.max(1));
-    Region { start: region.start.zip(size.zip(region.size)).map(|(s, (new, old))| s - ((new - old) / 2) as i64), size }
-}
-
 /// The box of `target` voxels about the middle: a centre crop where the array is larger, even padding where it is smaller (MONAI `ResizeWithPadOrCrop`). On an
 /// axis where `target` is 0 all stays.
 pub fn centered(size: Zyx<usize>, target: Zyx<usize>) -> Region {
@@ -130,7 +124,6 @@ mod tests {
         assert_eq!(found, Region { start: Zyx::new(1, 1, 0), size: Zyx::new(2, 3, 3) });
         assert_eq!(bounding_box(&v, size, |v| v > 2.0), None);
         assert_eq!(grow(found, Zyx::new(1, 0, 2)), Region { start: Zyx::new(0, 1, -2), size: Zyx::new(4, 3, 7) });
-        assert_eq!(grow_to_multiple(found, Zyx::splat(4)), Region { start: Zyx::new(0, 1, 0), size: Zyx::new(4, 4, 4) });
     }
 
     #[test]
