@@ -126,7 +126,7 @@ impl Nvme {
             };
             let is_used = self.used.lock().expect(HELD).contains(&victim);
             if !is_used {
-                used_bytes -= remove(&victim)?;
+                used_bytes = used_bytes.saturating_sub(remove(&victim)?);
             }
         }
         self.write(&path, &id, bytes)?;
@@ -158,7 +158,7 @@ impl Nvme {
         let used_bytes = self.used_bytes(&ledger)?;
         let settle = |bytes| ledger.settle(bytes).map_err(Error::io("write", self.dir.join("usage")));
         ledger.begin().map_err(Error::io("write", self.dir.join("usage")))?;
-        settle(used_bytes - remove(path)?)
+        settle(used_bytes.saturating_sub(remove(path)?))
     }
 
     fn ledger(&self) -> Result<Ledger, Error> {
