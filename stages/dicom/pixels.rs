@@ -41,12 +41,20 @@ pub fn decode(
     columns: usize,
     step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
 ) -> Result<Voxels, Error> {
+    let n = rows.checked_mul(columns).filter(|n| *n > 0 && n.checked_mul(slices.len().max(1) * 4).is_some());
+    let (Some(n), Some(&(first, _))) = (n, slices.first()) else {
+        let file = files.first().map_or("no file", |f| &f.name);
+        return Err(fault(file, format!("{} frames of {rows}×{columns} pixels are no image", slices.len())));
+    };
     let mut uses = vec![0; files.len()];
     slices.iter().for_each(|(file, _)| uses[*file] += 1);
     // A multi-frame file is opened once; files of one slice are opened, read and closed one by one.
     let shared: Vec<Option<Opened>> =
         files.iter().zip(&uses).map(|(f, uses)| if *uses > 1 { open(f, step).map(Some) } else { Ok(None) }).collect::<Result<_, _>>()?;
-    let n = rows * columns;
+    if shared[first].is_none() {
+        // What a file claims is held against what is in it before memory is taken by its word.
+        open(&files[first], &|_| Ok(()))?;
+    }
     let with_frame = |z: usize, use_it: &mut dyn FnMut(Stored, f64, f64) -> Result<(), Error>| -> Result<(), Error> {
         let (file, frame) = slices[z];
         let own;
@@ -313,6 +321,16 @@ mod tests {
         assert_eq!(out, [-1024, 1024]);
         assert!(!fill_i16(&Stored::Int(vec![0, 40000]), 1.0, 0.0, &mut out));
         assert!(!fill_i16(&Stored::Int(vec![0, 1]), 0.5, 0.0, &mut out));
+    }
+
+    #[test]
+    fn no_pixels_are_an_error() {
+        let file = FileRef { path: "nowhere".into(), name: "a".into(), content: String::new() };
+        for (rows, columns) in [(0, 0), (0, 4), (usize::MAX, 2)] {
+            let why = decode(std::slice::from_ref(&file), &[(0, 0)], rows, columns, &|_| Ok(())).unwrap_err().to_string();
+            assert!(why.starts_with("a: 1 frames of"), "{why}");
+        }
+        assert!(decode(&[], &[], 4, 4, &|_| Ok(())).is_err());
     }
 
     #[test]

@@ -295,6 +295,9 @@ fn nifti_rows(made: &mut Made, e: &Entry, names: &Names, path: PathBuf) {
     made.indexed.push((file.clone(), "NIfTI".into()));
 }
 
+/// Two files of one instance are compared voxel by voxel up to this size.
+const MAX_COMPARED_VOXELS: u64 = 512 << 20;
+
 struct Kept {
     entries: Vec<Entry>,
     conflicting: BTreeSet<String>,
@@ -328,9 +331,17 @@ fn without_copies(mut entries: Vec<Entry>, made: &mut Made) -> Kept {
     Kept { entries: kept, conflicting }
 }
 
-/// Equal voxels in equal places: the headers differ in what does not matter here (a corrected name, another lossless transfer syntax).
+/// Equal voxels in equal places: the headers differ in what does not matter here (a corrected name, another lossless transfer syntax). Only images of a
+/// size that is soon compared are looked at; whatever else has other bytes is another thing.
 fn is_same_image(a: &Entry, b: &Entry) -> bool {
     let (x, y) = (header(a), header(b));
+    let fits = |h: &Header| {
+        let voxels = (h.rows as u64).checked_mul(h.columns as u64).and_then(|n| n.checked_mul(h.n_frames as u64));
+        h.frames.len() == h.n_frames as usize && voxels.is_some_and(|n| n > 0 && n <= MAX_COMPARED_VOXELS)
+    };
+    if ![x, y].iter().all(|h| classes::of(h) == Class::Image && fits(h)) {
+        return false;
+    }
     let geometry = |h: &Header| (h.rows, h.columns, h.n_frames, h.frames.clone());
     let voxels = |e: &Entry| {
         let file = FileRef { path: e.seen.path.clone(), name: e.seen.file.clone(), content: e.content.clone() };
@@ -338,4 +349,45 @@ fn is_same_image(a: &Entry, b: &Entry) -> bool {
         pixels::decode(&[file], &frames, x.rows as usize, x.columns as usize, &|_| Ok(()))
     };
     geometry(x) == geometry(y) && matches!((voxels(a), voxels(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::dicom::scan::PixelElement;
+    use crate::dicom::walk::Seen;
+
+    fn entry(file: &str, content: &str, h: &Header) -> Entry {
+        let seen = Seen { file: file.into(), path: file.into(), stat: Default::default() };
+        Entry { seen, content: content.into(), outcome: Outcome::Dicom(Box::new(h.clone())) }
+    }
+
+    fn conflicts(h: &Header) -> usize {
+        let made = of(vec![entry("a", "1", h), entry("b", "2", h)], &BTreeMap::new(), &Names::Own, &|e| e.seen.path.clone());
+        assert!(made.conflicts.iter().all(|(_, why)| why.contains("say that they are one instance, and their contents differ")));
+        assert!(made.copies.is_empty());
+        made.conflicts.len()
+    }
+
+    #[test]
+    fn two_structure_sets_of_one_instance_stand_against_each_other() {
+        let sop_class = "1.2.840.10008.5.1.4.1.1.481.3".to_string();
+        assert_eq!(conflicts(&Header { sop_class, sop_instance: "1.2".into(), n_frames: 1, ..Header::default() }), 2);
+    }
+
+    #[test]
+    fn twins_that_claim_to_be_huge_are_not_compared_by_their_pixels() {
+        let h = Header {
+            sop_class: "1.2.840.10008.5.1.4.1.1.4.1".into(),
+            sop_instance: "1.2".into(),
+            rows: 65535,
+            columns: 65535,
+            n_frames: 40,
+            frames: vec![Default::default(); 40],
+            pixel: Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: None }),
+            ..Header::default()
+        };
+        assert_eq!(conflicts(&h), 2);
+    }
 }
