@@ -138,7 +138,8 @@ impl Stage for Assemble {
         }
         let reading = Reading {
             keeps_single: self.single_slice == SingleSlice::Keep,
-            limit_bytes: cx.memory_bytes,
+            // A large case runs alone; only what no machine is meant for is refused (as `Cx::check_size` does).
+            limit_bytes: cx.memory_bytes.max(4 << 30),
             step: &|bytes| {
                 cx.bytes(bytes);
                 cx.check_cancelled()

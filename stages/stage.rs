@@ -148,7 +148,7 @@ impl Cx<'_> {
         if wanted_bytes <= limit_bytes {
             return Ok(());
         }
-        Err(Error::TooLarge { what: format!("a volume of {size} voxels"), wanted_bytes, limit_bytes })
+        Err(Error::TooLarge { what: format!("a volume of {size} voxels (a larger `--memory` allows more)"), wanted_bytes, limit_bytes })
     }
     pub fn say(&self, text: impl Into<String>) {
         (self.progress)(Progress::Say(text.into()));

@@ -157,7 +157,7 @@ pub fn of_source(source: &Source) -> std::io::Result<Result<Header, NoHeader>> {
     loop {
         let prefix = source.read_at(0, want as usize)?;
         match parse(&prefix, file_len, source.wrapping()) {
-            Parsed::NeedsMore if want < file_len && want < MAX_HEADER_BYTES => want = (want * 8).min(file_len),
+            Parsed::NeedsMore if want < file_len && want < MAX_HEADER_BYTES => want = (want * 8).min(file_len).min(MAX_HEADER_BYTES),
             Parsed::NeedsMore => {
                 let why = format!("no pixel data or end within {want} bytes of header");
                 return Ok(Err(NoHeader::Broken { why, series: None }));

@@ -46,7 +46,7 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
     // float32 at worst: refused before it is allocated.
     let wanted_bytes = geometry.size.checked_count().map_or(u64::MAX, |n| (n as u64).saturating_mul(4));
     if wanted_bytes > how.limit_bytes {
-        let what = format!("a volume of {} voxels", geometry.size);
+        let what = format!("a volume of {} voxels (a larger `--memory` allows more)", geometry.size);
         return Err(Error::TooLarge { what, wanted_bytes, limit_bytes: how.limit_bytes });
     }
     let sorted: Vec<(usize, usize)> = order.iter().map(|i| frames[*i]).collect();
