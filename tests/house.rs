@@ -3,6 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// Lines of code that a file may have, its tests and comments apart. About 400 is what we aim at.
+const LONGEST: usize = 600;
+
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut todo = vec![root.join(folder)];
@@ -18,9 +21,17 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     out
 }
 
-/// Code lines of a file, without comments and without its tests.
+/// Code lines of a file, without comments and without the tests at its end.
 fn code(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().take_while(|l| !l.starts_with("#[cfg(test)]")).filter(|l| !l.trim_start().starts_with("//"))
+    let lines: Vec<&str> = text.lines().collect();
+    let end = (0..lines.len()).find(|i| begins_tests(&lines[*i..])).unwrap_or(lines.len());
+    lines.into_iter().take(end).filter(|l| !l.trim_start().starts_with("//"))
+}
+
+/// `#[cfg(test)]`, perhaps more attributes, and a module with a body; `mod tests;` for a file beside leaves the rest of this one code.
+fn begins_tests(lines: &[&str]) -> bool {
+    lines[0].starts_with("#[cfg(test)]")
+        && lines.iter().find(|l| !l.starts_with("#[")).is_some_and(|l| l.ends_with('{') && l.split_whitespace().any(|word| word == "mod"))
 }
 
 fn mentions(text: &str, name: &str) -> bool {
@@ -30,6 +41,21 @@ fn mentions(text: &str, name: &str) -> bool {
             !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
         })
     })
+}
+
+#[test]
+fn only_an_inline_test_module_ends_the_code_of_a_file() {
+    let lines = |text| code(text).map(str::to_string).collect::<Vec<_>>();
+    assert_eq!(lines("use a;\n#[cfg(test)]\nmod tests;\n// why\nfn f() {}"), ["use a;", "#[cfg(test)]", "mod tests;", "fn f() {}"]);
+    assert_eq!(lines("use a;\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n    use burn::b;\n}"), ["use a;"]);
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    for (path, text) in ["schemas", "stages", "pipeline"].iter().flat_map(|f| sources(f)) {
+        let n = code(&text).count();
+        assert!(n <= LONGEST, "{} has {n} lines of code, more than {LONGEST}: split it by concern", path.display());
+    }
 }
 
 #[test]

@@ -236,6 +236,15 @@ fn labels_can_stand_alone() {
     let dir = written(&alone);
     assert_eq!(Volume::read(dir.path()).unwrap(), alone);
     assert!(!dir.path().join("0").exists());
+    // OME-Zarr: the group is no image, the labels in it are one, drawn on none that stands here.
+    let attributes = |at: &str| -> serde_json::Value {
+        serde_json::from_slice::<serde_json::Value>(&std::fs::read(dir.path().join(at)).unwrap()).unwrap()["attributes"].clone()
+    };
+    assert_eq!(attributes("zarr.json").get("ome"), None);
+    assert_eq!(attributes("labels/zarr.json")["ome"]["labels"], serde_json::json!(["labels"]));
+    let label = attributes("labels/labels/zarr.json");
+    assert_eq!(label["ome"]["multiscales"][0]["datasets"][0]["path"], "0");
+    assert_eq!(label["ome"]["image-label"].get("source"), None);
     let stored = StoredVolume::open(dir.path(), Key::of(b"alone")).unwrap();
     assert_eq!(stored.labels().unwrap(), whole.labels.map(|l| l.voxels));
     let nothing = Volume { labels: None, ..alone };
