@@ -30,7 +30,7 @@ pub struct Infer {
     /// The fold of the split that `only` means, from 0.
     #[serde(default)]
     pub fold: u32,
-    /// `cpu`, `auto`, `cuda`, `cuda:1`, `wgpu`. On the CPU the same input gives the same bytes.
+    /// `cpu`, `auto`, `cuda`, `cuda:1`, `wgpu`. On the same kind of CPU the same input gives the same bytes.
     #[serde(default = "cpu")]
     pub device: String,
 }

@@ -56,7 +56,7 @@ pub struct Train {
     /// The fold of the split to validate on, from 0.
     #[serde(default)]
     pub fold: u32,
-    /// `cpu`, `auto`, `cuda`, `cuda:1`, `wgpu`. On the CPU the same seed gives the same bytes; on a GPU the last bits may differ from run to run.
+    /// `cpu`, `auto`, `cuda`, `cuda:1`, `wgpu`. On the same kind of CPU the same seed gives the same bytes; on a GPU the last bits may differ.
     #[serde(default = "cpu")]
     pub device: String,
 }
@@ -232,16 +232,24 @@ fn facts(t: &Terms, trained: &Trained) -> Facts {
 fn report(t: &Terms, trained: &Trained) -> Vec<String> {
     let (epochs, n_train, n_val) = (t.epochs, t.parts.train.len(), t.parts.val.len());
     let Some(best) = &trained.best else {
-        return vec![format!("trained {epochs} epochs on {n_train} cases; not validated: the split has no case for it")];
+        return vec![format!("trained {epochs} epochs on {n_train} cases; {}", why_not_validated(n_val))];
     };
     let mut lines = vec![format!(
-        "trained {epochs} epochs on {n_train} cases; best epoch {}: mean Dice {:.3} over {n_val} validation cases",
+        "trained {epochs} epochs on {n_train} cases; best epoch {}: mean Dice {:.3} over {n_val} validation cases, on the preprocessed grid",
         best.epoch,
         best.val_dice.unwrap_or(f64::NAN)
     )];
     let width = t.parts.classes.keys().map(|c| c.chars().count()).max().unwrap_or(0);
     lines.extend(t.parts.classes.keys().zip(&best.class_dice).map(|(name, dice)| format!("  {name:width$}  {dice:.3}")));
     lines
+}
+
+/// Cases without a best epoch: no Dice is defined where a class stands neither in the truth nor in the prediction.
+fn why_not_validated(n_val: usize) -> String {
+    match n_val {
+        0 => "not validated: the split has no case for it".into(),
+        n => format!("not validated: no class stands in the {n} validation cases, neither in the truth nor in the prediction"),
+    }
 }
 
 #[cfg(test)]
@@ -328,8 +336,16 @@ mod tests {
             let dice = facts["class_dice"][class].as_f64().unwrap();
             assert!(dice > 0.8, "{class} {dice}: {facts:?}");
         }
-        assert!(facts["report"][0].as_str().unwrap().contains("mean Dice"));
+        let line = facts["report"][0].as_str().unwrap();
+        assert!(line.contains("mean Dice") && line.ends_with("on the preprocessed grid"), "{line}");
         assert_eq!(Card::read(&draft).unwrap().classes["Box"], 2);
+    }
+
+    #[test]
+    fn the_report_tells_no_validation_from_one_that_says_nothing() {
+        assert!(why_not_validated(0).contains("the split has no case"));
+        let said = why_not_validated(2);
+        assert!(said.contains("2 validation cases") && !said.contains("split"), "{said}");
     }
 
     fn refusal(t: &Trial) -> String {

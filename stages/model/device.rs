@@ -19,7 +19,7 @@ impl Device {
         Device { burn: burn::tensor::Device::flex(), name: "cpu".into(), note: None }
     }
 
-    /// Results on the CPU are the same bytes on every run; a GPU's may differ in their last bits.
+    /// Results on one kind of CPU are the same bytes on every run; a GPU's may differ in their last bits.
     pub fn is_exact(&self) -> bool {
         self.name == "cpu"
     }

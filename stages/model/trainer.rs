@@ -20,7 +20,7 @@ use crate::error::Error;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMISER: &str = "optimiser.safetensors";
 
-/// A network in training. Equal seeds and equal batches give equal weights on the CPU, bit for bit, whatever the number of threads.
+/// A network in training. Equal seeds and equal batches give equal weights on one kind of CPU, bit for bit, whatever the number of threads.
 pub struct Trainer {
     network: Network,
     net: Net,
