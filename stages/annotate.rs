@@ -2,9 +2,7 @@
 //! Which file is taken, what could not be drawn and what overlapped is told; nothing is guessed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, BooleanArray, RecordBatch, StringArray};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,11 +11,13 @@ use voxmill_schemas::artifact::{Kind, Manifest, Port, Scope};
 use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 
 use crate::dicom::place::{Grid, is_reindexed, nearest_voxels};
-use crate::dicom::{Fill, rtstruct, seg, source};
+use crate::dicom::{Fill, rtstruct, source};
 use crate::error::Error;
+use crate::labels::{Canvas, Found, Overlap, Target, filter, nifti_of, texts};
+use crate::nifti::Image;
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Rows, Stage};
+use crate::table;
 use crate::volume::{Labels, Volume};
-use crate::{nifti, table};
 
 /// Adds labels from DICOM SEG, RTSTRUCT or NIfTI to an image.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -75,19 +75,6 @@ pub enum Choose {
     Merge,
 }
 
-/// Which class a voxel with two claims gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Overlap {
-    /// Refuse the case and say where.
-    #[default]
-    Error,
-    /// The class with the lower id.
-    First,
-    /// The class with the higher id.
-    Last,
-}
-
 /// What a case without one of the classes is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -120,56 +107,6 @@ pub enum Align {
     Affine,
     /// Voxel for voxel.
     Index,
-}
-
-/// A file that may label the case.
-enum Found {
-    Seg(Box<seg::Seg>),
-    RtStruct(rtstruct::RtStruct),
-    Nifti { file: String, path: PathBuf },
-}
-
-impl Found {
-    fn file(&self) -> &str {
-        match self {
-            Found::Seg(s) => &s.file,
-            Found::RtStruct(r) => &r.file,
-            Found::Nifti { file, .. } => file,
-        }
-    }
-    /// The lower, the better.
-    fn rank(&self) -> u8 {
-        match self {
-            Found::Seg(s) => match s.kind {
-                seg::Kind::Binary => 0,
-                seg::Kind::Labelmap { .. } => 1,
-                seg::Kind::Fractional { .. } => 2,
-            },
-            Found::RtStruct(_) => 3,
-            Found::Nifti { .. } => 4,
-        }
-    }
-    fn kind(&self) -> &'static str {
-        ["binary SEG", "labelmap SEG", "fractional SEG", "RTSTRUCT", "NIfTI"][self.rank() as usize]
-    }
-    fn made(&self) -> &str {
-        match self {
-            Found::Seg(s) => &s.made,
-            Found::RtStruct(r) => &r.made,
-            Found::Nifti { .. } => "",
-        }
-    }
-    /// Name and, where it has one, code of every label.
-    fn labels(&self) -> Vec<(String, Option<String>)> {
-        match self {
-            Found::Seg(s) => {
-                let code = |x: &seg::Segment| x.kind.as_ref().map(|c| format!("{}:{}", c.scheme, c.value));
-                s.segments.iter().map(|x| (x.label.clone(), code(x))).collect()
-            }
-            Found::RtStruct(r) => r.rois.iter().map(|x| (x.name.clone(), None)).collect(),
-            Found::Nifti { .. } => Vec::new(),
-        }
-    }
 }
 
 impl Stage for Annotate {
@@ -207,6 +144,18 @@ impl Stage for Annotate {
                 out.push(Finding::error(&format!("{field}.{name}"), format!("{name} is no class"), "use a name that stands under classes"));
             }
         }
+        let mut by_value: BTreeMap<u8, &str> = BTreeMap::new();
+        for (name, value) in self.classes.iter().map(|(name, id)| (name, self.nifti.values.get(name).copied().unwrap_or(*id))) {
+            let field = format!("nifti.values.{name}");
+            if value == 0 && self.nifti.values.contains_key(name) {
+                out.push(Finding::error(&field, "value 0 is background", "give the value that the class has in the files"));
+            } else if let Some(other) = by_value.insert(value, name)
+                && !self.nifti.values.is_empty()
+            {
+                let help = "give each class a value of its own; a class without one has its id as value";
+                out.push(Finding::error(&field, format!("{other} has the value {value} as well"), help));
+            }
+        }
         if self.fractional_threshold.is_some_and(|t| !(t > 0.0 && t <= 1.0)) {
             out.push(Finding::error("fractional_threshold", "a share lies above 0 and up to 1", "0.5 is the usual choice"));
         }
@@ -237,27 +186,31 @@ impl Stage for Annotate {
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let (image, index) = (inputs.one("image"), inputs.one("series"));
         let rows = index.rows.clone().unwrap_or_default();
-        let what = cx.case.map_or("image".to_string(), |c| c.0.clone());
         let series: Vec<SeriesRow> = table::rows_of(&rows)?;
-        let instances: Vec<InstanceRow> = table::rows_of(&rows)?;
-        let found = self.find(&series, &instances, &what, cx)?;
-        let chosen = self.choose(&found, &what)?;
-
         let mut volume = Volume::read(&image.dir)?;
         cx.bytes((volume.voxels.len() * 2) as u64);
-        let series_name = volume.about.series.clone();
-        let mine: Vec<InstanceRow> = instances.into_iter().filter(|i| i.series == series_name).collect();
-        let grid = Grid::with_slices(&volume.about.source, &source::slices(&mine)?);
+        let all: Vec<InstanceRow> = table::rows_of(&rows)?;
+        let (own, files): (Vec<InstanceRow>, Vec<InstanceRow>) = all.into_iter().partition(|i| i.series == volume.about.series);
+        let (mine, others): (Vec<InstanceRow>, Vec<InstanceRow>) = own.into_iter().partition(|i| i.volume == volume.about.volume);
+        let source = source::open(&mine)?;
+        let grid = Grid::with_slices(&volume.about.source, &source.slices);
+        let target = Target::new(&source.slices, others, source.frame_of_reference.clone());
+        let found = self.find(&series, &files, &target, cx)?;
+        let chosen = self.choose(&found)?;
         cx.check_cancelled()?;
 
-        let mut canvas = Canvas { labels: vec![0; grid.geometry.size.count()], overlap: self.overlap, clashes: BTreeMap::new() };
+        let mut canvas = Canvas::new(grid.geometry.size.count(), self.overlap);
         let is_missing = |class: &&String| chosen.iter().all(|f| self.matches(f, class).is_empty());
         let mut told = Told { missing: self.classes.keys().filter(is_missing).cloned().collect(), ..Told::default() };
         for file in &chosen {
+            target.check_frame_of_reference(file)?;
             self.lay(file, &grid, &mut canvas, &mut told)?;
             cx.check_cancelled()?;
         }
-        canvas.judge(&self.classes, &what)?;
+        canvas.judge(&self.classes)?;
+        if canvas.is_empty() {
+            return Err(nothing_laid(&chosen, &told));
+        }
         let mut labels = canvas.labels;
         if !volume.geometry.same_grid(&grid.geometry, 1e-3) {
             labels = nearest_voxels(&grid.geometry, &volume.geometry).map(|v| v.map_or(0, |v| labels[v])).collect();
@@ -265,6 +218,7 @@ impl Stage for Annotate {
         }
         volume.labels = Some(Labels { classes: self.by_id(), voxels: labels });
         volume.write(cx.draft, Some(&image.dir))?;
+        let what = cx.case.map_or("image", |c| c.0.as_str());
         for warning in &told.warnings {
             (cx.progress)(Progress::Warn(format!("{what}: {warning}")));
         }
@@ -302,27 +256,30 @@ impl Annotate {
         classes.into_iter().collect()
     }
 
-    /// Opens every label file of the wanted kind.
-    fn find(&self, series: &[SeriesRow], instances: &[InstanceRow], what: &str, cx: &Cx) -> Result<Vec<Found>, Error> {
-        let mut found = Vec::new();
-        for row in series {
-            let is_wanted = match self.source {
-                Source::Auto => matches!(row.kind.as_str(), "seg" | "rtstruct" | "nifti"),
-                Source::Seg => row.kind == "seg",
-                Source::Rtstruct => row.kind == "rtstruct",
-                Source::Nifti => row.kind == "nifti",
-            };
-            for i in instances.iter().filter(|i| is_wanted && i.series == row.series && i.volume == row.volume) {
+    /// Opens every label file of the wanted kind. NIfTI files are opened only where the others lack a class: an archive may hold images as NIfTI.
+    fn find(&self, series: &[SeriesRow], instances: &[InstanceRow], target: &Target, cx: &Cx) -> Result<Vec<Found>, Error> {
+        let mut found: Vec<Found> = Vec::new();
+        let mut of_others = 0;
+        let kinds: &[&str] = match self.source {
+            Source::Auto => &["seg", "rtstruct", "nifti"],
+            Source::Seg => &["seg"],
+            Source::Rtstruct => &["rtstruct"],
+            Source::Nifti => &["nifti"],
+        };
+        for kind in kinds {
+            if *kind == "nifti" && (0..=3).any(|rank| self.has_all(found.iter().filter(|f| f.rank() == rank))) {
+                break;
+            }
+            let is_file = |i: &&InstanceRow| series.iter().any(|r| r.kind == *kind && r.series == i.series && r.volume == i.volume);
+            for i in instances.iter().filter(is_file) {
                 cx.check_cancelled()?;
-                let path = Path::new(&i.path);
                 cx.bytes(i.size_bytes.max(0) as u64);
-                found.push(match row.kind.as_str() {
-                    "seg" => Found::Seg(Box::new(seg::read(path, &i.file)?)),
-                    "rtstruct" => Found::RtStruct(rtstruct::read(path, &i.file)?),
-                    _ => {
-                        Found::Nifti { file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path: path.to_path_buf() }
-                    }
-                });
+                let Some(file) = Found::read(kind, i)? else { continue };
+                if target.has(&file)? {
+                    found.push(file);
+                } else {
+                    of_others += 1;
+                }
             }
         }
         if found.is_empty() {
@@ -332,15 +289,25 @@ impl Annotate {
                 Source::Rtstruct => "RTSTRUCT",
                 Source::Nifti => "NIfTI",
             };
-            return Err(Error::Labels { what: what.into(), why: format!("no {kind} in the archive refers to this image series") });
+            let why = match of_others {
+                0 => format!("no {kind} in the archive refers to this image series"),
+                n => format!("no {kind} names slices of this volume of the series; {n} name those of its other volumes"),
+            };
+            return Err(Error::Labels { what: LABELS.into(), why });
         }
         found.sort_by(|a, b| (a.rank(), a.file()).cmp(&(b.rank(), b.file())));
         Ok(found)
     }
 
+    /// Whether these files together have every class.
+    fn has_all<'a>(&self, files: impl Iterator<Item = &'a Found>) -> bool {
+        let files: Vec<&Found> = files.collect();
+        self.classes.keys().all(|class| files.iter().any(|f| !self.matches(f, class).is_empty()))
+    }
+
     /// The files to draw: the best kind that has every class, or else the best that has any.
-    fn choose<'a>(&self, found: &'a [Found], what: &str) -> Result<Vec<&'a Found>, Error> {
-        let refuse = |why: String| Err(Error::Labels { what: what.into(), why });
+    fn choose<'a>(&self, found: &'a [Found]) -> Result<Vec<&'a Found>, Error> {
+        let refuse = |why: String| Err(Error::Labels { what: LABELS.into(), why });
         let classes_of =
             |f: &Found| -> BTreeSet<&str> { self.classes.keys().map(String::as_str).filter(|c| !self.matches(f, c).is_empty()).collect() };
         let usable: Vec<(&Found, BTreeSet<&str>)> = found.iter().map(|f| (f, classes_of(f))).filter(|(_, c)| !c.is_empty()).collect();
@@ -350,9 +317,13 @@ impl Annotate {
         let best = |rank: u8| usable.iter().filter(move |(f, _)| f.rank() == rank).collect::<Vec<_>>();
         let ranks: BTreeSet<u8> = usable.iter().map(|(f, _)| f.rank()).collect();
         let Some(first) = ranks.first() else {
+            if names().is_empty() {
+                let files = found.iter().map(Found::file).collect::<Vec<_>>().join(", ");
+                return refuse(format!("no label is called {}: there is none in {files}", wanted()));
+            }
             return refuse(format!("no label is called {}: there are {}", wanted(), names()));
         };
-        let has_all = |rank: &&u8| best(**rank).iter().flat_map(|(_, c)| c).collect::<BTreeSet<_>>().len() == self.classes.len();
+        let has_all = |rank: &&u8| self.has_all(best(**rank).into_iter().map(|(f, _)| *f));
         let mut group = best(*ranks.iter().find(has_all).unwrap_or(first));
         if group.len() > 1 {
             match self.choose {
@@ -387,8 +358,9 @@ impl Annotate {
 
     /// Indices of the labels of a file that belong to a class: exact names and codes, else names that differ in case or outer spaces only.
     fn matches(&self, file: &Found, class: &str) -> Vec<usize> {
-        if matches!(file, Found::Nifti { .. }) {
-            return vec![0];
+        if let Found::Nifti { values, .. } = file {
+            let value = self.classes.get(class).map(|id| self.nifti.values.get(class).copied().unwrap_or(*id));
+            return value.filter(|v| values.contains(&u32::from(*v))).map(|_| 0).into_iter().collect();
         }
         let labels = file.labels();
         let mut out = BTreeSet::new();
@@ -438,25 +410,17 @@ impl Annotate {
                     }
                 }
             }
-            Found::Nifti { file, path } => self.lay_nifti(file, path, grid, canvas, told)?,
+            Found::Nifti { file, image, voxels, .. } => self.lay_nifti(file, image, voxels, grid, canvas, told)?,
         }
         Ok(())
     }
 
-    fn lay_nifti(&self, file: &str, path: &Path, grid: &Grid, canvas: &mut Canvas, told: &mut Told) -> Result<(), Error> {
+    fn lay_nifti(&self, file: &str, image: &Image, values: &[u32], grid: &Grid, canvas: &mut Canvas, told: &mut Told) -> Result<(), Error> {
         let wrong = |why: String| Err(Error::Nifti { file: file.into(), why });
-        let image = nifti::read(path)?;
-        if image.channels != 1 {
-            return wrong(format!("it holds {} volumes, expected one with a value for each class", image.channels));
-        }
-        let values = image.voxels.to_f32();
-        if let Some(v) = values.iter().find(|v| v.fract() != 0.0 || !v.is_finite() || **v < 0.0) {
-            return wrong(format!("found the value {v}, expected whole numbers from 0 as labels have them"));
-        }
         let class_of: BTreeMap<u32, u8> =
             self.classes.iter().map(|(n, id)| (self.nifti.values.get(n).copied().unwrap_or(*id) as u32, *id)).collect();
         let mut put = |from: usize, voxel: usize| {
-            if let Some(id) = class_of.get(&(values[from] as u32)) {
+            if let Some(id) = class_of.get(&values[from]) {
                 canvas.put(*id, voxel);
             }
         };
@@ -483,89 +447,61 @@ impl Annotate {
     }
 }
 
-/// The labels in hand, `[z, y, x]`.
-struct Canvas {
-    labels: Vec<u8>,
-    overlap: Overlap,
-    /// Pair of ids (lower first) → voxels that both claim.
-    clashes: BTreeMap<(u8, u8), usize>,
-}
+/// What errors of the labels of a case begin with; the case itself is named by whoever tells them.
+const LABELS: &str = "labels";
 
-impl Canvas {
-    fn put(&mut self, id: u8, voxel: usize) {
-        let was = self.labels[voxel];
-        if was != 0 && was != id {
-            *self.clashes.entry((was.min(id), was.max(id))).or_default() += 1;
-        }
-        self.labels[voxel] = match self.overlap {
-            _ if was == 0 => id,
-            Overlap::Error | Overlap::First => was.min(id),
-            Overlap::Last => was.max(id),
-        };
+/// A case whose labels all lie elsewhere would train as one without any.
+fn nothing_laid(chosen: &[&Found], told: &Told) -> Error {
+    let files = chosen.iter().map(|f| f.file()).collect::<Vec<_>>().join(", ");
+    let skipped = told.skipped.iter().map(|(why, n)| format!("{n} contours: {why}"));
+    let mut why: Vec<String> = told.warnings.iter().cloned().chain(skipped).collect();
+    if why.is_empty() {
+        why.push("they are empty or lie beside the image".into());
     }
-
-    fn judge(&self, classes: &BTreeMap<String, u8>, what: &str) -> Result<(), Error> {
-        let name = |id: u8| classes.iter().find(|(_, i)| **i == id).map_or("?", |(n, _)| n.as_str());
-        match (self.overlap, self.clashes.iter().next()) {
-            (Overlap::Error, Some(((a, b), n))) => {
-                let why =
-                    format!("{} and {} share {n} voxels: set overlap to first or last to say which one gets them", name(*a), name(*b));
-                Err(Error::Labels { what: what.into(), why })
-            }
-            _ => Ok(()),
-        }
-    }
+    Error::Labels { what: files, why: format!("none of its labels gives a voxel of the image a class ({})", why.join("; ")) }
 }
 
 fn fact(m: &Manifest, name: &str) -> String {
     m.facts.get(name).and_then(Value::as_str).unwrap_or_default().to_string()
 }
 
-fn texts<'a>(batch: &'a RecordBatch, column: &str) -> Box<dyn Iterator<Item = &'a str> + 'a> {
-    match batch.column_by_name(column).and_then(|c| c.as_any().downcast_ref::<StringArray>()) {
-        Some(c) => Box::new((0..c.len()).map(move |i| c.value(i))),
-        None => Box::new(std::iter::repeat_n("", batch.num_rows())),
-    }
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
 
-fn filter(batch: &RecordBatch, keep: &[bool]) -> RecordBatch {
-    arrow::compute::filter_record_batch(batch, &BooleanArray::from(keep.to_vec())).expect("one bool a row")
-}
-
-/// NIfTI files carry no reference. One belongs to a series when it, or a folder above it, is called like the case, patient or series; or
-/// when it stands in or above the folder of the series and no other image series lies there.
-fn nifti_of(all: &[SeriesRow], instances: &RecordBatch, of: &Manifest, image: &str) -> Vec<String> {
-    let names: Vec<String> = [of.case.as_ref().map(|c| c.0.clone()), Some(fact(of, "patient")), Some(image.to_string())]
-        .into_iter()
-        .flatten()
-        .filter(|n| !n.is_empty())
-        .collect();
-    let mut files: BTreeMap<&str, &Path> = BTreeMap::new();
-    let mut folders: Vec<(&str, &Path)> = Vec::new();
-    for (series, file) in texts(instances, "series").zip(texts(instances, "file")) {
-        files.entry(series).or_insert(Path::new(file));
-        if let Some(folder) = Path::new(file).parent() {
-            folders.push((series, folder));
-        }
+    fn stage(with: serde_json::Value) -> Annotate {
+        serde_json::from_value(with).unwrap()
     }
-    folders.dedup();
-    let is_image = |s: &str| all.iter().any(|r| r.series == s && r.kind == "image");
-    let belongs = |row: &SeriesRow| {
-        let Some(path) = files.get(row.series.as_str()) else { return false };
-        // The index gives a NIfTI file the patient of its name, so that names meet under pseudonyms as well.
-        if names.contains(&row.patient) {
-            return true;
-        }
-        let stem = |p: &std::ffi::OsStr| {
-            let name = p.to_string_lossy().into_owned();
-            name.trim_end_matches(".gz").trim_end_matches(".nii").to_string()
-        };
-        if path.iter().any(|part| names.contains(&stem(part))) {
-            return true;
-        }
-        let Some(folder) = path.parent() else { return false };
-        let below: BTreeSet<&str> = folders.iter().filter(|(s, f)| f.starts_with(folder) && is_image(s)).map(|(s, _)| *s).collect();
-        below.len() == 1 && below.contains(image)
-    };
-    all.iter().filter(|r| r.kind == "nifti" && r.references.is_empty() && belongs(r)).map(|r| r.series.clone()).collect()
+
+    #[test]
+    fn two_classes_of_one_value_are_found() {
+        let fields = |with| Stage::check(&stage(with)).into_iter().map(|f| f.field).collect::<Vec<_>>();
+        let classes = serde_json::json!({ "A": 1, "B": 2 });
+        assert!(fields(serde_json::json!({ "classes": classes, "nifti": { "values": { "A": 2, "B": 1 } } })).is_empty());
+        assert_eq!(fields(serde_json::json!({ "classes": classes, "nifti": { "values": { "A": 2 } } })), ["nifti.values.B"]);
+        assert_eq!(fields(serde_json::json!({ "classes": classes, "nifti": { "values": { "A": 0 } } })), ["nifti.values.A"]);
+    }
+
+    #[test]
+    fn a_nifti_without_a_value_lacks_its_class() {
+        let stage = stage(serde_json::json!({ "classes": { "A": 1, "B": 2 }, "nifti": { "values": { "B": 7 } } }));
+        let geometry = voxmill_schemas::geometry::Geometry::axis_aligned(
+            voxmill_schemas::geometry::Zyx::splat(1),
+            voxmill_schemas::geometry::Zyx::splat(1.0),
+        );
+        let image = Image { geometry, channels: 1, voxels: crate::volume::Voxels::U8(vec![7]), is_placed: true };
+        let found = Found::Nifti { file: "f".into(), image: Box::new(image), voxels: vec![7], values: BTreeSet::from([7]) };
+        assert_eq!((stage.matches(&found, "A"), stage.matches(&found, "B")), (vec![], vec![0]));
+        let e = stage.choose(&[found]).err().unwrap().to_string();
+        assert!(e.starts_with("labels: no label is called A: there are value 7"), "{e}");
+    }
+
+    #[test]
+    fn a_case_without_a_labelled_voxel_is_refused_with_the_reason() {
+        let found = Found::RtStruct(rtstruct::RtStruct { file: "plan.dcm".into(), rois: Vec::new(), made: String::new() });
+        let told = Told { skipped: BTreeMap::from([("outside the image".into(), 3)]), ..Told::default() };
+        let e = nothing_laid(&[&found], &told).to_string();
+        assert_eq!(e, "plan.dcm: none of its labels gives a voxel of the image a class (3 contours: outside the image)");
+    }
 }

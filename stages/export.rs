@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arrow::array::{BooleanArray, StringArray};
+use arrow::array::{BooleanArray, Int64Array, StringArray};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +22,7 @@ use crate::{nifti, table};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// `dicom-seg` (`CASE.dcm`, goes back to the study it was made from), `nifti` (`CASE.nii.gz`) or `ome-zarr` (`CASE.zarr`, image and labels).
+    /// `dicom-seg` (`CASE.dcm`, goes back to the study it was made from), `nifti` (`CASE.nii.gz`: the labels, or the image where there are none) or `ome-zarr` (`CASE.zarr`: image and labels).
     pub format: Format,
     /// DICOM SEG only: one bit a segment, which every viewer reads, or one number a voxel (2024 and later).
     #[serde(default)]
@@ -147,15 +147,17 @@ impl Stage for Export {
         out
     }
 
-    /// The instances of the series that the case was assembled from.
+    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases).
     fn rows_of(&self, _port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
         let series = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
+        let volume = of.facts.get("volume").and_then(Value::as_i64).unwrap_or(0);
         let mut rows = table.clone();
         rows.0.retain(|name, _| name == "instances");
         for batch in rows.0.values_mut() {
             let names = batch.column_by_name("series").and_then(|c| c.as_any().downcast_ref::<StringArray>());
-            let Some(names) = names else { continue };
-            let mine: BooleanArray = names.iter().map(|s| Some(s == Some(series))).collect();
+            let volumes = batch.column_by_name("volume").and_then(|c| c.as_any().downcast_ref::<Int64Array>());
+            let (Some(names), Some(volumes)) = (names, volumes) else { continue };
+            let mine: BooleanArray = names.iter().zip(volumes).map(|(s, v)| Some(s == Some(series) && v == Some(volume))).collect();
             *batch = arrow::compute::filter_record_batch(batch, &mine).expect("one bool a row");
         }
         Ok(Some(rows))
@@ -163,17 +165,19 @@ impl Stage for Export {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("prediction");
-        let what = cx.case.map_or("case".to_string(), |c| c.0.clone());
         let mut volume = Volume::read(&input.dir)?;
         cx.bytes(volume.voxels.len() as u64);
-        let Some(labels) = volume.labels.take() else {
-            return Err(Error::Labels { what, why: "the volume has no labels to export: take the output of infer or annotate".into() });
-        };
+        let labels = volume.labels.take();
         let name = file_name(cx.case);
         let file = match self.format {
             Format::DicomSeg => {
+                let Some(labels) = &labels else {
+                    let why =
+                        "the volume has none, and DICOM SEG holds nothing else: take the output of infer or annotate, or another format";
+                    return Err(Error::Labels { what: "labels".into(), why: why.into() });
+                };
                 let rows = inputs.one("series").rows.clone().unwrap_or_default();
-                let bytes = self.dicom_seg(&volume, &labels, &table::rows_of(&rows)?, &what)?;
+                let bytes = self.dicom_seg(&volume, labels, &table::rows_of(&rows)?)?;
                 let file = format!("{name}.dcm");
                 let path = cx.draft.join(&file);
                 cx.bytes(bytes.len() as u64);
@@ -182,31 +186,37 @@ impl Stage for Export {
             }
             Format::Nifti => {
                 let file = format!("{name}.nii.gz");
-                nifti::write(&cx.draft.join(&file), &volume.geometry, 1, &Voxels::U8(labels.voxels.clone()))?;
+                let path = cx.draft.join(&file);
+                match &labels {
+                    Some(labels) => nifti::write(&path, &volume.geometry, 1, &Voxels::U8(labels.voxels.clone()))?,
+                    None => nifti::write(&path, &volume.geometry, volume.channels.len(), &volume.voxels)?,
+                }
                 file
             }
             Format::OmeZarr => {
                 let file = format!("{name}.zarr");
                 let dir = cx.draft.join(&file);
                 std::fs::create_dir_all(&dir).map_err(Error::io("make folder", &dir))?;
-                volume.labels = Some(labels.clone());
+                volume.labels = labels.clone();
                 volume.write(&dir, Some(&input.dir))?;
                 file
             }
         };
-        let count = |id: u8| labels.voxels.iter().filter(|v| **v == id).count();
-        let counts: BTreeMap<&str, usize> = labels.classes.iter().map(|(n, id)| (n.as_str(), count(*id))).collect();
-        Ok(Facts::default().with("file", file).with("label_voxels", counts).with("series", &volume.about.series))
+        let facts = Facts::default().with("file", file).with("series", &volume.about.series);
+        Ok(match &labels {
+            Some(labels) => facts.with("label_voxels", labels.counts()),
+            None => facts,
+        })
     }
 }
 
 impl Export {
-    fn dicom_seg(&self, volume: &Volume, labels: &Labels, instances: &[InstanceRow], what: &str) -> Result<Vec<u8>, Error> {
-        let elsewhere = |why: String| Error::Geometry { what: what.into(), why };
+    fn dicom_seg(&self, volume: &Volume, labels: &Labels, instances: &[InstanceRow]) -> Result<Vec<u8>, Error> {
+        let elsewhere = |why: String| Error::Geometry { what: "labels".into(), why };
         if !volume.geometry.same_grid(&volume.about.source, 1e-3) {
             let (found, wanted) = (volume.geometry.size, volume.about.source.size);
             let why = format!(
-                "the labels lie on a grid of {found}, not on the {wanted} of the original slices: export the output of infer, or of annotate before resampling"
+                "they lie on a grid of {found}, not on the {wanted} of the original slices: export the output of infer, or of annotate before resampling"
             );
             return Err(elsewhere(why));
         }

@@ -13,6 +13,7 @@ pub mod fit;
 pub mod index;
 #[cfg(feature = "model")]
 pub mod infer;
+pub mod labels;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod nifti;

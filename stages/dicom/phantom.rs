@@ -107,7 +107,7 @@ fn patient(root: &Path, p: &Phantom, index: u32) -> Result<(), Error> {
         }
         save(ct.join(format!("{:04}.dcm", z + 1)), write::file(d, Encoding::ExplicitLittle)?)?;
     }
-    let series = Series { uid: ids.series.clone(), slices, first: first.expect("there is at least one slice") };
+    let series = Series { uid: ids.series.clone(), frame_of_reference: None, slices, first: first.expect("there is at least one slice") };
     let code = |value: &str, meaning: &str| Code { value: value.into(), scheme: "SCT".into(), meaning: meaning.into() };
     let segment = |id, label: &str, kind| SegmentOut { id, label: label.into(), category: code("91723000", "Anatomical Structure"), kind };
     let segments = [segment(FEMUR, "Femur", code("71341001", "Femur")), segment(TIBIA, "Tibia", code("12611008", "Tibia"))];
@@ -406,7 +406,8 @@ mod tests {
             let folder = out.join(format!("knee-{patient:04}"));
             let mut paths: Vec<_> = std::fs::read_dir(folder.join("CT")).unwrap().map(|e| e.unwrap().path()).collect();
             paths.sort();
-            let row = |p: &PathBuf| InstanceRow { path: p.to_string_lossy().into_owned(), ..InstanceRow::default() };
+            let content = |p: &PathBuf| blake3::hash(&std::fs::read(p).unwrap()).to_hex().to_string();
+            let row = |p: &PathBuf| InstanceRow { path: p.to_string_lossy().into_owned(), content: content(p), ..InstanceRow::default() };
             let series = source::open(&paths.iter().map(row).collect::<Vec<_>>()).unwrap();
             let (first, second) = (series.slices[0].plane, series.slices[1].plane);
             let geometry = Geometry {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use dicom::dictionary_std::{tags, uids};
 use voxmill_schemas::geometry::Lps;
+use voxmill_schemas::tables::InstanceRow;
 
 use super::fill::{Fill, Polygon, fill};
 use super::place::Grid;
@@ -36,8 +37,6 @@ pub struct Roi {
 pub struct RtStruct {
     pub file: String,
     pub rois: Vec<Roi>,
-    /// Series its images belong to.
-    pub referenced_series: Vec<String>,
     /// StructureSetDate and StructureSetTime.
     pub made: String,
 }
@@ -52,14 +51,20 @@ pub struct Drawn {
     pub between_slices: usize,
     /// Drawn on another slice than the image they name.
     pub wrong_references: usize,
-    /// Slices on which contours lie inside one another or overlap.
-    pub nested_slices: usize,
 }
 
 /// `name`: what messages call the file.
 pub fn read(path: &Path, name: &str) -> Result<RtStruct, Error> {
-    let data = tree::open(path, name)?.data;
-    let (d, file) = (&data, name.to_string());
+    of_data(&tree::open(path, name, None)?.data, name)
+}
+
+/// A file of an index; refused when its bytes have changed since.
+pub fn read_indexed(row: &InstanceRow) -> Result<RtStruct, Error> {
+    of_data(&tree::open(Path::new(&row.path), &row.file, Some(&row.content))?.data, &row.file)
+}
+
+fn of_data(d: &Dataset, name: &str) -> Result<RtStruct, Error> {
+    let file = name.to_string();
     if tree::text(d, tags::SOP_CLASS_UID).as_deref() != Some(uids::RT_STRUCTURE_SET_STORAGE) {
         return Err(Error::Dicom { file, why: "it is no RT structure set".into() });
     }
@@ -87,13 +92,8 @@ pub fn read(path: &Path, name: &str) -> Result<RtStruct, Error> {
             }
         }
     }
-    let studies = tree::items(d, tags::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE)
-        .iter()
-        .flat_map(|f| tree::items(f, tags::RT_REFERENCED_STUDY_SEQUENCE));
-    let series = studies.flat_map(|s| tree::items(s, tags::RT_REFERENCED_SERIES_SEQUENCE));
-    let referenced_series = series.filter_map(|s| tree::text(s, tags::SERIES_INSTANCE_UID)).collect();
     let made = [tags::STRUCTURE_SET_DATE, tags::STRUCTURE_SET_TIME].map(|t| tree::text(d, t).unwrap_or_default()).join(" ");
-    Ok(RtStruct { file, rois, referenced_series, made })
+    Ok(RtStruct { file, rois, made })
 }
 
 /// `None` when the data are no triplets of finite numbers.
@@ -148,12 +148,6 @@ pub fn draw(roi: &Roi, grid: &Grid, how: Fill, put: &mut dyn FnMut(usize)) -> Dr
     }
     for (k, polygons) in by_slice {
         let mask = fill(&polygons, rows, columns, how);
-        if polygons.len() > 1 {
-            let one = |p: &Polygon| fill(std::slice::from_ref(p), rows, columns, Fill::Xor);
-            let sum: usize = polygons.iter().map(|p| one(p).into_iter().filter(|v| *v).count()).sum();
-            let union = fill(&polygons, rows, columns, Fill::Union).into_iter().filter(|v| *v).count();
-            drawn.nested_slices += usize::from(sum > union);
-        }
         mask.into_iter().enumerate().filter(|(_, v)| *v).for_each(|(i, _)| put(k * rows * columns + i));
     }
     drawn
@@ -196,8 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_seen_as_nesting() {
-        let (slices, d) = drawn(vec![square(3.0, 0.0, 6.0), square(3.0, 2.0, 4.0)]);
-        assert_eq!((slices[1], d.nested_slices), (49 - 1, 1));
+    fn a_contour_inside_another_cuts_a_hole() {
+        let (hole, _) = drawn(vec![square(3.0, 0.0, 6.0), square(3.0, 2.0, 4.0)]);
+        let (whole, _) = drawn(vec![square(3.0, 0.0, 6.0)]);
+        let (inner, _) = drawn(vec![square(3.0, 2.0, 4.0)]);
+        assert_eq!(hole[1], whole[1] - inner[1]);
     }
 }

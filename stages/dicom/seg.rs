@@ -6,12 +6,16 @@ use std::path::Path;
 
 use dicom::dictionary_std::{tags, uids};
 use voxmill_schemas::geometry::{Geometry, Zyx};
+use voxmill_schemas::tables::InstanceRow;
 
 use super::place::{Grid, Plane, is_reindexed, nearest_voxels};
 use super::seg_frames::Frames;
 use super::source::frame_plane;
 use super::tree::{self, Dataset, Opened};
 use crate::error::Error;
+
+/// A stack of planes spans at most so many times the pixels of the segmentation and of the image together.
+const MAX_STACK_RATIO: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
@@ -88,7 +92,16 @@ pub struct Placed {
 
 /// `name`: what messages call the file.
 pub fn read(path: &Path, name: &str) -> Result<Seg, Error> {
-    let Opened { header, data, source } = tree::open(path, name)?;
+    of_opened(tree::open(path, name, None)?, name)
+}
+
+/// A file of an index; refused when its bytes have changed since.
+pub fn read_indexed(row: &InstanceRow) -> Result<Seg, Error> {
+    of_opened(tree::open(Path::new(&row.path), &row.file, Some(&row.content))?, &row.file)
+}
+
+fn of_opened(opened: Opened, name: &str) -> Result<Seg, Error> {
+    let Opened { header, data, source } = opened;
     let (d, file) = (&data, name.to_string());
     let wrong = |why: String| Error::Dicom { file: file.clone(), why };
     if ![uids::SEGMENTATION_STORAGE, uids::LABEL_MAP_SEGMENTATION_STORAGE].contains(&header.sop_class.as_str()) {
@@ -304,6 +317,12 @@ impl Seg {
         put: &mut dyn FnMut(u8, usize),
     ) -> Result<(), Error> {
         let (stack, level_of) = self.stack()?;
+        // Three planes in a few hostile places would span any number of voxels.
+        let pixels = self.frames.len().saturating_mul(self.rows).saturating_mul(self.columns);
+        let limit = pixels.saturating_add(grid.geometry.size.count()).saturating_mul(MAX_STACK_RATIO);
+        if stack.size.count() > limit {
+            return Err(Error::TooLarge { what: self.file.clone(), wanted_bytes: stack.size.count() as u64, limit_bytes: limit as u64 });
+        }
         placed.is_exact = is_reindexed(&stack, &grid.geometry);
         let n = self.rows * self.columns;
         let mut by_segment: BTreeMap<Option<u16>, Vec<usize>> = BTreeMap::new();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dicom::dictionary_std::tags;
+use rayon::prelude::*;
 use voxmill_schemas::tables::InstanceRow;
 
 use super::header::{self, Header};
@@ -13,34 +14,35 @@ use crate::error::Error;
 /// A series that labels were drawn on or go back to.
 pub struct Series {
     pub uid: String,
+    pub frame_of_reference: Option<String>,
     /// In the order of the instances; frames of a multi-frame instance in the order of the file. Frames without a position are left out.
     pub slices: Vec<Slice>,
     /// Tree of its first instance: patient, study, equipment.
     pub(super) first: Dataset,
 }
 
-/// Reads the slices of these instances.
+/// Reads the slices of these instances; a file whose bytes have changed since it was indexed is refused.
 pub fn slices(instances: &[InstanceRow]) -> Result<Vec<Slice>, Error> {
-    let mut out = Vec::with_capacity(instances.len());
-    for i in instances {
-        match header::read(Path::new(&i.path)).map_err(Error::io("read", &i.path))? {
-            Ok(h) => out.extend(slices_of(&h).filter(|s| i.frames.is_empty() || i.frames.contains(&(s.frame.unwrap_or(1) as i64 - 1)))),
-            Err(_) => {
-                return Err(Error::Dicom { file: i.file.clone(), why: "its header has changed since it was indexed: run again".into() });
-            }
+    let of_file = |i: &InstanceRow| -> Result<Vec<Slice>, Error> {
+        let source = tree::open_indexed(Path::new(&i.path), &i.file, &i.content)?;
+        match header::of_source(&source).map_err(Error::io("read", &i.path))? {
+            Ok(h) => Ok(slices_of(&h).filter(|s| i.frames.is_empty() || i.frames.contains(&(s.frame.unwrap_or(1) as i64 - 1))).collect()),
+            Err(_) => Err(Error::Dicom { file: i.file.clone(), why: "its header cannot be read any more: run again".into() }),
         }
-    }
-    Ok(out)
+    };
+    let files: Vec<Vec<Slice>> = instances.par_iter().map(of_file).collect::<Result<_, _>>()?;
+    Ok(files.into_iter().flatten().collect())
 }
 
 /// Reads the slices of these instances and what their study says of the patient.
 pub fn open(instances: &[InstanceRow]) -> Result<Series, Error> {
     let slices = slices(instances)?;
     let first = match instances.first() {
-        Some(i) => tree::open(Path::new(&i.path), &i.file)?.data,
+        Some(i) => tree::open(Path::new(&i.path), &i.file, Some(&i.content))?.data,
         None => Dataset::new_empty(),
     };
-    Ok(Series { uid: tree::text(&first, tags::SERIES_INSTANCE_UID).unwrap_or_default(), slices, first })
+    let frame_of_reference = tree::text(&first, tags::FRAME_OF_REFERENCE_UID);
+    Ok(Series { uid: tree::text(&first, tags::SERIES_INSTANCE_UID).unwrap_or_default(), frame_of_reference, slices, first })
 }
 
 fn slices_of(h: &Header) -> impl Iterator<Item = Slice> + '_ {
@@ -66,4 +68,32 @@ pub fn frame_plane(per_frame: &Dataset, shared: Option<&Dataset>) -> Option<Plan
         tree::floats::<6>(group(tags::PLANE_ORIENTATION_SEQUENCE)?, tags::IMAGE_ORIENTATION_PATIENT)?,
         tree::floats::<2>(group(tags::PIXEL_MEASURES_SEQUENCE)?, tags::PIXEL_SPACING)?,
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::{rtstruct, seg};
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_longer_the_indexed_one_is_refused_by_name() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), b"drawn anew").unwrap();
+        let row = InstanceRow {
+            path: file.path().to_string_lossy().into_owned(),
+            file: "labels/a".into(),
+            content: blake3::hash(b"as indexed").to_hex().to_string(),
+            ..InstanceRow::default()
+        };
+        let told = [
+            slices(std::slice::from_ref(&row)).err().unwrap(),
+            open(std::slice::from_ref(&row)).err().unwrap(),
+            seg::read_indexed(&row).err().unwrap(),
+            rtstruct::read_indexed(&row).err().unwrap(),
+        ];
+        for e in told {
+            assert_eq!(e.to_string(), "labels/a: the file has changed since it was indexed: run again");
+        }
+    }
 }

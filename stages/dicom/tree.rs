@@ -11,7 +11,7 @@ use dicom::transfer_syntax::entries::{EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE
 
 use super::bytes::Source;
 use super::header::{self, Header, NoHeader};
-use super::scan;
+use super::{pixels, scan};
 use crate::error::{Error, chain};
 
 pub type Dataset = InMemDicomObject;
@@ -28,10 +28,14 @@ pub struct Opened {
     pub source: Source,
 }
 
-/// `name`: what messages call the file.
-pub fn open(path: &Path, name: &str) -> Result<Opened, Error> {
+/// - `name`: what messages call the file
+/// - `content`: the hash it was indexed with, where it comes from an index
+pub fn open(path: &Path, name: &str, content: Option<&str>) -> Result<Opened, Error> {
     let wrong = |why: String| Error::Dicom { file: name.to_string(), why };
-    let source = Source::open(path).map_err(Error::io("read", path))?;
+    let source = match content {
+        Some(content) => open_indexed(path, name, content)?,
+        None => Source::open(path).map_err(Error::io("read", path))?,
+    };
     let header = match header::of_source(&source).map_err(Error::io("read", path))? {
         Ok(header) => header,
         Err(NoHeader::Broken { why, .. }) => return Err(wrong(why)),
@@ -45,6 +49,15 @@ pub fn open(path: &Path, name: &str) -> Result<Opened, Error> {
     let bytes = source.read_at(0, end as usize).map_err(Error::io("read", path))?;
     let data = parse(&bytes, &header).map_err(wrong)?;
     Ok(Opened { header, data, source })
+}
+
+/// A file of an index. Other bytes than those that were indexed are refused: what is made of them would be kept under the hash of the old ones.
+pub fn open_indexed(path: &Path, name: &str, content: &str) -> Result<Source, Error> {
+    let (source, hash) = pixels::open_hashed(path).map_err(Error::io("read", path))?;
+    if hash != content {
+        return Err(Error::Dicom { file: name.into(), why: "the file has changed since it was indexed: run again".into() });
+    }
+    Ok(source)
 }
 
 /// - `bytes`: a file up to the value of its pixel data
@@ -184,6 +197,6 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let modality = *b"\x08\x00\x60\x00CS\x04\x00SEG ";
         std::fs::write(file.path(), [&modality[..], &nested(100_000, true)].concat()).expect("written");
-        assert!(open(file.path(), "deep").is_err());
+        assert!(open(file.path(), "deep", None).is_err());
     }
 }

@@ -5,5 +5,5 @@ mod header;
 mod read;
 mod write;
 
-pub use read::{Image, read};
+pub use read::{Image, read, read_indexed};
 pub use write::write;

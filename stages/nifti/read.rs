@@ -5,6 +5,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use voxmill_schemas::geometry::Geometry;
+use voxmill_schemas::tables::InstanceRow;
 
 use super::header::{Dtype, Header, MAX_HEADER};
 use crate::error::Error;
@@ -29,20 +30,51 @@ pub struct Image {
 
 /// Reads `.nii` and `.nii.gz` (told apart by their first bytes, not by their name).
 pub fn read(path: &Path) -> Result<Image, Error> {
+    read_hashed(path, &path.file_name().unwrap_or_default().to_string_lossy())?.0
+}
+
+/// A file of an index; refused when its bytes have changed since.
+pub fn read_indexed(row: &InstanceRow) -> Result<Image, Error> {
+    let (image, hash) = read_hashed(Path::new(&row.path), &row.file)?;
+    if hash != row.content {
+        return Err(Error::Nifti { file: row.file.clone(), why: "the file has changed since it was indexed: run again".into() });
+    }
+    image
+}
+
+/// What a file holds and the blake3 hash of all its bytes, which are read once.
+fn read_hashed(path: &Path, name: &str) -> Result<(Result<Image, Error>, String), Error> {
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
     let file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut file = std::io::BufReader::new(file);
+    let mut file = std::io::BufReader::with_capacity(1 << 16, Hashing { file, hasher: blake3::Hasher::new() });
     let is_gzip = std::io::BufRead::fill_buf(&mut file).map_err(Error::io("read", path))?.starts_with(&[0x1f, 0x8b]);
-    if is_gzip {
+    let (image, mut file) = if is_gzip {
         let limit = file_bytes.saturating_mul(MAX_GZIP_RATIO);
-        parse(MultiGzDecoder::new(file), limit, path)
+        let mut unpacked = MultiGzDecoder::new(file);
+        (parse(&mut unpacked, limit, name), unpacked.into_inner())
     } else {
-        parse(file, file_bytes, path)
+        (parse(&mut file, file_bytes, name), file)
+    };
+    std::io::copy(&mut file, &mut std::io::sink()).map_err(Error::io("read", path))?;
+    Ok((image, file.into_inner().hasher.finalize().to_hex().to_string()))
+}
+
+/// Hashes what is read through it.
+struct Hashing {
+    file: std::fs::File,
+    hasher: blake3::Hasher,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(to)?;
+        self.hasher.update(&to[..n]);
+        Ok(n)
     }
 }
 
-fn parse(mut from: impl Read, can_hold: u64, path: &Path) -> Result<Image, Error> {
-    let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+fn parse(mut from: impl Read, can_hold: u64, name: &str) -> Result<Image, Error> {
+    let name = || name.to_string();
     let wrong = |why: String| Error::Nifti { file: name(), why };
     let mut head = Vec::with_capacity(MAX_HEADER);
     from.by_ref().take(MAX_HEADER as u64).read_to_end(&mut head).map_err(|e| wrong(format!("it cannot be unpacked ({e})")))?;

@@ -1,0 +1,155 @@
+//! A file that holds labels: SEG, RTSTRUCT or NIfTI, read once and held against the index.
+
+use std::collections::BTreeSet;
+
+use voxmill_schemas::tables::InstanceRow;
+
+use crate::dicom::{rtstruct, seg};
+use crate::error::Error;
+use crate::nifti;
+
+/// A file that may label the case.
+pub enum Found {
+    Seg(Box<seg::Seg>),
+    RtStruct(rtstruct::RtStruct),
+    /// `values`: those present apart from 0, `voxels`: a value each.
+    Nifti {
+        file: String,
+        image: Box<nifti::Image>,
+        voxels: Vec<u32>,
+        values: BTreeSet<u32>,
+    },
+}
+
+impl Found {
+    /// Reads a label file of the index; `None` for a kind that holds no labels.
+    pub fn read(kind: &str, row: &InstanceRow) -> Result<Option<Found>, Error> {
+        Ok(match kind {
+            "seg" => Some(Found::Seg(Box::new(seg::read_indexed(row)?))),
+            "rtstruct" => Some(Found::RtStruct(rtstruct::read_indexed(row)?)),
+            "nifti" => Some(Found::nifti(&row.file, nifti::read_indexed(row)?)?),
+            _ => None,
+        })
+    }
+
+    fn nifti(file: &str, image: nifti::Image) -> Result<Found, Error> {
+        let wrong = |why: String| Err(Error::Nifti { file: file.into(), why });
+        if image.channels != 1 {
+            return wrong(format!("it holds {} volumes, expected one with a value for each class", image.channels));
+        }
+        let read = image.voxels.to_f32();
+        if let Some(v) = read.iter().find(|v| v.fract() != 0.0 || !v.is_finite() || **v < 0.0) {
+            return wrong(format!("found the value {v}, expected whole numbers from 0 as labels have them"));
+        }
+        let voxels: Vec<u32> = read.iter().map(|v| *v as u32).collect();
+        drop(read);
+        let mut values = BTreeSet::new();
+        let mut last = 0;
+        for v in &voxels {
+            if *v != last {
+                values.insert(*v);
+                last = *v;
+            }
+        }
+        values.remove(&0);
+        Ok(Found::Nifti { file: file.into(), image: Box::new(image), voxels, values })
+    }
+
+    /// SOP instances and frames that it says it was drawn on.
+    pub fn images(&self) -> BTreeSet<&(String, u32)> {
+        match self {
+            Found::Seg(s) => s.frames.iter().flat_map(|f| &f.sources).collect(),
+            Found::RtStruct(r) => r.rois.iter().flat_map(|r| &r.contours).flat_map(|c| &c.images).collect(),
+            Found::Nifti { .. } => BTreeSet::new(),
+        }
+    }
+
+    /// Frames of reference in which it lies, where it says so.
+    pub fn frames_of_reference(&self) -> BTreeSet<&str> {
+        match self {
+            Found::Seg(s) => s.frame_of_reference.iter().map(String::as_str).collect(),
+            Found::RtStruct(r) => r.rois.iter().filter_map(|r| r.frame_of_reference.as_deref()).collect(),
+            Found::Nifti { .. } => BTreeSet::new(),
+        }
+    }
+
+    pub fn file(&self) -> &str {
+        match self {
+            Found::Seg(s) => &s.file,
+            Found::RtStruct(r) => &r.file,
+            Found::Nifti { file, .. } => file,
+        }
+    }
+
+    /// The lower, the better.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Found::Seg(s) => match s.kind {
+                seg::Kind::Binary => 0,
+                seg::Kind::Labelmap { .. } => 1,
+                seg::Kind::Fractional { .. } => 2,
+            },
+            Found::RtStruct(_) => 3,
+            Found::Nifti { .. } => 4,
+        }
+    }
+
+    pub fn kind(&self) -> &'static str {
+        ["binary SEG", "labelmap SEG", "fractional SEG", "RTSTRUCT", "NIfTI"][self.rank() as usize]
+    }
+
+    pub fn made(&self) -> &str {
+        match self {
+            Found::Seg(s) => &s.made,
+            Found::RtStruct(r) => &r.made,
+            Found::Nifti { .. } => "",
+        }
+    }
+
+    /// Name and, where it has one, code of every label.
+    pub fn labels(&self) -> Vec<(String, Option<String>)> {
+        match self {
+            Found::Seg(s) => {
+                let code = |x: &seg::Segment| x.kind.as_ref().map(|c| format!("{}:{}", c.scheme, c.value));
+                s.segments.iter().map(|x| (x.label.clone(), code(x))).collect()
+            }
+            Found::RtStruct(r) => r.rois.iter().map(|x| (x.name.clone(), None)).collect(),
+            // A file may hold any number of values; so many say what it is.
+            Found::Nifti { values, .. } => values.iter().take(20).map(|v| (format!("value {v}"), None)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use voxmill_schemas::geometry::{Geometry, Zyx};
+
+    use super::*;
+    use crate::volume::Voxels;
+
+    fn written(values: Vec<u8>) -> (tempfile::TempDir, InstanceRow) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("labels.nii.gz");
+        nifti::write(&path, &Geometry::axis_aligned(Zyx::new(1, 1, values.len()), Zyx::splat(1.0)), 1, &Voxels::U8(values)).unwrap();
+        let content = blake3::hash(&std::fs::read(&path).unwrap()).to_hex().to_string();
+        (dir, InstanceRow { path: path.to_string_lossy().into_owned(), file: "labels".into(), content, ..InstanceRow::default() })
+    }
+
+    #[test]
+    fn a_nifti_holds_the_values_that_are_in_it() {
+        let (_dir, row) = written(vec![0, 3, 3, 0, 1]);
+        let found = Found::read("nifti", &row).unwrap().unwrap();
+        assert_eq!(found.labels().into_iter().map(|l| l.0).collect::<Vec<_>>(), ["value 1", "value 3"]);
+        let (_dir, row) = written(vec![0; 5]);
+        assert!(Found::read("nifti", &row).unwrap().unwrap().labels().is_empty());
+    }
+
+    #[test]
+    fn a_nifti_that_is_no_longer_the_indexed_one_is_refused() {
+        let (_dir, row) = written(vec![0, 1]);
+        std::fs::copy(written(vec![0, 2]).0.path().join("labels.nii.gz"), &row.path).unwrap();
+        let e = Found::read("nifti", &row).err().unwrap();
+        assert_eq!(e.to_string(), "labels: the file has changed since it was indexed: run again");
+    }
+}
