@@ -83,8 +83,8 @@ mod tests {
             (0..size.count()).filter(|s| labels[*s] == class).map(to).fold(f64::INFINITY, f64::min).sqrt()
         };
         for v in 0..size.count() {
-            let want = if labels[v] == 1 { 1.0 - to_nearest(v, 0) } else { to_nearest(v, 1) };
-            assert_eq!(got[v], want as f32);
+            let want = if labels[v] == 1 { 1.0 - to_nearest(v, 0) as f32 } else { to_nearest(v, 1) as f32 };
+            assert_eq!(got[v], want);
         }
     }
 
