@@ -11,8 +11,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
 
-use super::conv::{self, ConvShape};
+use super::conv;
 use super::lanes::Lanes;
+use super::lines::ConvShape;
 use super::loss::HeadLoss;
 use super::norm;
 

@@ -4,6 +4,7 @@
 mod conv;
 mod extension;
 mod lanes;
+mod lines;
 mod loss;
 mod norm;
 
@@ -12,8 +13,8 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::leaky_relu;
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 
-use conv::ConvShape;
 pub use extension::head_loss;
+use lines::ConvShape;
 pub use loss::HeadLoss;
 
 /// True for tensors on the CPU.
