@@ -286,4 +286,40 @@ mod tests {
         e.algorithm_name.clear();
         assert_eq!(Stage::check(&e).iter().map(|f| f.field.as_str()).collect::<Vec<_>>(), ["codes.Femur.type", "algorithm_name"]);
     }
+
+    #[test]
+    fn an_export_refers_to_the_instances_of_its_own_volume() {
+        use voxmill_schemas::artifact::{ContentHash, Key, Recipe};
+        use voxmill_schemas::tables::Row;
+
+        let row = |series: &str, volume, instance: &str| InstanceRow {
+            series: series.into(),
+            volume,
+            instance: instance.into(),
+            ..InstanceRow::default()
+        };
+        let index = Rows(BTreeMap::from([(
+            InstanceRow::TABLE.to_string(),
+            InstanceRow::to_batch(&[row("s", 0, "a"), row("s", 1, "b"), row("t", 1, "c")]),
+        )]));
+        let of = |facts: Value| Manifest {
+            key: Key::of(b""),
+            content: ContentHash::of(b""),
+            kind: Kind::Volume,
+            case: None,
+            recipe: Recipe { stage: "infer".into(), version: 1, config: Value::Null, inputs: BTreeMap::new(), seed: 0 },
+            input_keys: BTreeMap::new(),
+            facts: facts.as_object().cloned().unwrap_or_default(),
+            files: BTreeMap::new(),
+            bytes: 0,
+            layout: 1,
+        };
+        let stage: Export = serde_json::from_value(serde_json::json!({ "format": "dicom-seg" })).expect("a config");
+        let instances = |facts| {
+            let rows = stage.rows_of("series", &index, &of(facts)).expect("rows").expect("some");
+            table::rows_of::<InstanceRow>(&rows).expect("instances").into_iter().map(|i| i.instance).collect::<Vec<_>>()
+        };
+        assert_eq!(instances(serde_json::json!({ "series": "s", "volume": 1 })), ["b"]);
+        assert_eq!(instances(serde_json::json!({ "series": "s" })), ["a"]);
+    }
 }

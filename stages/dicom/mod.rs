@@ -10,6 +10,7 @@ pub mod geometry;
 pub mod group;
 pub mod header;
 pub mod jpegls;
+mod knee;
 pub mod level;
 pub mod order;
 pub mod phantom;
