@@ -145,8 +145,9 @@ pub struct QueryArgs {
     pub file: FileArgs,
     /// A SELECT
     pub sql: String,
-    #[arg(long, default_value = "table")]
-    pub format: RowFormat,
+    /// [default: by the ending of --output (.csv, .json, .parquet), else table]
+    #[arg(long)]
+    pub format: Option<RowFormat>,
     /// Write here instead of stdout (required for parquet)
     #[arg(long, short)]
     pub output: Option<PathBuf>,
@@ -241,11 +242,16 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
     }
 }
 
-/// Prints a result; a closed pipe (`| head`) is no error.
+/// Prints a result; a closed pipe (`| head`) is no error. What else keeps it from being written ends the process with 1: a result that is not there
+/// must not look like one.
 pub fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    if !text.ends_with('\n') {
-        let _ = out.write_all(b"\n");
+    let end: &[u8] = if text.ends_with('\n') { b"" } else { b"\n" };
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(end)).and_then(|()| out.flush());
+    if let Err(e) = written
+        && e.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: cannot write to stdout: {e}");
+        std::process::exit(1);
     }
 }

@@ -1,7 +1,7 @@
 //! `voxmill query`: SQL over what ran (lineage) and over the tables of the newest artifacts (index, split, scores, history).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use voxmill_schemas::tables::{ExecutionRow, QuarantineRow, Row, RunRow};
 use voxmill_stages::error::Error;
@@ -16,34 +16,47 @@ use crate::session::{Fault, Session};
 
 /// Shown by `voxmill query --help`.
 pub const HELP: &str = r#"Tables of what ran (all runs in the workspace):
-  runs        run, pipeline, file, config_hash, purpose, seed, jobs, voxmill, started_ms, ended_ms, status
-              status: done, quarantined, failed, cancelled; running where no end was written
-  executions  run, node, stage, version, case, key, content, input_keys, config_hash, config, status, why, started_ms, ended_ms, took_ms, bytes,
-              ram_hits, nvme_hits, disk_reads, facts, error
+  runs        run, pipeline, file, config_hash, purpose, seed, jobs, voxmill,
+              started_ms, ended_ms, status
+              status: done, quarantined, failed, cancelled;
+              running where no end was written
+  executions  run, node, stage, version, case, key, content, input_keys,
+              config_hash, config, status, why, started_ms, ended_ms, took_ms,
+              bytes, ram_hits, nvme_hits, disk_reads, facts, error
               status: made, reused, quarantined, failed, cancelled
   quarantine  run, node, what, why
 
 Tables of the newest artifacts of this pipeline (where its nodes make them):
-  series      series, volume, study, patient, kind, modality, sop_class, description, body_part, manufacturer, frame_of_reference, n_instances,
-              n_frames, rows, columns, row_spacing_mm, column_spacing_mm, slice_spacing_mm, irregular, refused, references, labels, content
-  instances   series, volume, instance, path, file, content, size_bytes, transfer_syntax, instance_number, n_frames, frames, position_mm,
+  series      series, volume, study, patient, kind, modality, sop_class,
+              description, body_part, manufacturer, frame_of_reference,
+              n_instances, n_frames, rows, columns, row_spacing_mm,
+              column_spacing_mm, slice_spacing_mm, irregular, refused,
+              references, labels, content
+  instances   series, volume, instance, path, file, content, size_bytes,
+              transfer_syntax, instance_number, n_frames, frames, position_mm,
               orientation
   files       path, verdict, why
   split       case, patient, fold, part
-  scores      case, part, class, dice, hd95_mm, missed, spurious, truth_ml, prediction_ml
-A table that several nodes make is called NODE_TABLE. `show tables` lists them, `describe scores` its columns. "case" and "references" are
-words of SQL: write them in double quotes. array_has(labels, 'Femur') asks a list.
+  history     epoch, step, lr, loss, val_dice, class_dice
+  scores      case, part, class, dice, hd95_mm, missed, spurious, truth_ml,
+              prediction_ml
+A table that several nodes make is called NODE_TABLE. `show tables` lists them,
+`describe scores` the columns of one. array_has(labels, 'Femur') asks a list.
 
 Examples:
-  voxmill query FILE "select node, status, count(*) as n, sum(took_ms) as ms from executions group by node, status order by node"
+  voxmill query FILE "select node, status, count(*) as n, sum(took_ms) as ms
+    from executions group by node, status order by node, status"
   voxmill query FILE "select what, why from quarantine"
-  voxmill query FILE "select part, class, avg(dice) as dice, count(*) as n from scores group by part, class"
-  voxmill query FILE "select modality, count(*) as n, sum(n_instances) as files from series group by modality" --format csv
-  voxmill query FILE "select * from executions" --format parquet --output executions.parquet"#;
+  voxmill query FILE "select part, class, avg(dice) as dice, count(*) as n
+    from scores group by part, class order by part, class"
+  voxmill query FILE "select modality, count(*) as n, sum(n_instances) as files
+    from series group by modality order by modality" --format csv
+  voxmill query FILE "select * from executions" --output executions.parquet"#;
 
 /// Runs a query and prints or writes its answer.
 pub fn ask(plan: &Plan, a: &QueryArgs) -> Result<(), Fault> {
-    if a.format == RowFormat::Parquet && a.output.is_none() {
+    let format = a.format.unwrap_or_else(|| by_ending(a.output.as_deref()));
+    if format == RowFormat::Parquet && a.output.is_none() {
         return Err(Fault::Wrong("parquet is no text: say where to write it with --output FILE".into()));
     }
     if !plan.workspace.join("lineage").is_dir() {
@@ -53,7 +66,7 @@ pub fn ask(plan: &Plan, a: &QueryArgs) -> Result<(), Fault> {
     let nodes: Vec<&str> = plan.nodes.iter().map(|n| n.name.as_str()).collect();
     let tables = tables(&session.store.disk, &session.workspace, &session.heads(plan, false), &nodes)?;
     let answer = table::query(tables, &a.sql)?;
-    let bytes = match a.format {
+    let bytes = match format {
         RowFormat::Table => show::as_table(&answer)?.into_bytes(),
         RowFormat::Csv => show::as_csv(&answer)?.into_bytes(),
         RowFormat::Json => show::as_json(&answer)?.into_bytes(),
@@ -68,8 +81,18 @@ pub fn ask(plan: &Plan, a: &QueryArgs) -> Result<(), Fault> {
     }
 }
 
+/// The format that a file's name asks for.
+fn by_ending(output: Option<&Path>) -> RowFormat {
+    match output.and_then(|o| o.extension()?.to_str()).map(str::to_ascii_lowercase).as_deref() {
+        Some("csv") => RowFormat::Csv,
+        Some("json") => RowFormat::Json,
+        Some("parquet") => RowFormat::Parquet,
+        _ => RowFormat::Table,
+    }
+}
+
 /// Everything that can be asked.
-fn tables(disk: &Disk, workspace: &std::path::Path, heads: &Heads, nodes: &[&str]) -> Result<BTreeMap<String, Source>, Error> {
+fn tables(disk: &Disk, workspace: &Path, heads: &Heads, nodes: &[&str]) -> Result<BTreeMap<String, Source>, Error> {
     let mut out = BTreeMap::from([
         (RunRow::TABLE.to_string(), Source::Rows(RunRow::to_batch(&[]))),
         (ExecutionRow::TABLE.to_string(), Source::Rows(ExecutionRow::to_batch(&[]))),
@@ -104,7 +127,14 @@ fn tables(disk: &Disk, workspace: &std::path::Path, heads: &Heads, nodes: &[&str
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use voxmill_schemas::tables::{FileRow, InstanceRow, ScoreRow, SeriesRow, SplitRow};
+    use voxmill_schemas::tables::{FileRow, HistoryRow, InstanceRow, ScoreRow, SeriesRow, SplitRow};
+
+    #[test]
+    fn the_ending_of_the_output_chooses_the_format() {
+        let endings = ["a.csv", "a.JSON", "a.b.parquet", "a.txt", "parquet"].map(|f| by_ending(Some(Path::new(f))));
+        assert!(endings == [RowFormat::Csv, RowFormat::Json, RowFormat::Parquet, RowFormat::Table, RowFormat::Table]);
+        assert!(by_ending(None) == RowFormat::Table);
+    }
 
     #[test]
     fn the_help_names_every_column() {
@@ -122,6 +152,7 @@ mod tests {
             columns::<FileRow>(),
             columns::<SplitRow>(),
             columns::<ScoreRow>(),
+            columns::<HistoryRow>(),
         ] {
             let wanted: String = wanted.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(help.contains(&wanted), "query::HELP is stale: {wanted}");

@@ -6,8 +6,10 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use crate::error::Error;
 
-/// A cell of an aligned table is cut here.
-const WIDEST: usize = 60;
+/// A cell of an aligned table is cut here, but for those of the last column, which push nothing aside.
+const WIDEST: usize = 200;
+/// The rule under the name of a column is no longer than this.
+const LONGEST_RULE: usize = 100;
 
 /// Every cell as text, row by row; null as `null`.
 pub fn cells(batches: &[RecordBatch], null: &'static str) -> Result<Vec<Vec<String>>, Error> {
@@ -32,14 +34,23 @@ fn is_number(t: &DataType) -> bool {
     t.is_numeric()
 }
 
-/// Columns under each other, numbers to the right, long texts cut with `…`.
+/// Columns under each other, numbers to the right. Very long texts are cut with `…`, and the last line says so.
 pub fn as_table(batches: &[RecordBatch]) -> Result<String, Error> {
-    let cut = |text: String| -> String {
-        let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        if one_line.chars().count() <= WIDEST { one_line } else { one_line.chars().take(WIDEST - 1).chain(['…']).collect() }
-    };
+    let mut is_cut = false;
     let mut rows = vec![header(batches)];
-    rows.extend(cells(batches, "")?.into_iter().map(|r| r.into_iter().map(cut).collect::<Vec<_>>()));
+    for row in cells(batches, "")? {
+        let last = row.len().saturating_sub(1);
+        let mut shown = Vec::with_capacity(row.len());
+        for (i, text) in row.into_iter().enumerate() {
+            let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            if i != last && line.chars().count() > WIDEST {
+                line = line.chars().take(WIDEST - 1).chain(['…']).collect();
+                is_cut = true;
+            }
+            shown.push(line);
+        }
+        rows.push(shown);
+    }
     let numeric: Vec<bool> =
         batches.first().map(|b| b.schema().fields().iter().map(|f| is_number(f.data_type())).collect()).unwrap_or_default();
     let widths: Vec<usize> = (0..numeric.len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
@@ -54,12 +65,20 @@ pub fn as_table(batches: &[RecordBatch]) -> Result<String, Error> {
         out.push_str(line.join("  ").trim_end());
         out.push('\n');
         if i == 0 {
-            out.push_str(&widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join("  "));
+            out.push_str(
+                &widths
+                    .iter()
+                    .enumerate()
+                    .map(|(c, w)| "─".repeat(if c + 1 == widths.len() { (*w).min(LONGEST_RULE) } else { *w }))
+                    .collect::<Vec<_>>()
+                    .join("  "),
+            );
             out.push('\n');
         }
     }
     let n = rows.len() - 1;
-    out.push_str(&format!("({n} row{})\n", if n == 1 { "" } else { "s" }));
+    let note = if is_cut { "; texts that end in … are cut: --format csv shows all of them" } else { "" };
+    out.push_str(&format!("({n} row{}{note})\n", if n == 1 { "" } else { "s" }));
     Ok(out)
 }
 

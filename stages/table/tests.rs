@@ -144,7 +144,8 @@ fn queries_read_files_and_rows() {
     assert_eq!(ask("select modality, count(*) as n from series group by modality order by n desc, 1"), "modality,n\nCT,2\nMR,1\nSEG,1\n");
     assert_eq!(ask("select part, count(*) n from split, series group by part"), "part,n\nval,4\n");
     assert_eq!(ask("select series from series where n_instances > 1000"), "series\n");
-    assert!(ask("show tables").contains("split"));
+    assert_eq!(ask("show tables"), "table_name\nseries\nsplit\n");
+    assert_eq!(ask(" SHOW  Tables ; "), "table_name\nseries\nsplit\n");
     let back = query(sources(dir.path()), "select * from series").unwrap();
     let back: Vec<_> = back.iter().flat_map(|b| SeriesRow::from_batch(b).unwrap()).collect();
     assert_eq!(back, series());
@@ -174,6 +175,7 @@ fn what_changes_or_reaches_outside_is_refused() {
     }
     assert!(!out.exists());
     assert!(refusal("drop table series").contains("only SELECT"));
+    assert!(refusal("insert into split values (1)").contains("only SELECT is allowed, not INSERT"));
     let said = refusal("select nonsense from series");
     assert!(said.contains("no column nonsense") && said.contains("n_instances"), "{said}");
     let said = refusal("select * from serie");
@@ -207,6 +209,17 @@ fn answers_are_shown_as_table_csv_and_json() {
     assert_eq!(show::as_json(&answer).unwrap(), lines.join("\n"));
     let json: serde_json::Value = serde_json::from_str(&show::as_json(&answer).unwrap()).unwrap();
     assert_eq!(json[1]["l"][1], "Tibia");
+}
+
+#[test]
+fn the_last_column_of_a_table_is_whole_and_a_cut_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = |sql: &str| show::as_table(&query(sources(dir.path()), sql).unwrap()).unwrap();
+    let long = "x".repeat(300);
+    let last = table(&format!("select part, '{long}' as why from split"));
+    assert!(last.contains(&long) && last.ends_with("(1 row)\n"), "{last}");
+    let middle = table(&format!("select '{long}' as why, part from split"));
+    assert!(!middle.contains(&long) && middle.contains("…  val") && middle.ends_with("--format csv shows all of them)\n"), "{middle}");
 }
 
 /// DuckDB, another implementation of Parquet, sees the same rows.
