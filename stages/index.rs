@@ -24,7 +24,9 @@ use crate::table;
 pub struct Index {
     /// The folder with DICOM (and NIfTI) files, at any depth; a relative path starts where the program is started.
     pub archive: String,
-    /// `basic`: ids become pseudonyms and free text of the scanner is dropped. `none`: ids stay as they are.
+    /// `basic`: ids become pseudonyms, free text of the scanner is dropped, and files and folders of the archive (often named after patients) go by
+    /// pseudonyms too; their real places stand in the column `path` of the table instances alone, since the files are read from there. Names of labels
+    /// and this `archive` stay as they are. `none`: all stays as it is.
     #[serde(default)]
     pub deidentify: Deidentify,
     /// Name of an environment variable that holds the secret key of the pseudonyms. Without it they are the same for everyone, and who knows a
@@ -61,12 +63,12 @@ impl Stage for Index {
         let root = Path::new(&self.archive);
         let found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
         let n_seen = found.files.len() + found.unreadable.len();
-        let entries = catalog::read_all(found.files, cx.memo, &|bytes| {
+        let entries = catalog::read_all(found.files, &names, cx.memo, &|bytes| {
             cx.bytes(bytes);
             cx.check_cancelled()
         })?;
         let mut verdicts = Verdicts::default();
-        found.unreadable.into_iter().for_each(|(file, why)| verdicts.failed(file, why));
+        found.unreadable.into_iter().for_each(|(file, why)| verdicts.failed(names.file(&file), why));
         let sorted = verdicts.sort(entries);
         if sorted.is_empty() {
             let what = if n_seen == 0 { "no file at all".into() } else { verdicts.nothing_usable() };
@@ -77,6 +79,9 @@ impl Stage for Index {
         made.indexed.iter().for_each(|(file, what)| verdicts.indexed(file.clone(), what.clone()));
         made.copies.iter().for_each(|(file, why)| verdicts.skipped(file.clone(), why.clone(), "copy"));
         made.conflicts.iter().for_each(|(file, why)| verdicts.failed(file.clone(), why.clone()));
+        for file in labels_of_no_image(&made.series, &made.instances) {
+            verdicts.quarantined.push(Quarantined { what: file, why: "labels of a series that is not in this archive".into() });
+        }
         verdicts.files.sort_by(|a, b| a.path.cmp(&b.path));
         table::write_rows(cx.draft, &made.series)?;
         table::write_rows(cx.draft, &made.instances)?;
@@ -126,6 +131,9 @@ impl Index {
         if irregular > 0 {
             report.push(format!("{irregular} image series lie on no regular grid: see the column irregular of the table series"));
         }
+        if self.deidentify == Deidentify::Basic && !v.quarantined.is_empty() {
+            report.push("files are named by pseudonyms: `deidentify: none` shows their names".into());
+        }
         if self.deidentify == Deidentify::Basic && self.key_env.is_none() {
             report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env)".into());
         }
@@ -146,6 +154,20 @@ impl Index {
             .with("irregular", irregular)
             .with("report", report)
     }
+}
+
+/// The files of segmentations and structure sets that were drawn on series that are not there, while no image series of their study or frame of
+/// reference could be meant. An archive without any image is one of labels, and nothing is missing from it.
+fn labels_of_no_image(series: &[SeriesRow], instances: &[InstanceRow]) -> Vec<String> {
+    let images: Vec<&SeriesRow> = series.iter().filter(|s| s.kind == "image").collect();
+    let is_meant = |label: &SeriesRow, image: &SeriesRow| {
+        let same_frame = label.frame_of_reference.is_some() && label.frame_of_reference == image.frame_of_reference;
+        label.references.contains(&image.series) || label.study == image.study || same_frame
+    };
+    let is_lost = |s: &&SeriesRow| matches!(s.kind.as_str(), "seg" | "rtstruct") && !images.iter().any(|image| is_meant(s, image));
+    let lost: BTreeSet<(&str, i64)> =
+        series.iter().filter(|_| !images.is_empty()).filter(is_lost).map(|s| (s.series.as_str(), s.volume)).collect();
+    instances.iter().filter(|i| lost.contains(&(i.series.as_str(), i.volume))).map(|i| i.file.clone()).collect()
 }
 
 fn no_folder(e: &std::io::Error) -> String {
@@ -185,14 +207,14 @@ impl Verdicts {
     fn sort(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
         let mut kept = Vec::new();
         for e in entries {
-            let file = e.seen.file.clone();
+            let file = e.name.clone();
             match &e.outcome {
                 Outcome::Nifti => kept.push(e),
                 Outcome::Dicom(h) => match classes::of(h) {
                     Class::Other(name) => self.skipped(file, name.clone(), &name),
                     _ => kept.push(e),
                 },
-                Outcome::None(NoHeader::NotDicom) if is_called_dicom(&file) => {
+                Outcome::None(NoHeader::NotDicom) if is_called_dicom(&e.seen.file) => {
                     self.failed(file, "not DICOM, although its name says so".into());
                 }
                 Outcome::None(NoHeader::NotDicom) => self.skipped(file, "not DICOM".into(), "not DICOM"),
@@ -224,4 +246,27 @@ impl Verdicts {
 fn is_called_dicom(file: &str) -> bool {
     let lower = file.to_ascii_lowercase();
     [".dcm", ".dicom", ".ima"].iter().any(|e| lower.ends_with(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_need_an_image_that_could_be_meant() {
+        let row = |kind: &str, series: &str, study: &str, references: &[&str]| SeriesRow {
+            kind: kind.into(),
+            series: series.into(),
+            study: study.into(),
+            references: references.iter().map(|r| r.to_string()).collect(),
+            ..SeriesRow::default()
+        };
+        let file = |series: &str| InstanceRow { series: series.into(), file: format!("{series}.dcm"), ..InstanceRow::default() };
+        let labels =
+            [row("seg", "of the image", "other", &["i"]), row("seg", "of the study", "s", &["gone"]), row("seg", "lost", "t", &["gone"])];
+        let files = ["of the image", "of the study", "lost"].map(file);
+        assert!(labels_of_no_image(&labels, &files).is_empty(), "an archive of labels");
+        let with_image = [vec![row("image", "i", "s", &[])], labels.to_vec()].concat();
+        assert_eq!(labels_of_no_image(&with_image, &files), ["lost.dcm"]);
+    }
 }

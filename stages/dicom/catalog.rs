@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bytes::Source;
 use super::header::{self, Header, NoHeader};
+use super::names::Names;
 use super::pixels::open_hashed;
 use super::scan;
 use super::walk::{Seen, Stat};
@@ -19,6 +21,8 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub seen: Seen,
+    /// What messages and tables call the file: its place in the archive, or pseudonyms of it.
+    pub name: String,
     /// blake3 of the bytes, hex; empty for what is neither DICOM nor NIfTI.
     pub content: String,
     pub outcome: Outcome,
@@ -43,27 +47,36 @@ struct Remembered {
     outcome: Outcome,
 }
 
-/// Goes up when what is read from a file changes, so that older memories are read again.
-const MEMORY: &str = "files-1.jsonl";
+/// The name goes up when what is read from a file changes, so that older memories are read again.
+const MEMORY: &str = "files-2.jsonl";
 /// A file touched this shortly before it was read may change again without a new time stamp.
 const TOO_FRESH_NS: i64 = 100_000_000;
 
-/// Looks at every file. `memo`: a folder for what may be lost.
-pub fn read_all(files: Vec<Seen>, memo: &Path, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Vec<Entry>, Error> {
+/// Looks at every file. `memo`: a folder for what may be lost. Ids are replaced by `names` before anything is remembered; under another key the memory
+/// fits no file, and is read anew.
+pub fn read_all(
+    files: Vec<Seen>,
+    names: &Names,
+    memo: &Path,
+    step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
+) -> Result<Vec<Entry>, Error> {
     let remembered = recall(&memo.join(MEMORY));
     let entries: Vec<(Entry, bool)> = files
         .into_par_iter()
-        .map(|seen| match remembered.get(&seen.file).filter(|r| r.stat == seen.stat) {
-            Some(r) => Ok((Entry { content: r.content.clone(), outcome: r.outcome.clone(), seen }, false)),
+        .map(|seen| match remembered.get(&names.of("file", &seen.file)).filter(|r| r.stat == seen.stat) {
+            Some(r) => {
+                let name = names.file(&seen.file);
+                Ok((Entry { name, content: r.content.clone(), outcome: r.outcome.clone(), seen }, false))
+            }
             None => {
                 step(seen.stat.bytes)?;
-                Ok((look(seen), true))
+                Ok((look(seen, names), true))
             }
         })
         .collect::<Result<_, Error>>()?;
     if entries.iter().any(|(_, is_new)| *is_new) || entries.len() != remembered.len() {
         // A memory that cannot be kept costs the next run time, nothing else.
-        if let Err(e) = remember(memo, &entries) {
+        if let Err(e) = remember(memo, names, &entries) {
             tracing::warn!(error = %e, "what was read of the archive is not remembered");
         }
     }
@@ -76,15 +89,22 @@ pub fn is_nifti(file: &str) -> bool {
     lower.ends_with(".nii") || lower.ends_with(".nii.gz")
 }
 
-fn look(seen: Seen) -> Entry {
+fn look(seen: Seen, names: &Names) -> Entry {
+    let name = names.file(&seen.file);
     let lower = seen.file.to_ascii_lowercase();
     if [".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".7z", ".rar"].iter().any(|e| lower.ends_with(e)) {
-        return Entry { seen, content: String::new(), outcome: Outcome::Container };
+        return Entry { seen, name, content: String::new(), outcome: Outcome::Container };
     }
-    match look_inside(&seen) {
-        Ok((content, outcome)) => Entry { seen, content, outcome },
-        Err(e) => Entry { seen, content: String::new(), outcome: Outcome::Unreadable(e.to_string()) },
+    let (content, mut outcome) = match look_inside(&seen) {
+        Ok(found) => found,
+        Err(e) => (String::new(), Outcome::Unreadable(e.to_string())),
+    };
+    match &mut outcome {
+        Outcome::Dicom(h) => names.hide(h),
+        Outcome::None(none) => names.hide_broken(none),
+        _ => {}
     }
+    Entry { seen, name, content, outcome }
 }
 
 fn look_inside(seen: &Seen) -> std::io::Result<(String, Outcome)> {
@@ -124,28 +144,42 @@ fn recall(path: &Path) -> HashMap<String, Remembered> {
     lines.par_iter().filter_map(|l| serde_json::from_str::<Remembered>(l).ok()).map(|r| (r.file.clone(), r)).collect()
 }
 
-fn remember(memo: &Path, entries: &[(Entry, bool)]) -> std::io::Result<()> {
+/// Written beside under a name of its own (two processes may look at one archive), then put in place.
+fn remember(memo: &Path, names: &Names, entries: &[(Entry, bool)]) -> std::io::Result<()> {
+    static N: AtomicU64 = AtomicU64::new(0);
+    let beside = memo.join(format!("{MEMORY}.{}-{}.new", std::process::id(), N.fetch_add(1, Ordering::Relaxed)));
+    let written = write_memory(&beside, names, entries).and_then(|()| std::fs::rename(&beside, memo.join(MEMORY)));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+fn write_memory(path: &Path, names: &Names, entries: &[(Entry, bool)]) -> std::io::Result<()> {
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-    let beside = memo.join(format!("{MEMORY}.new"));
-    let mut out = std::io::BufWriter::new(std::fs::File::create(&beside)?);
+    let mut how = std::fs::OpenOptions::new();
+    how.write(true).create(true).truncate(true);
+    // Headers are nobody else's business, whatever the names in them.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut how, 0o600);
+    let mut out = std::io::BufWriter::new(how.open(path)?);
     for (e, _) in entries {
         let is_fresh = e.seen.stat.modified_ns.max(e.seen.stat.changed_ns) > now_ns - TOO_FRESH_NS;
         if is_fresh || matches!(e.outcome, Outcome::Unreadable(_)) {
             continue;
         }
-        let line = Remembered { file: e.seen.file.clone(), stat: e.seen.stat, content: e.content.clone(), outcome: e.outcome.clone() };
+        let file = names.of("file", &e.seen.file);
+        let line = Remembered { file, stat: e.seen.stat, content: e.content.clone(), outcome: e.outcome.clone() };
         serde_json::to_writer(&mut out, &line)?;
         out.write_all(b"\n")?;
     }
     out.into_inner().map_err(|e| e.into_error())?;
-    std::fs::rename(beside, memo.join(MEMORY))
+    Ok(())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
     use crate::dicom::walk::walk;
 
@@ -155,7 +189,7 @@ mod tests {
             n.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
-        let entries = read_all(walk(root).unwrap().files, memo, &step).unwrap();
+        let entries = read_all(walk(root).unwrap().files, &Names::Own, memo, &step).unwrap();
         (n.into_inner(), entries)
     }
 

@@ -12,6 +12,7 @@ pub mod header;
 pub mod jpegls;
 mod knee;
 pub mod level;
+pub mod names;
 pub mod order;
 pub mod phantom;
 pub mod pixels;

@@ -138,12 +138,13 @@ fn fault(name: &str, why: impl Into<String>) -> Error {
 
 /// Opens a file and holds it against the index: other bytes than those that were indexed are refused.
 fn open<'a>(f: &'a FileRef, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Opened<'a>, Error> {
-    let (source, hash) = open_hashed(&f.path).map_err(Error::io("read", &f.path))?;
+    let unread = |e: std::io::Error| fault(&f.name, format!("it cannot be read: {e}"));
+    let (source, hash) = open_hashed(&f.path).map_err(unread)?;
     if hash != f.content {
         return Err(fault(&f.name, "the file has changed since it was indexed: run again"));
     }
     step(source.len())?;
-    let header = header::of_source(&source).map_err(Error::io("read", &f.path))?;
+    let header = header::of_source(&source).map_err(unread)?;
     let header = header.map_err(|_| fault(&f.name, "the header cannot be read any more: run again"))?;
     check(&f.name, &header, source.len())?;
     let pixel = header.pixel.expect("checked just above");

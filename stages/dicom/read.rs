@@ -60,7 +60,8 @@ fn read_header(f: &FileRef) -> Result<Header, Error> {
         Ok(Ok(h)) => Ok(h),
         Ok(Err(_)) => Err(again("its header has changed")),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(again("the file is gone")),
-        Err(e) => Err(Error::io("read", &f.path)(e)),
+        // By the name that the index gave it: the place may name the patient.
+        Err(e) => Err(Error::Dicom { file: f.name.clone(), why: format!("it cannot be read: {e}") }),
     }
 }
 

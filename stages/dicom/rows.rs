@@ -1,4 +1,4 @@
-//! Headers → rows of the index: which files form which series and volume, under which name. Own ids or keyed pseudonyms.
+//! Headers → rows of the index: which files form which series and volume, under which name. The headers carry their own ids or pseudonyms already.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,38 +9,10 @@ use super::catalog::{Entry, Outcome};
 use super::classes::{self, Class};
 use super::group::{self, Group};
 use super::header::Header;
+pub use super::names::Names;
+use super::names::patient_of;
 use super::order::{self, Slice};
 use super::pixels::{self, FileRef};
-
-/// How ids leave the archive.
-pub enum Names {
-    /// As they are.
-    Own,
-    /// blake3 with this key, 16 hex digits: equal ids give equal pseudonyms over archives and runs.
-    Keyed(Box<[u8; 32]>),
-}
-
-impl Names {
-    pub fn keyed(secret: &[u8]) -> Self {
-        Names::Keyed(Box::new(blake3::derive_key("voxmill 2025 pseudonyms of patients, studies, series and instances", secret)))
-    }
-
-    fn of(&self, kind: &str, id: &str) -> String {
-        match self {
-            Names::Own => id.to_string(),
-            Names::Keyed(key) => {
-                let mut h = blake3::Hasher::new_keyed(key);
-                h.update(kind.as_bytes()).update(&[0]).update(id.as_bytes());
-                format!("{}-{}", &kind[..2], &h.finalize().to_hex()[..16])
-            }
-        }
-    }
-
-    /// Free text is not kept under a pseudonym.
-    fn text(&self, text: &str) -> Option<String> {
-        (matches!(self, Names::Own) && !text.is_empty()).then(|| text.to_string())
-    }
-}
 
 /// The index, and the verdicts that only came out in making it.
 #[derive(Debug, Default)]
@@ -82,7 +54,7 @@ pub fn of(
     }
     let name_of = |study: &str, series: &str| {
         let is_shared = studies.get(series).is_some_and(|s| s.len() > 1);
-        names.of("series", &if is_shared { format!("{series}@{study}") } else { series.to_string() })
+        if is_shared { names.of("series", &format!("{series}@{study}")) } else { series.to_string() }
     };
     for (key, entries) in &mut by_series {
         let kept = without_copies(std::mem::take(entries), &mut made);
@@ -101,14 +73,14 @@ pub fn of(
     for ((study, series), entries) in &by_series {
         let base = |h: &Header| SeriesRow {
             series: name_of(study, series),
-            study: names.of("study", study),
-            patient: patient_of(names, h),
+            study: study.clone(),
+            patient: patient_of(h),
             modality: h.modality.clone(),
             sop_class: h.sop_class.clone(),
-            description: names.text(&h.description),
+            description: Some(h.description.clone()).filter(|d| !d.is_empty()),
             body_part: Some(h.body_part.clone()).filter(|b| !b.is_empty()),
-            manufacturer: names.text(&h.manufacturer),
-            frame_of_reference: Some(&h.frame_of_reference).filter(|f| !f.is_empty()).map(|f| names.of("frame", f)),
+            manufacturer: Some(h.manufacturer.clone()).filter(|m| !m.is_empty()),
+            frame_of_reference: Some(h.frame_of_reference.clone()).filter(|f| !f.is_empty()),
             ..SeriesRow::default()
         };
         let (images, labels): (Vec<&Entry>, Vec<&Entry>) = entries.iter().partition(|e| classes::of(header(e)) == Class::Image);
@@ -119,7 +91,7 @@ pub fn of(
         });
         let groups = group::split(&headers);
         for (volume, g) in groups.iter().enumerate() {
-            image_rows(&mut made, g, volume, &images, &headers, &broken, names, &base, path_of);
+            image_rows(&mut made, g, volume, &images, &headers, &broken, &base, path_of);
         }
         for (i, e) in labels.iter().enumerate() {
             let h = header(e);
@@ -142,9 +114,9 @@ pub fn of(
                 content: e.content.clone(),
                 ..base(h)
             });
-            made.instances.push(instance_row(e, h, volume, &name_of(study, series), Vec::new(), 0, names, path_of(e)));
+            made.instances.push(instance_row(e, h, volume, &name_of(study, series), Vec::new(), 0, path_of(e)));
         }
-        made.indexed.extend(entries.iter().map(|e| (e.seen.file.clone(), what_it_is(header(e), e))));
+        made.indexed.extend(entries.iter().map(|e| (e.name.clone(), what_it_is(header(e), e))));
     }
     niftis.iter().for_each(|e| nifti_rows(&mut made, e, names, path_of(e)));
     made.series.sort_by(|a, b| (&a.series, a.volume).cmp(&(&b.series, b.volume)));
@@ -158,11 +130,6 @@ fn header(e: &Entry) -> &Header {
         Outcome::Dicom(h) => h,
         _ => unreachable!("only DICOM files are put into series"),
     }
-}
-
-/// Where PatientID is empty the study stands in for the patient: nothing says that two studies without it are of one person.
-fn patient_of(names: &Names, h: &Header) -> String {
-    if h.patient.is_empty() { names.of("patient", &format!("study {}", h.study)) } else { names.of("patient", &h.patient) }
 }
 
 fn what_it_is(h: &Header, e: &Entry) -> String {
@@ -184,7 +151,6 @@ fn image_rows(
     images: &[&Entry],
     headers: &[Header],
     broken: &Option<String>,
-    names: &Names,
     base: &dyn Fn(&Header) -> SeriesRow,
     path_of: &dyn Fn(&Entry) -> PathBuf,
 ) {
@@ -219,38 +185,20 @@ fn image_rows(
         let all = frames.len() == headers[f].frames.len();
         let first_frame = frames[0] as usize;
         let frames = if all { Vec::new() } else { frames };
-        made.instances.push(instance_row(
-            images[f],
-            &headers[f],
-            volume as i64,
-            &row.series,
-            frames,
-            first_frame,
-            names,
-            path_of(images[f]),
-        ));
+        made.instances.push(instance_row(images[f], &headers[f], volume as i64, &row.series, frames, first_frame, path_of(images[f])));
     }
     made.series.push(row);
 }
 
 #[allow(clippy::too_many_arguments)]
-fn instance_row(
-    e: &Entry,
-    h: &Header,
-    volume: i64,
-    series: &str,
-    frames: Vec<i64>,
-    first: usize,
-    names: &Names,
-    path: PathBuf,
-) -> InstanceRow {
+fn instance_row(e: &Entry, h: &Header, volume: i64, series: &str, frames: Vec<i64>, first: usize, path: PathBuf) -> InstanceRow {
     let frame = h.frames.get(first);
     InstanceRow {
         series: series.to_string(),
         volume,
-        instance: names.of("instance", &h.sop_instance),
+        instance: h.sop_instance.clone(),
         path: path.to_string_lossy().into_owned(),
-        file: e.seen.file.clone(),
+        file: e.name.clone(),
         content: e.content.clone(),
         size_bytes: e.seen.stat.bytes as i64,
         transfer_syntax: h.transfer_syntax.clone(),
@@ -286,13 +234,13 @@ fn nifti_rows(made: &mut Made, e: &Entry, names: &Names, path: PathBuf) {
         instance: names.of("instance", file),
         series,
         path: path.to_string_lossy().into_owned(),
-        file: file.clone(),
+        file: e.name.clone(),
         content: e.content.clone(),
         size_bytes: e.seen.stat.bytes as i64,
         n_frames: 1,
         ..InstanceRow::default()
     });
-    made.indexed.push((file.clone(), "NIfTI".into()));
+    made.indexed.push((e.name.clone(), "NIfTI".into()));
 }
 
 /// Two files of one instance are compared voxel by voxel up to this size.
@@ -305,7 +253,7 @@ struct Kept {
 
 /// One file an instance. Copies are left out; two different files that claim to be one instance are both left out, because nothing says which is true.
 fn without_copies(mut entries: Vec<Entry>, made: &mut Made) -> Kept {
-    entries.sort_by(|a, b| (&header(a).sop_instance, &a.content, &a.seen.file).cmp(&(&header(b).sop_instance, &b.content, &b.seen.file)));
+    entries.sort_by(|a, b| (&header(a).sop_instance, &a.content, &a.name).cmp(&(&header(b).sop_instance, &b.content, &b.name)));
     let mut kept: Vec<Entry> = Vec::new();
     let mut conflicting = BTreeSet::new();
     for e in entries {
@@ -315,19 +263,19 @@ fn without_copies(mut entries: Vec<Entry>, made: &mut Made) -> Kept {
             continue;
         };
         if twin.content == e.content {
-            made.copies.push((e.seen.file.clone(), format!("the same bytes as {}", twin.seen.file)));
+            made.copies.push((e.name.clone(), format!("the same bytes as {}", twin.name)));
         } else if is_same_image(twin, &e) {
-            made.copies.push((e.seen.file.clone(), format!("the same instance and pixels as {}", twin.seen.file)));
+            made.copies.push((e.name.clone(), format!("the same instance and pixels as {}", twin.name)));
         } else {
-            let why = |other: &Entry| format!("it and {} say that they are one instance, and their contents differ", other.seen.file);
-            if conflicting.insert(twin.seen.file.clone()) {
-                made.conflicts.push((twin.seen.file.clone(), why(&e)));
+            let why = |other: &Entry| format!("it and {} say that they are one instance, and their contents differ", other.name);
+            if conflicting.insert(twin.name.clone()) {
+                made.conflicts.push((twin.name.clone(), why(&e)));
             }
-            conflicting.insert(e.seen.file.clone());
-            made.conflicts.push((e.seen.file.clone(), why(twin)));
+            conflicting.insert(e.name.clone());
+            made.conflicts.push((e.name.clone(), why(twin)));
         }
     }
-    kept.retain(|e| !conflicting.contains(&e.seen.file));
+    kept.retain(|e| !conflicting.contains(&e.name));
     Kept { entries: kept, conflicting }
 }
 
@@ -344,7 +292,7 @@ fn is_same_image(a: &Entry, b: &Entry) -> bool {
     }
     let geometry = |h: &Header| (h.rows, h.columns, h.n_frames, h.frames.clone());
     let voxels = |e: &Entry| {
-        let file = FileRef { path: e.seen.path.clone(), name: e.seen.file.clone(), content: e.content.clone() };
+        let file = FileRef { path: e.seen.path.clone(), name: e.name.clone(), content: e.content.clone() };
         let frames: Vec<_> = (0..header(e).frames.len()).map(|f| (0, f)).collect();
         pixels::decode(&[file], &frames, x.rows as usize, x.columns as usize, &|_| Ok(()))
     };
@@ -360,7 +308,7 @@ mod tests {
 
     fn entry(file: &str, content: &str, h: &Header) -> Entry {
         let seen = Seen { file: file.into(), path: file.into(), stat: Default::default() };
-        Entry { seen, content: content.into(), outcome: Outcome::Dicom(Box::new(h.clone())) }
+        Entry { seen, name: file.into(), content: content.into(), outcome: Outcome::Dicom(Box::new(h.clone())) }
     }
 
     fn conflicts(h: &Header) -> usize {

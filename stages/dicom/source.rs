@@ -25,7 +25,7 @@ pub struct Series {
 pub fn slices(instances: &[InstanceRow]) -> Result<Vec<Slice>, Error> {
     let of_file = |i: &InstanceRow| -> Result<Vec<Slice>, Error> {
         let source = tree::open_indexed(Path::new(&i.path), &i.file, &i.content)?;
-        match header::of_source(&source).map_err(Error::io("read", &i.path))? {
+        match header::of_source(&source).map_err(|e| Error::Dicom { file: i.file.clone(), why: format!("it cannot be read: {e}") })? {
             Ok(h) => Ok(slices_of(&h).filter(|s| i.frames.is_empty() || i.frames.contains(&(s.frame.unwrap_or(1) as i64 - 1))).collect()),
             Err(_) => Err(Error::Dicom { file: i.file.clone(), why: "its header cannot be read any more: run again".into() }),
         }

@@ -32,11 +32,12 @@ pub struct Opened {
 /// - `content`: the hash it was indexed with, where it comes from an index
 pub fn open(path: &Path, name: &str, content: Option<&str>) -> Result<Opened, Error> {
     let wrong = |why: String| Error::Dicom { file: name.to_string(), why };
+    let unread = |e: std::io::Error| wrong(format!("it cannot be read: {e}"));
     let source = match content {
         Some(content) => open_indexed(path, name, content)?,
-        None => Source::open(path).map_err(Error::io("read", path))?,
+        None => Source::open(path).map_err(unread)?,
     };
-    let header = match header::of_source(&source).map_err(Error::io("read", path))? {
+    let header = match header::of_source(&source).map_err(unread)? {
         Ok(header) => header,
         Err(NoHeader::Broken { why, .. }) => return Err(wrong(why)),
         Err(NoHeader::NotDicom) => return Err(wrong("it is not DICOM".into())),
@@ -46,14 +47,15 @@ pub fn open(path: &Path, name: &str, content: Option<&str>) -> Result<Opened, Er
     if end > MAX_TREE_BYTES {
         return Err(Error::TooLarge { what: name.into(), wanted_bytes: end, limit_bytes: MAX_TREE_BYTES });
     }
-    let bytes = source.read_at(0, end as usize).map_err(Error::io("read", path))?;
+    let bytes = source.read_at(0, end as usize).map_err(unread)?;
     let data = parse(&bytes, &header).map_err(wrong)?;
     Ok(Opened { header, data, source })
 }
 
 /// A file of an index. Other bytes than those that were indexed are refused: what is made of them would be kept under the hash of the old ones.
 pub fn open_indexed(path: &Path, name: &str, content: &str) -> Result<Source, Error> {
-    let (source, hash) = pixels::open_hashed(path).map_err(Error::io("read", path))?;
+    let (source, hash) =
+        pixels::open_hashed(path).map_err(|e| Error::Dicom { file: name.into(), why: format!("it cannot be read: {e}") })?;
     if hash != content {
         return Err(Error::Dicom { file: name.into(), why: "the file has changed since it was indexed: run again".into() });
     }

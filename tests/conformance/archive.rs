@@ -25,7 +25,7 @@ pub struct Archive {
 
 pub fn open(folder: &Path) -> Archive {
     let memo = tempfile::tempdir().unwrap();
-    let entries = catalog::read_all(walk::walk(folder).unwrap().files, memo.path(), &|_| Ok(())).unwrap();
+    let entries = catalog::read_all(walk::walk(folder).unwrap().files, &Names::Own, memo.path(), &|_| Ok(())).unwrap();
     let has_place = |e: &&Entry| matches!(&e.outcome, Outcome::Dicom(h) if !matches!(classes::of(h), Class::Other(_)));
     let usable = entries.iter().filter(has_place).cloned().collect();
     Archive { made: rows::of(usable, &Default::default(), &Names::Own, &|e| e.seen.path.clone()), entries }

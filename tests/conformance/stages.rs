@@ -159,6 +159,33 @@ fn pseudonyms_keep_labels_and_images_together_and_tell_nothing() {
 }
 
 #[test]
+fn under_pseudonyms_only_the_path_of_an_instance_names_a_patient() {
+    // Patients, and the folders of the archive, are called hippocampus_001 and _004.
+    let b = Bench::new();
+    std::fs::write(b.archive().join("hippocampus_001/letter.dcm"), "Dear colleague,").unwrap();
+    std::fs::write(b.archive().join("hippocampus_001/empty"), "").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    let own: Vec<SeriesRow> = table::rows_of(&b.index("none").1).unwrap();
+    let (facts, rows) = b.index("basic");
+    let memo: Vec<PathBuf> = std::fs::read_dir(b.dir.path().join("memo")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(memo.len(), 1, "{memo:?}");
+    let mut instances: Vec<InstanceRow> = table::rows_of(&rows).unwrap();
+    assert!(instances.iter().all(|i| i.path.contains("hippocampus_00")));
+    instances.iter_mut().for_each(|i| i.path.clear());
+    let (series, files): (Vec<SeriesRow>, Vec<FileRow>) = (table::rows_of(&rows).unwrap(), table::rows_of(&rows).unwrap());
+    let told = format!("{series:?} {instances:?} {files:?} {:?} {:?}", facts.facts, facts.quarantined);
+    for text in [told, std::fs::read_to_string(&memo[0]).unwrap()] {
+        assert!(!text.contains("hippocampus"));
+        for s in &own {
+            assert!(!text.contains(&s.study) && !text.contains(&s.series));
+            assert!(s.description.as_ref().is_none_or(|d| !text.contains(d)));
+        }
+    }
+    #[cfg(unix)]
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&memo[0]).unwrap().permissions()) & 0o777, 0o600);
+}
+
+#[test]
 fn a_second_look_reads_nothing_and_a_new_name_changes_nothing() {
     let b = Bench::new();
     // Files touched just now are not trusted to stay as they are.

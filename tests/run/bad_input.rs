@@ -75,6 +75,18 @@ fn labels_for_no_image_fail_by_name() {
 }
 
 #[test]
+fn labels_for_no_image() {
+    let b = Bench::new(2);
+    std::fs::remove_dir_all(b.archive().join("hippocampus_001/MR")).unwrap();
+    let ran = b.run(&["masks"]).expect(3);
+    assert_eq!((ran.counts()["image"], ran.counts()["masks"]), ((1, 0, 0), (1, 0, 0)));
+    for file in ["SEG_binary.dcm", "SEG_labelmap.dcm", "RTSTRUCT.dcm"] {
+        ran.says(&format!("hippocampus_001/{file}"));
+    }
+    ran.says("labels of a series that is not in this archive");
+}
+
+#[test]
 fn a_class_that_no_label_has_lists_the_ones_there_are() {
     let b = Bench::new(1);
     b.run(&["masks", "--set", "masks.classes={ Anterio: 1, Posterior: 2 }"]).expect(1).says("Anterior");

@@ -1,0 +1,121 @@
+//! Under which names things leave the archive: their own, or keyed pseudonyms. A header is hidden as soon as it is read, so that nothing behind it (rows,
+//! messages, what is remembered) has an identity to lose.
+
+use super::header::{Header, NoHeader};
+
+/// How ids leave the archive.
+pub enum Names {
+    /// As they are.
+    Own,
+    /// blake3 with this key, 16 hex digits: equal ids give equal pseudonyms over archives and runs.
+    Keyed(Box<[u8; 32]>),
+}
+
+/// Endings that say what a file is; any other may be a part of a name.
+const ENDINGS: [&str; 13] =
+    [".nii.gz", ".nii", ".dcm.gz", ".dcm", ".dicom", ".ima", ".tar.gz", ".tar", ".tgz", ".zip", ".gz", ".txt", ".json"];
+
+impl Names {
+    pub fn keyed(secret: &[u8]) -> Self {
+        Names::Keyed(Box::new(blake3::derive_key("voxmill 2025 pseudonyms of patients, studies, series and instances", secret)))
+    }
+
+    /// - `kind`: patient, study, series, instance, frame, file: one id of two kinds gets two pseudonyms
+    pub fn of(&self, kind: &str, id: &str) -> String {
+        match self {
+            Names::Own => id.to_string(),
+            Names::Keyed(key) => {
+                let mut h = blake3::Hasher::new_keyed(key);
+                h.update(kind.as_bytes()).update(&[0]).update(id.as_bytes());
+                format!("{}-{}", &kind[..2], &h.finalize().to_hex()[..16])
+            }
+        }
+    }
+
+    /// Free text is not kept under a pseudonym.
+    pub fn text(&self, text: &str) -> Option<String> {
+        (matches!(self, Names::Own) && !text.is_empty()).then(|| text.to_string())
+    }
+
+    /// What a file of the archive is called: folders are often named after patients, so each part of the way gets a pseudonym (12 hex digits). Equal
+    /// folders stay equal, the usual endings stay.
+    pub fn file(&self, file: &str) -> String {
+        if matches!(self, Names::Own) {
+            return file.to_string();
+        }
+        let (folders, base) = file.rsplit_once('/').map_or((None, file), |(folders, base)| (Some(folders), base));
+        let lower = base.to_ascii_lowercase();
+        let ending = ENDINGS.iter().find(|e| lower.ends_with(*e) && lower.is_char_boundary(lower.len() - e.len())).map_or("", |e| *e);
+        let short = |part: &str| self.of("file", part)[3..15].to_string();
+        let mut parts: Vec<String> = folders.into_iter().flat_map(|f| f.split('/')).map(short).collect();
+        parts.push(format!("{}{ending}", short(&base[..base.len() - ending.len()])));
+        parts.join("/")
+    }
+
+    /// Replaces ids by pseudonyms and drops free text; with [`Names::Own`] nothing changes. Where PatientID is empty the study stands in for the patient.
+    pub fn hide(&self, h: &mut Header) {
+        if matches!(self, Names::Own) {
+            return;
+        }
+        h.patient = self.of("patient", &patient_of(h));
+        h.study = self.of("study", &h.study);
+        h.series = self.of("series", &h.series);
+        for (kind, id) in [("instance", &mut h.sop_instance), ("frame", &mut h.frame_of_reference)] {
+            if !id.is_empty() {
+                *id = self.of(kind, id);
+            }
+        }
+        h.references.iter_mut().for_each(|r| *r = self.of("series", r));
+        h.referenced_instances.iter_mut().for_each(|i| *i = self.of("instance", i));
+        h.description.clear();
+        h.manufacturer.clear();
+    }
+
+    /// The same for what is known of a broken file.
+    pub fn hide_broken(&self, none: &mut NoHeader) {
+        if let NoHeader::Broken { series: Some((study, series)), .. } = none {
+            (*study, *series) = (self.of("study", study), self.of("series", series));
+        }
+    }
+}
+
+/// Where PatientID is empty the study stands in for the patient: nothing says that two studies without it are of one person.
+pub fn patient_of(h: &Header) -> String {
+    if h.patient.is_empty() { format!("study {}", h.study) } else { h.patient.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_keep_their_folders_apart_and_their_endings() {
+        let names = Names::keyed(b"");
+        let [a, b, c] = ["Doe^Jane/CT/1.DCM", "Doe^Jane/CT/1.2.840.113", "Doe^Jane/notes.smith"].map(|f| names.file(f));
+        assert!(a.ends_with(".dcm") && a.split('/').count() == 3, "{a}");
+        assert_eq!(a.split('/').take(2).collect::<Vec<_>>(), b.split('/').take(2).collect::<Vec<_>>());
+        assert!(!b.contains('.') && !c.contains('.'), "{b} {c}");
+        assert_eq!(Names::Own.file("Doe^Jane/CT/1.DCM"), "Doe^Jane/CT/1.DCM");
+    }
+
+    #[test]
+    fn a_hidden_header_names_nobody_and_hides_only_once_what_is_equal() {
+        let h = Header {
+            patient: "Doe".into(),
+            study: "1.2".into(),
+            series: "1.3".into(),
+            sop_instance: "1.4".into(),
+            frame_of_reference: "1.5".into(),
+            description: "Knee of Jane".into(),
+            references: vec!["1.3".into()],
+            ..Header::default()
+        };
+        let (mut hidden, mut own) = (h.clone(), h.clone());
+        Names::keyed(b"k").hide(&mut hidden);
+        Names::Own.hide(&mut own);
+        assert_eq!(own, h);
+        assert_eq!(hidden.references[0], hidden.series);
+        let text = format!("{hidden:?}");
+        assert!(["Doe", "Jane", "\"1.2\"", "\"1.3\"", "\"1.4\"", "\"1.5\""].iter().all(|id| !text.contains(id)), "{text}");
+    }
+}
