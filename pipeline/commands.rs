@@ -17,7 +17,7 @@ use crate::progress::Progressing;
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
-use crate::{infer, language, problem, query, status, summary};
+use crate::{infer, language, problem, publish, query, status, summary};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -115,11 +115,16 @@ fn execute(
     with_threads(jobs);
     listen_for_ctrl_c();
     let session = Session::open(plan, work.memory.as_deref())?;
+    if out.is_none() {
+        // Before hours of work, not after them.
+        nodes.iter().try_for_each(|i| publish::check(&session.workspace.join("out"), &plan.nodes[*i]))?;
+    }
     let purpose = if out.is_some() { "infer" } else { "run" };
     let lineage = session.begin(plan, file, jobs, purpose)?;
     let ui = Progressing::new(work.style(), nodes.iter().map(|i| plan.nodes[*i].name.as_str()));
     let heads = session.heads(plan, out.is_some());
-    let options = Options { jobs, memory_bytes: session.work_bytes, fail_fast, out: out.unwrap_or_else(|| session.workspace.join("out")) };
+    let (infer, out) = (out.is_some(), out.unwrap_or_else(|| session.workspace.join("out")));
+    let options = Options { jobs, memory_bytes: session.work_bytes, fail_fast, out, infer };
     let bench =
         Bench { plan, store: &session.store, workspace: &session.workspace, heads: &heads, lineage: &lineage, ui: &ui, cancel: &CANCEL };
     let ended = run::run(&bench, &options, nodes, given);
@@ -163,7 +168,8 @@ fn plan_nodes(plan: &Plan, nodes: &BTreeSet<usize>, format: PlanFormat) -> u8 {
             ui: &ui,
             cancel: &CANCEL,
         };
-        let options = Options { jobs: cores(), memory_bytes: session.work_bytes, fail_fast: false, out: session.workspace.join("out") };
+        let options =
+            Options { jobs: cores(), memory_bytes: session.work_bytes, fail_fast: false, out: session.workspace.join("out"), infer: false };
         Ok::<_, Fault>(status::of(&bench, &options, nodes)?)
     })();
     match made {
@@ -207,6 +213,7 @@ pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
         if !a.study.is_dir() {
             return Err(Fault::NoFolder { path: a.study.clone() });
         }
+        infer::apart(&a.study, &a.out)?;
         let whole = load(&a.file, defs).map_err(Fault::Told)?;
         let part = infer::part_of(&whole, a.node.as_deref())?;
         let sets = infer::sets(&whole, &part, &a.study, &a.file.sets);

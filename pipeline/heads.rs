@@ -50,16 +50,30 @@ impl Heads {
         names
     }
 
-    /// Replaces a node's entry, beside and renamed.
+    /// Replaces a node's entry.
     pub fn write(&self, node: &str, items: &[Input]) -> Result<(), Error> {
-        let heads: BTreeMap<String, Key> =
-            items.iter().map(|i| (i.manifest.case.as_ref().map(|c| c.0.clone()).unwrap_or_default(), i.manifest.key)).collect();
-        if heads == self.read(node) {
+        self.put(node, &keys_of(items))
+    }
+
+    /// Replaces the entries of these cases; those of others stay.
+    pub fn add(&self, node: &str, items: &[Input]) -> Result<(), Error> {
+        let mut heads = self.read(node);
+        heads.extend(keys_of(items));
+        self.put(node, &heads)
+    }
+
+    /// Beside and renamed.
+    fn put(&self, node: &str, heads: &BTreeMap<String, Key>) -> Result<(), Error> {
+        if *heads == self.read(node) {
             return Ok(());
         }
         std::fs::create_dir_all(&self.folder).map_err(Error::io("make folder", &self.folder))?;
         let (to, beside) = (self.folder.join(format!("{node}.json")), self.folder.join(format!(".{node}.{}.new", std::process::id())));
-        std::fs::write(&beside, serde_json::to_vec_pretty(&heads).expect("plain data")).map_err(Error::io("write", &beside))?;
+        std::fs::write(&beside, serde_json::to_vec_pretty(heads).expect("plain data")).map_err(Error::io("write", &beside))?;
         std::fs::rename(&beside, &to).map_err(Error::io("write", &to))
     }
+}
+
+fn keys_of(items: &[Input]) -> BTreeMap<String, Key> {
+    items.iter().map(|i| (i.manifest.case.as_ref().map(|c| c.0.clone()).unwrap_or_default(), i.manifest.key)).collect()
 }

@@ -2,7 +2,7 @@
 //! study. The model is the one that the last run of the file made; stages that only add labels step aside.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use voxmill_schemas::artifact::Kind;
 use voxmill_stages::stage::Input;
@@ -56,6 +56,26 @@ pub fn part_of(plan: &Plan, chosen: Option<&str>) -> Result<BTreeSet<String>, Fa
         }
     }
     Ok(part.into_iter().map(|i| plan.nodes[i].name.clone()).collect())
+}
+
+/// Refuses an OUT in the study or around it: what is written would be read as part of the next study.
+pub fn apart(study: &Path, out: &Path) -> Result<(), Fault> {
+    let (inner, outer) = (real(study), real(out));
+    if inner.starts_with(&outer) || outer.starts_with(&inner) {
+        return Err(Fault::Wrong(format!(
+            "OUT {} and STUDY {} lie in one another: give an OUT that lies elsewhere",
+            out.display(),
+            study.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The path without links and dots, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let known = path.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
+    known.map_or(path.clone(), |(a, real)| real.join(path.strip_prefix(a).unwrap_or(Path::new(""))))
 }
 
 /// What is set from outside for the study: every source of the part looks there.

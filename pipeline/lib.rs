@@ -17,6 +17,7 @@ pub mod heads;
 pub mod infer;
 pub mod jobs;
 pub mod progress;
+pub mod publish;
 pub mod run;
 pub mod session;
 pub mod status;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use voxmill_schemas::artifact::{CaseId, Key, Kind, Manifest, Scope};
+use voxmill_schemas::artifact::{CaseId, Key, Manifest, Scope};
 use voxmill_schemas::tables::{ExecutionRow, QuarantineRow};
 use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Cx, Facts, Input, Inputs, Progress, Quarantined};
@@ -19,6 +19,7 @@ use crate::jobs::{self, Job};
 use crate::lineage::Lineage;
 use crate::plan::{Plan, PlanNode};
 use crate::progress::{Bar, Progressing, without_name};
+use crate::publish;
 
 /// How a run goes about its work; nothing in here changes a byte of what is made.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct Options {
     pub fail_fast: bool,
     /// Where `out/NODE` is published.
     pub out: PathBuf,
+    /// A new study with a trained model: its files join what stands in `out`, and the archive's memo stays the archive's.
+    pub infer: bool,
 }
 
 /// What a run stands on.
@@ -135,13 +138,14 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
     // What is still to do, and what another process has in hand: that comes last, when it may be done.
     let queue = Mutex::new((work.jobs.iter(), VecDeque::new()));
     let done = Mutex::new((NodeEnd { left_out: work.left_out, ..NodeEnd::default() }, None::<Error>));
+    let halted = AtomicBool::new(false);
     // A set stage may use every thread itself; cases share them.
     let workers = if node.def.info.scope == Scope::Set { 1 } else { o.jobs.max(1) };
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 loop {
-                    if done.lock().expect("no worker panics while it holds the results").1.is_some() {
+                    if halted.load(Ordering::Relaxed) || done.lock().expect("no worker panics while it holds the results").1.is_some() {
                         return;
                     }
                     let (job, waits) = {
@@ -174,9 +178,7 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
                             bar.case_done();
                             bar.warn(&format!("{what} is quarantined: {why}"));
                             end.quarantined.push(Quarantined { what, why });
-                            if o.fail_fast {
-                                stop.get_or_insert(e);
-                            }
+                            halted.fetch_or(o.fail_fast, Ordering::Relaxed);
                         }
                     }
                 }
@@ -196,6 +198,13 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
     for item in &end.items {
         end.quarantined.extend(left_out_inside(b, node, &item.manifest));
     }
+    if halted.load(Ordering::Relaxed) {
+        let first = end.quarantined.first().map(|q| format!(": {}: {}", q.what, q.why)).unwrap_or_default();
+        end.failed = Some(format!("stopped at the first failure (--fail-fast){first}"));
+        // Cases that were not reached keep what they had, and what is published stays whole.
+        b.heads.add(&node.name, &end.items)?;
+        return Ok(end);
+    }
     if end.items.is_empty() && end.left_out == 0 {
         let first = end.quarantined.first().map(|q| format!("; the first, {}: {}", q.what, q.why)).unwrap_or_default();
         end.failed = Some(match work.jobs.len() {
@@ -204,7 +213,7 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
         });
     }
     b.heads.write(&node.name, &end.items)?;
-    end.published = publish(b.store, &o.out, node, &end.items)?;
+    end.published = published(b, o, node, &end.items)?;
     Ok(end)
 }
 
@@ -314,7 +323,7 @@ fn run_source(b: &Bench, o: &Options, node: &PlanNode) -> Result<NodeEnd, Error>
     bar.case_done();
     bar.finish(&end);
     b.heads.write(&node.name, &end.items)?;
-    end.published = publish(b.store, &o.out, node, &end.items)?;
+    end.published = published(b, o, node, &end.items)?;
     Ok(end)
 }
 
@@ -326,7 +335,13 @@ pub fn look(
     bar: &Bar,
 ) -> Result<(voxmill_stages::store::Draft, Facts, voxmill_schemas::artifact::Recipe), Error> {
     let draft = b.store.disk.draft()?;
-    let memo = b.workspace.join("memo").join(format!("source-{}", node.name));
+    let memo = if o.infer {
+        // A study has a memo of its own: what is known of the archive's files must not be forgotten for it.
+        format!("infer-{}-{}", node.name, voxmill_schemas::artifact::ContentHash::of(node.stage.config().to_string().as_bytes()))
+    } else {
+        format!("source-{}", node.name)
+    };
+    let memo = b.workspace.join("memo").join(memo);
     let facts = call_stage(b, o, node, None, &Inputs::default(), &draft.path, &memo, bar)?;
     let recipe = jobs::source_recipe(node, b.plan.seed, &draft.path)?;
     Ok((draft, facts, recipe))
@@ -448,33 +463,8 @@ fn finish_row(b: &Bench, mut row: ExecutionRow, outcome: &Result<(Arc<Manifest>,
     b.lineage.push(row, b.store.counts());
 }
 
-/// What people look for in one place: `out/NODE` holds hard links to the files, tables and models of this run. Built beside and renamed; the lock keeps
-/// two processes from building at the same place.
-fn publish(store: &Store, out: &Path, node: &PlanNode, items: &[Input]) -> Result<Option<PathBuf>, Error> {
-    if node.def.info.gives == Kind::Volume {
-        return Ok(None);
-    }
-    let (place, beside) = (out.join(&node.name), out.join(format!(".{}.new", node.name)));
-    let _lock = store.disk.lock(&Key::of(std::path::absolute(&place).unwrap_or_else(|_| place.clone()).as_os_str().as_encoded_bytes()))?;
-    let _ = std::fs::remove_dir_all(&beside);
-    std::fs::create_dir_all(&beside).map_err(Error::io("make folder", &beside))?;
-    for item in items {
-        for file in item.manifest.files.keys() {
-            let (from, to) = (item.dir.join(file), beside.join(file));
-            if let Some(parent) = to.parent() {
-                std::fs::create_dir_all(parent).map_err(Error::io("make folder", parent))?;
-            }
-            if std::fs::hard_link(&from, &to).is_err() {
-                std::fs::copy(&from, &to).map_err(Error::io("copy to", &to))?;
-            }
-        }
-    }
-    let old = out.join(format!(".{}.old", node.name));
-    let _ = std::fs::remove_dir_all(&old);
-    let _ = std::fs::rename(&place, &old);
-    std::fs::rename(&beside, &place).map_err(Error::io("publish", &place))?;
-    let _ = std::fs::remove_dir_all(&old);
-    Ok(Some(place))
+fn published(b: &Bench, o: &Options, node: &PlanNode, items: &[Input]) -> Result<Option<PathBuf>, Error> {
+    if o.infer { publish::beside_others(b.store, &o.out, node, items) } else { publish::whole(b.store, &o.out, node, items) }
 }
 
 /// Admits cases while their needs stay under the budget; one that needs more than all of it runs alone.

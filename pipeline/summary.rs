@@ -35,7 +35,8 @@ pub fn tell(ui: &Progressing, s: &Summary, file: &Path, code: u8) {
     if ui.style == Style::Quiet {
         return;
     }
-    for n in &s.nodes {
+    // A model that was given is no news of this run.
+    for n in s.nodes.iter().filter(|n| n.made + n.reused > 0) {
         // A stage that has something to show puts lines of text into its fact `report`.
         for item in &n.items {
             if let Some(lines) = item.manifest.facts.get("report").and_then(|v| v.as_array()) {

@@ -6,5 +6,6 @@ mod bench;
 mod bytes;
 mod crash;
 mod lineage;
+mod publish;
 mod reuse;
 mod way;
