@@ -221,7 +221,9 @@ pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
         let plan = infer::cut(load(&file, defs).map_err(Fault::Told)?, &part)?;
         let given = {
             let session = Session::open(&plan, a.work.memory.as_deref())?;
-            infer::trained(&session, &plan)?
+            let given = infer::trained(&session, &plan)?;
+            infer::check_training(&session, &whole, &part)?;
+            given
         };
         let nodes = (0..plan.nodes.len()).collect();
         execute(&plan, &file, &a.work, false, &nodes, given, Some(a.out.clone()))

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use voxmill_schemas::artifact::Kind;
+use voxmill_schemas::artifact::{Kind, Recipe};
 use voxmill_stages::stage::Input;
 
 use crate::plan::{Plan, PlanNode};
@@ -113,6 +113,40 @@ pub fn cut(plan: Plan, part: &BTreeSet<String>) -> Result<Plan, Fault> {
         })
         .collect();
     Ok(Plan { nodes: kept, ..plan })
+}
+
+/// Refuses a model that was not made as the file now says: another spacing or window on the way to it would give masks that look right and are not.
+/// Followed from each model of the part through the manifests of what it was made from; sources (the study is another archive) and the device are
+/// left out, and what is gone from the store cannot be compared.
+pub fn check_training(session: &Session, whole: &Plan, part: &BTreeSet<String>) -> Result<(), Fault> {
+    let heads = session.heads(whole, false);
+    let is_model = |n: &PlanNode| n.def.info.gives == Kind::Model && part.contains(&n.name);
+    let models = whole.nodes.iter().enumerate().filter(|(_, n)| is_model(n));
+    let mut todo: Vec<_> = models.filter_map(|(i, n)| Some((i, *heads.read(&n.name).get("")?))).collect();
+    let mut seen = BTreeSet::new();
+    while let Some((i, key)) = todo.pop() {
+        let node = &whole.nodes[i];
+        if node.def.info.ports.is_empty() || !seen.insert(i) {
+            continue;
+        }
+        let Some(made) = session.store.disk.manifest(&key)? else { continue };
+        let without_device = |recipe: &Recipe| {
+            let mut recipe = recipe.clone();
+            recipe.config.as_object_mut().map(|c| c.remove("device"));
+            recipe
+        };
+        let now =
+            Recipe { stage: node.def.info.name.into(), version: node.def.info.version, config: node.stage.config(), ..made.recipe.clone() };
+        let differences = without_device(&now).differences(&without_device(&made.recipe));
+        if !differences.is_empty() {
+            return Err(Fault::OtherTraining { node: node.name.clone(), what: differences.join("; ") });
+        }
+        for (port, up) in &node.from {
+            // All cases of a port are made by one recipe but for what goes in.
+            todo.extend(made.input_keys.get(port).and_then(|keys| keys.first()).map(|k| (*up, *k)));
+        }
+    }
+    Ok(())
 }
 
 /// The models that the last run of this file made.

@@ -104,6 +104,8 @@ pub fn beside_others(store: &Store, out: &Path, node: &PlanNode, items: &[Input]
                 remove(&to)?;
             }
             std::fs::rename(&beside, &to).map_err(Error::io("publish", &to))?;
+            // Both names of one inode (the same prediction again): rename(2) then does nothing and leaves both.
+            remove(&beside)?;
         }
     }
     Ok(Some(place))

@@ -24,6 +24,10 @@ pub enum Fault {
     ManyPredictions { nodes: String },
     #[error("node {node} has no trained model in this workspace yet: run the pipeline first (`voxmill run FILE {node}`)")]
     NotTrained { node: String },
+    #[error(
+        "the model in this workspace was made with another {node} than the file describes ({what}): run the pipeline first, or give the same --set"
+    )]
+    OtherTraining { node: String, what: String },
     #[error("{} is not a folder: give the folder that holds the DICOM study", path.display())]
     NoFolder { path: PathBuf },
     #[error("--memory {text}: expected a size such as 8GiB or 512MiB")]
@@ -50,7 +54,7 @@ impl Fault {
             | Fault::Stage(Error::Query { .. })
             | Fault::Wrong(_) => 2,
             Fault::Told(code) => *code,
-            Fault::NotTrained { .. } | Fault::Workspace { .. } | Fault::Stage(_) => 1,
+            Fault::NotTrained { .. } | Fault::OtherTraining { .. } | Fault::Workspace { .. } | Fault::Stage(_) => 1,
         }
     }
 }

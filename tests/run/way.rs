@@ -32,6 +32,9 @@ fn an_archive_becomes_predictions_that_can_be_traced() {
     b.voxmill(&["infer", "p.yaml", "study", "predicted", "--quiet"]).expect(0);
     let out: Vec<_> = std::fs::read_dir(b.path("predicted/out")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(out.len(), 1, "{out:?}");
+    // A model is not paired with another preprocessing than the one it was trained on, nor with another description of itself.
+    b.voxmill(&["infer", "p.yaml", "study", "other", "--set", "iso.spacing_mm=2"]).expect(1).says("iso").says("spacing_mm");
+    b.voxmill(&["infer", "p.yaml", "study", "other", "--set", "net.epochs=9"]).expect(1).says("net").says("epochs");
     // The archive's own heads are untouched: the next run still makes nothing.
     assert_eq!(b.run(&[]).expect(0).made(), 0);
 }
