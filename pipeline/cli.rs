@@ -215,8 +215,6 @@ pub enum TraceFormat {
 
 /// Runs the program and gives its exit code.
 pub fn main(defs: &'static [StageDef]) -> u8 {
-    let filter = std::env::var("VOXMILL_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(filter).without_time().with_target(false).init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -224,6 +222,19 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
             return if e.use_stderr() { 2 } else { 0 };
         }
     };
+    let style = match &cli.command {
+        Command::Run(a) => a.work.style(),
+        Command::Infer(a) => a.work.style(),
+        _ => Style::Lines,
+    };
+    commands::speak_as(style);
+    let filter = std::env::var("VOXMILL_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(filter).without_time().with_target(false);
+    if style == Style::Json {
+        log.json().init()
+    } else {
+        log.init()
+    }
     match cli.command {
         Command::Run(a) => commands::run(&a, defs),
         Command::Plan(a) => commands::plan(&a.file, &a.nodes, a.format, defs),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use voxmill_stages::dicom::phantom::{self, Phantom};
@@ -13,7 +14,7 @@ use crate::cli::{
     FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
 };
 use crate::plan::Plan;
-use crate::progress::Progressing;
+use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
@@ -28,30 +29,47 @@ fn listen_for_ctrl_c() {
         if CANCEL.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping: what is in hand is dropped or finished; press again to stop at once");
+        tell("stopping", "stopping: what is in hand is dropped or finished; press again to stop at once");
     });
 }
 
-fn load(file: &FileArgs, defs: &'static [StageDef]) -> Result<Plan, u8> {
-    match crate::load(&file.file, &file.sets, defs) {
-        Ok(plan) => {
-            if !plan.warnings.is_empty() {
-                eprint!("{}", problem::render(&plan.warnings));
-            }
-            Ok(plan)
-        }
-        Err(problems) => {
-            eprint!("{}", problem::render(&problems));
-            Err(2)
-        }
+/// How this process speaks on stderr: chosen once, by the command line.
+static VOICE: OnceLock<Style> = OnceLock::new();
+
+pub fn speak_as(style: Style) {
+    let _ = VOICE.set(style);
+}
+
+/// What is not part of the display of a run: a line of JSON for machines, text for people.
+fn tell(event: &str, text: &str) {
+    if VOICE.get() == Some(&Style::Json) {
+        eprintln!("{}", serde_json::json!({ "event": event, "text": text.trim() }));
+    } else {
+        eprintln!("{}", text.trim_end());
     }
+}
+
+fn load(file: &FileArgs, defs: &'static [StageDef]) -> Result<Plan, u8> {
+    crate::load(&file.file, &file.sets, defs).map_err(|problems| {
+        tell("mistakes", &problem::render(&problems));
+        2
+    })
+}
+
+/// The same with what is doubtful in the file: for the commands that are about it, not for those that ask what was made.
+fn load_and_warn(file: &FileArgs, defs: &'static [StageDef]) -> Result<Plan, u8> {
+    let plan = load(file, defs)?;
+    if !plan.warnings.is_empty() && VOICE.get() != Some(&Style::Quiet) {
+        tell("warning", &problem::render(&plan.warnings));
+    }
+    Ok(plan)
 }
 
 /// Prints a fault with its cause and gives its exit code.
 fn fault(e: &Fault) -> u8 {
     // Mistakes in the file were shown where they stand.
     if !matches!(e, Fault::Told(_)) {
-        eprintln!("error: {}", chain(e));
+        tell("error", &format!("error: {}", chain(e)));
     }
     e.exit_code()
 }
@@ -84,7 +102,7 @@ fn with_threads(jobs: usize) {
 }
 
 pub fn run(a: &RunArgs, defs: &'static [StageDef]) -> u8 {
-    let plan = match load(&a.file, defs) {
+    let plan = match load_and_warn(&a.file, defs) {
         Ok(plan) => plan,
         Err(code) => return code,
     };
@@ -143,7 +161,7 @@ fn execute(
 }
 
 pub fn plan(file: &FileArgs, nodes: &[String], format: PlanFormat, defs: &'static [StageDef]) -> u8 {
-    let plan = match load(file, defs) {
+    let plan = match load_and_warn(file, defs) {
         Ok(plan) => plan,
         Err(code) => return code,
     };
@@ -158,7 +176,7 @@ fn plan_nodes(plan: &Plan, nodes: &BTreeSet<usize>, format: PlanFormat) -> u8 {
         let session = Session::open(plan, None)?;
         let lineage = crate::lineage::Lineage::silent();
         let heads = session.heads(plan, false);
-        let ui = Progressing::new(crate::progress::Style::Quiet, std::iter::empty());
+        let ui = Progressing::new(Style::Quiet, std::iter::empty());
         let bench = Bench {
             plan,
             store: &session.store,
@@ -186,7 +204,7 @@ fn plan_nodes(plan: &Plan, nodes: &BTreeSet<usize>, format: PlanFormat) -> u8 {
 }
 
 pub fn check(file: &FileArgs, defs: &'static [StageDef]) -> u8 {
-    match load(file, defs) {
+    match load_and_warn(file, defs) {
         Ok(plan) => {
             print(&format!("{}: {} stages, no mistakes", file.file.display(), plan.nodes.len()));
             0

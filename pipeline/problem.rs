@@ -22,8 +22,9 @@ impl From<Mistake> for Problem {
     }
 }
 
-/// Sorts problems as a reader meets them: those without a place, then file by file, top to bottom.
-pub fn sort(problems: &mut [Problem]) {
+/// Sorts problems as a reader meets them: those without a place, then file by file, top to bottom; what is said twice of one place is said once
+/// (a number that stands for three axes and fits none).
+pub fn sort(problems: &mut Vec<Problem>) {
     let mut files: Vec<String> = Vec::new();
     for (place, _) in problems.iter().filter_map(|p| p.places.first()) {
         if !files.contains(&place.source.name) {
@@ -31,6 +32,8 @@ pub fn sort(problems: &mut [Problem]) {
         }
     }
     problems.sort_by_key(|p| p.places.first().map(|(at, _)| (files.iter().position(|f| *f == at.source.name), at.start)));
+    let place = |p: &Problem| p.places.first().map(|(at, _)| (at.source.name.clone(), at.start, at.end));
+    problems.dedup_by(|b, a| a.message == b.message && a.help == b.help && place(a) == place(b));
 }
 
 /// All problems as text for a terminal, in colour where stderr is one and `NO_COLOR` is not set, with their number at the end.

@@ -9,7 +9,13 @@ use super::{Mistake, nearest};
 pub fn substitute(node: &mut Node, lookup: &dyn Fn(&str) -> Option<String>, names: &mut BTreeSet<String>, mistakes: &mut Vec<Mistake>) {
     match &mut node.data {
         Data::List(items) => items.iter_mut().for_each(|n| substitute(n, lookup, names, mistakes)),
-        Data::Map(entries) => entries.iter_mut().for_each(|e| substitute(&mut e.value, lookup, names, mistakes)),
+        Data::Map(entries) => entries.iter_mut().for_each(|e| {
+            if e.key.contains("${") {
+                let help = "variables stand in values: write the key out, or set the value under it from outside";
+                mistakes.push(Mistake::at(&e.key_place, format!("the key {} holds a variable", e.key), help));
+            }
+            substitute(&mut e.value, lookup, names, mistakes)
+        }),
         Data::Scalar(scalar) if scalar.text.contains("${") => {
             let (text, has_variable) = replaced(&scalar.text, &node.place, lookup, names, mistakes);
             scalar.text = text;

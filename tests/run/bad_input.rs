@@ -131,3 +131,27 @@ fn a_full_disk_stops_the_run_with_a_clear_message() {
     std::process::Command::new("umount").arg("-l").arg(b.path("work")).status().unwrap();
     read_only.expect(1).says("work");
 }
+
+/// Machines read stderr line by line: a mistake in the file, a warning of practice and a failed case are JSON as well.
+#[test]
+fn every_line_of_a_json_log_is_json() {
+    let b = Bench::new(2);
+    let file = std::fs::read_dir(b.archive().join("hippocampus_004/MR")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&file, "no slice").unwrap();
+    let ran = [
+        b.run(&["ready", "--set", "net.network.norm=instance"]),
+        b.run(&["--set", "iso.spacing_mm=-1"]),
+        b.run(&["nowhere"]),
+        b.run(&["--set", "workspace=archive/hippocampus_001/SEG_binary.dcm"]),
+    ];
+    assert_eq!(ran.iter().map(|r| r.code).collect::<Vec<_>>(), [3, 2, 2, 1]);
+    for r in &ran {
+        assert!(!r.stderr.is_empty());
+        for line in r.stderr.lines() {
+            assert!(
+                serde_json::from_str::<serde_json::Value>(line).is_ok_and(|v| v["event"].is_string() || v["level"].is_string()),
+                "{line}"
+            );
+        }
+    }
+}
