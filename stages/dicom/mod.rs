@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod catalog;
 pub mod classes;
 pub mod codec;
+mod fields;
 mod fill;
 pub mod geometry;
 pub mod group;

@@ -1,0 +1,190 @@
+//! Which tags a header is made of, and how: PS3.6 tags → [`Header`]. A new field of the header is asked for in `WANTED` and filled in here.
+
+use std::sync::LazyLock;
+
+use dicom::dictionary_std::tags as t;
+
+use super::bytes::Wrapping;
+use super::header::{FrameHeader, Header};
+use super::level::Level;
+use super::scan::{self, Wanted};
+
+#[rustfmt::skip]
+pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
+    let values = vec![
+        t::SPECIFIC_CHARACTER_SET, t::IMAGE_TYPE, t::SOP_CLASS_UID, t::SOP_INSTANCE_UID, t::ACQUISITION_TIME, t::CONTENT_TIME,
+        t::ACQUISITION_DATE_TIME, t::MODALITY, t::MANUFACTURER, t::SERIES_DESCRIPTION, t::REFERENCED_SOP_INSTANCE_UID, t::FRAME_TYPE,
+        t::PATIENT_ID, t::BODY_PART_EXAMINED, t::SLICE_THICKNESS, t::SPACING_BETWEEN_SLICES, t::ECHO_TIME, t::ECHO_NUMBERS, t::TRIGGER_TIME, t::IMAGER_PIXEL_SPACING,
+        t::EFFECTIVE_ECHO_TIME, t::DIFFUSION_B_VALUE, t::STUDY_INSTANCE_UID, t::SERIES_INSTANCE_UID, t::ACQUISITION_NUMBER,
+        t::INSTANCE_NUMBER, t::IMAGE_POSITION_PATIENT, t::IMAGE_ORIENTATION_PATIENT, t::FRAME_OF_REFERENCE_UID,
+        t::TEMPORAL_POSITION_IDENTIFIER, t::STACK_ID, t::IN_STACK_POSITION_NUMBER, t::TEMPORAL_POSITION_INDEX, t::DIMENSION_INDEX_VALUES,
+        t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME, t::SAMPLES_PER_PIXEL, t::PHOTOMETRIC_INTERPRETATION, t::NUMBER_OF_FRAMES, t::ROWS,
+        t::COLUMNS, t::PIXEL_SPACING, t::BITS_ALLOCATED, t::BITS_STORED, t::HIGH_BIT, t::PIXEL_REPRESENTATION, t::PIXEL_PADDING_VALUE,
+        t::RESCALE_INTERCEPT, t::RESCALE_SLOPE, t::RESCALE_TYPE, t::UNITS, t::SEGMENT_LABEL, t::ROI_NAME, t::EXTENDED_OFFSET_TABLE,
+    ];
+    let sequences = vec![
+        t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, t::PIXEL_MEASURES_SEQUENCE,
+        t::PLANE_POSITION_SEQUENCE, t::PLANE_ORIENTATION_SEQUENCE, t::PIXEL_VALUE_TRANSFORMATION_SEQUENCE, t::FRAME_CONTENT_SEQUENCE,
+        t::MR_ECHO_SEQUENCE, t::MR_DIFFUSION_SEQUENCE, t::MR_IMAGE_FRAME_TYPE_SEQUENCE, t::CT_IMAGE_FRAME_TYPE_SEQUENCE,
+        t::PET_FRAME_TYPE_SEQUENCE, t::CARDIAC_SYNCHRONIZATION_SEQUENCE, t::REFERENCED_SERIES_SEQUENCE, t::SEGMENT_SEQUENCE,
+        t::STRUCTURE_SET_ROI_SEQUENCE, t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE, t::RT_REFERENCED_STUDY_SEQUENCE,
+        t::RT_REFERENCED_SERIES_SEQUENCE, t::DERIVATION_IMAGE_SEQUENCE, t::SOURCE_IMAGE_SEQUENCE, t::MODALITY_LUT_SEQUENCE,
+    ];
+    Wanted::new(values, sequences)
+});
+
+pub(super) fn header_of(s: &scan::Scan) -> Header {
+    let top = Level { elements: &s.elements, is_big: s.is_big_endian };
+    let charset = top.texts(t::SPECIFIC_CHARACTER_SET).into_iter().rfind(|c| !c.is_empty()).unwrap_or_default();
+    let shown = match (s.is_big_endian, s.is_explicit) {
+        (true, _) => "1.2.840.10008.1.2.2",
+        (false, true) => "1.2.840.10008.1.2.1",
+        (false, false) => "1.2.840.10008.1.2",
+    };
+    let bits_allocated = top.us(t::BITS_ALLOCATED).unwrap_or(0);
+    let bits_stored = top.us(t::BITS_STORED).filter(|b| *b > 0).unwrap_or(bits_allocated);
+    let is_signed = top.us(t::PIXEL_REPRESENTATION) == Some(1);
+    let mut references: Vec<String> = Vec::new();
+    for series in top.items(t::REFERENCED_SERIES_SEQUENCE) {
+        references.push(series.text(t::SERIES_INSTANCE_UID));
+    }
+    for frame in top.items(t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE) {
+        for study in frame.items(t::RT_REFERENCED_STUDY_SEQUENCE) {
+            references.extend(study.items(t::RT_REFERENCED_SERIES_SEQUENCE).map(|s| s.text(t::SERIES_INSTANCE_UID)));
+        }
+    }
+    references.retain(|r| !r.is_empty());
+    references.sort();
+    references.dedup();
+    let frames = frames_of(&top);
+    let mut referenced_instances: Vec<String> = [t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE]
+        .into_iter()
+        .flat_map(|g| top.items(g).collect::<Vec<_>>())
+        .flat_map(|f| {
+            f.items(t::DERIVATION_IMAGE_SEQUENCE).flat_map(|d| d.items(t::SOURCE_IMAGE_SEQUENCE).collect::<Vec<_>>()).collect::<Vec<_>>()
+        })
+        .map(|i| i.text(t::REFERENCED_SOP_INSTANCE_UID))
+        .filter(|u| !u.is_empty())
+        .collect();
+    referenced_instances.sort();
+    referenced_instances.dedup();
+    let labels = top.items(t::SEGMENT_SEQUENCE).map(|i| i.free_text(t::SEGMENT_LABEL, &charset));
+    let rois = top.items(t::STRUCTURE_SET_ROI_SEQUENCE).map(|i| i.free_text(t::ROI_NAME, &charset));
+    Header {
+        transfer_syntax: if s.transfer_syntax.is_empty() { shown.into() } else { s.transfer_syntax.clone() },
+        is_big_endian: s.is_big_endian,
+        wrapping: Wrapping::None,
+        // DICOMDIR says what it is in the meta group only.
+        sop_class: Some(top.text(t::SOP_CLASS_UID)).filter(|c| !c.is_empty()).unwrap_or_else(|| s.media_class.clone()),
+        sop_instance: top.text(t::SOP_INSTANCE_UID),
+        study: top.text(t::STUDY_INSTANCE_UID),
+        series: top.text(t::SERIES_INSTANCE_UID),
+        patient: top.free_text(t::PATIENT_ID, &charset),
+        modality: top.text(t::MODALITY),
+        description: top.free_text(t::SERIES_DESCRIPTION, &charset),
+        body_part: top.text(t::BODY_PART_EXAMINED),
+        manufacturer: top.free_text(t::MANUFACTURER, &charset),
+        frame_of_reference: top.text(t::FRAME_OF_REFERENCE_UID),
+        image_type: top.texts(t::IMAGE_TYPE),
+        instance_number: top.int(t::INSTANCE_NUMBER),
+        acquisition_number: top.int(t::ACQUISITION_NUMBER),
+        temporal_position: top.int(t::TEMPORAL_POSITION_IDENTIFIER),
+        acquisition_time_s: top.time_s(t::ACQUISITION_TIME).or_else(|| top.time_s(t::ACQUISITION_DATE_TIME)),
+        content_time_s: top.time_s(t::CONTENT_TIME),
+        rows: top.us(t::ROWS).unwrap_or(0),
+        columns: top.us(t::COLUMNS).unwrap_or(0),
+        n_frames: top.int(t::NUMBER_OF_FRAMES).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
+        samples: top.us(t::SAMPLES_PER_PIXEL).unwrap_or(1),
+        photometric: top.text(t::PHOTOMETRIC_INTERPRETATION),
+        bits_allocated,
+        bits_stored,
+        high_bit: top.us(t::HIGH_BIT).unwrap_or(bits_stored.saturating_sub(1)),
+        is_signed,
+        padding: top.us(t::PIXEL_PADDING_VALUE).map(|v| if is_signed { v as u16 as i16 as i64 } else { v as i64 }),
+        unit: [top.text(t::RESCALE_TYPE), top.text(t::UNITS)].into_iter().find(|u| !u.is_empty()).unwrap_or_default(),
+        has_modality_lut: top.items(t::MODALITY_LUT_SEQUENCE).next().is_some(),
+        has_imager_spacing: top.floats(t::IMAGER_PIXEL_SPACING).len() == 2,
+        frames,
+        pixel: s.pixel,
+        extended_offsets: top
+            .bytes(t::EXTENDED_OFFSET_TABLE)
+            .chunks_exact(8)
+            .map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")))
+            .collect(),
+        references,
+        referenced_instances,
+        labels: labels.chain(rois).filter(|l| !l.is_empty()).collect(),
+    }
+}
+
+/// The frames as the functional groups tell them: per frame over shared over the top level.
+fn frames_of(top: &Level) -> Vec<FrameHeader> {
+    let mut base = FrameHeader::default();
+    fill(&mut base, top);
+    base.echo_time_ms = top.floats(t::ECHO_TIME).first().copied();
+    base.echo_number = top.int(t::ECHO_NUMBERS);
+    base.trigger_ms = top.floats(t::TRIGGER_TIME).first().copied();
+    base.b_value = top.fd(t::DIFFUSION_B_VALUE);
+    for shared in top.items(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE) {
+        fill_groups(&mut base, &shared);
+    }
+    let per_frame: Vec<_> = top
+        .items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE)
+        .map(|item| {
+            let mut f = base.clone();
+            fill_groups(&mut f, &item);
+            f
+        })
+        .collect();
+    if per_frame.is_empty() { vec![base] } else { per_frame }
+}
+
+fn fill_groups(f: &mut FrameHeader, group: &Level) {
+    let sequences = [
+        t::PIXEL_MEASURES_SEQUENCE,
+        t::PLANE_POSITION_SEQUENCE,
+        t::PLANE_ORIENTATION_SEQUENCE,
+        t::PIXEL_VALUE_TRANSFORMATION_SEQUENCE,
+        t::FRAME_CONTENT_SEQUENCE,
+        t::MR_ECHO_SEQUENCE,
+        t::MR_DIFFUSION_SEQUENCE,
+        t::MR_IMAGE_FRAME_TYPE_SEQUENCE,
+        t::CT_IMAGE_FRAME_TYPE_SEQUENCE,
+        t::PET_FRAME_TYPE_SEQUENCE,
+        t::CARDIAC_SYNCHRONIZATION_SEQUENCE,
+    ];
+    for s in sequences {
+        for item in group.items(s) {
+            fill(f, &item);
+        }
+    }
+}
+
+/// Takes over what stands on this level; the tags of the groups do not overlap.
+fn fill(f: &mut FrameHeader, l: &Level) {
+    fn set<T>(place: &mut Option<T>, v: Option<T>) {
+        if v.is_some() {
+            *place = v;
+        }
+    }
+    set(&mut f.position, l.floats(t::IMAGE_POSITION_PATIENT).try_into().ok());
+    set(&mut f.orientation, l.floats(t::IMAGE_ORIENTATION_PATIENT).try_into().ok());
+    set(&mut f.spacing_mm, l.floats(t::PIXEL_SPACING).try_into().ok());
+    set(&mut f.thickness_mm, l.floats(t::SLICE_THICKNESS).first().copied());
+    set(&mut f.between_mm, l.floats(t::SPACING_BETWEEN_SLICES).first().copied());
+    set(&mut f.slope, l.floats(t::RESCALE_SLOPE).first().copied());
+    set(&mut f.intercept, l.floats(t::RESCALE_INTERCEPT).first().copied());
+    set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty()));
+    set(&mut f.in_stack, l.ul(t::IN_STACK_POSITION_NUMBER).first().copied());
+    set(&mut f.temporal_index, l.ul(t::TEMPORAL_POSITION_INDEX).first().copied());
+    set(&mut f.echo_time_ms, l.fd(t::EFFECTIVE_ECHO_TIME));
+    set(&mut f.b_value, l.fd(t::DIFFUSION_B_VALUE));
+    set(&mut f.trigger_ms, l.fd(t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME));
+    let (frame_type, dimensions) = (l.texts(t::FRAME_TYPE), l.ul(t::DIMENSION_INDEX_VALUES));
+    if !frame_type.is_empty() {
+        f.frame_type = frame_type;
+    }
+    if !dimensions.is_empty() {
+        f.dimensions = dimensions;
+    }
+}
