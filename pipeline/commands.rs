@@ -143,8 +143,17 @@ fn execute(
     let heads = session.heads(plan, out.is_some());
     let (infer, out) = (out.is_some(), out.unwrap_or_else(|| session.workspace.join("out")));
     let options = Options { jobs, memory_bytes: session.work_bytes, fail_fast, out, infer };
-    let bench =
-        Bench { plan, store: &session.store, workspace: &session.workspace, heads: &heads, lineage: &lineage, ui: &ui, cancel: &CANCEL };
+    let contents = session.contents();
+    let bench = Bench {
+        plan,
+        store: &session.store,
+        workspace: &session.workspace,
+        heads: &heads,
+        contents: &contents,
+        lineage: &lineage,
+        ui: &ui,
+        cancel: &CANCEL,
+    };
     let ended = run::run(&bench, &options, nodes, given);
     let summary = ended
         .unwrap_or_else(|e| Summary { nodes: vec![run::NodeEnd { failed: Some(chain(&e)), ..Default::default() }], ..Default::default() });
@@ -182,6 +191,7 @@ fn plan_nodes(plan: &Plan, nodes: &BTreeSet<usize>, format: PlanFormat) -> u8 {
             store: &session.store,
             workspace: &session.workspace,
             heads: &heads,
+            contents: &session.contents(),
             lineage: &lineage,
             ui: &ui,
             cancel: &CANCEL,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Recipe, RecipeInput, Scope};
+use voxmill_stages::dicom::contents::Contents;
 use voxmill_stages::error::Error;
 use voxmill_stages::stage::{Input, Inputs, Rows};
 use voxmill_stages::store::Store;
@@ -94,21 +95,38 @@ fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [In
 }
 
 fn job(node: &PlanNode, seed: u64, case: Option<CaseId>, inputs: Inputs) -> Job {
+    let mut recipe = recipe(node, seed);
+    recipe.inputs = recipe_inputs(node, case.as_ref(), &inputs);
+    Job { case, inputs, recipe }
+}
+
+fn recipe_inputs(node: &PlanNode, case: Option<&CaseId>, inputs: &Inputs) -> BTreeMap<String, Vec<RecipeInput>> {
     let content = |i: &Input| match (&i.rows, node.def.info.scope) {
         (Some(rows), Scope::Case) => rows.content(),
         _ => i.manifest.content,
     };
-    let recipe_inputs = |items: &Vec<Input>| -> Vec<RecipeInput> {
+    let of_port = |items: &Vec<Input>| -> Vec<RecipeInput> {
         let case_of = |i: &Input| if node.def.info.scope == Scope::Set { i.manifest.case.clone() } else { None };
         items.iter().map(|i| RecipeInput { case: case_of(i), content: content(i) }).collect()
     };
-    let mut recipe = recipe(node, seed);
-    recipe.inputs = inputs.0.iter().map(|(port, items)| (port.clone(), recipe_inputs(items))).collect();
+    let mut out: BTreeMap<_, _> = inputs.0.iter().map(|(port, items)| (port.clone(), of_port(items))).collect();
     // A case stage that reads its own name (file names, case columns) must not share an artifact with another case of equal bytes.
-    if let Some(case) = &case {
-        recipe.inputs.insert("case".into(), vec![RecipeInput { case: Some(case.clone()), content: ContentHash::of(case.0.as_bytes()) }]);
+    if let Some(case) = case {
+        out.insert("case".into(), vec![RecipeInput { case: Some(case.clone()), content: ContentHash::of(case.0.as_bytes()) }]);
     }
-    Job { case, inputs, recipe }
+    out
+}
+
+/// The job with the bytes of its files in its key: an index reads headers alone, and what stands behind them is hashed when a case is opened.
+/// - `step`: told the bytes of every file that has to be read for it
+pub fn settle(node: &PlanNode, job: &Job, contents: &Contents, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Job, Error> {
+    let mut job = job.clone();
+    if node.def.info.scope == Scope::Case {
+        let rows = job.inputs.0.values_mut().flatten().filter_map(|i| i.rows.as_mut());
+        rows.map(|r| contents.fill(r, step)).collect::<Result<Vec<_>, _>>()?;
+        job.recipe.inputs = recipe_inputs(node, job.case.as_ref(), &job.inputs);
+    }
+    Ok(job)
 }
 
 fn recipe(node: &PlanNode, seed: u64) -> Recipe {

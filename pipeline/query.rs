@@ -31,8 +31,8 @@ Tables of the newest artifacts of this pipeline (where its nodes make them):
               description, body_part, manufacturer, frame_of_reference,
               n_instances, n_frames, rows, columns, row_spacing_mm,
               column_spacing_mm, slice_spacing_mm, irregular, refused,
-              references, labels, content
-  instances   series, volume, instance, path, file, content, size_bytes,
+              references, labels
+  instances   series, volume, instance, path, file, content, seen, size_bytes,
               transfer_syntax, instance_number, n_frames, frames, position_mm,
               orientation
   files       path, verdict, why

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use voxmill_schemas::artifact::{CaseId, Key, Manifest, Scope};
 use voxmill_schemas::tables::{ExecutionRow, QuarantineRow};
+use voxmill_stages::dicom::contents::Contents;
 use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Cx, Facts, Input, Inputs, Progress, Quarantined};
 use voxmill_stages::store::{Commit, Lock, Store};
@@ -40,6 +41,8 @@ pub struct Bench<'a> {
     pub store: &'a Store,
     pub workspace: &'a Path,
     pub heads: &'a Heads,
+    /// What is known of the bytes of the archive's files.
+    pub contents: &'a Contents,
     pub lineage: &'a Lineage,
     pub ui: &'a Progressing,
     pub cancel: &'a AtomicBool,
@@ -185,6 +188,7 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
             });
         }
     });
+    b.contents.keep();
     let (mut end, stop) = done.into_inner().expect("the workers are gone");
     match &stop {
         Some(e) => bar.stopped(&end, matches!(e, Error::Cancelled)),
@@ -230,13 +234,15 @@ fn run_job(
     gate: &Gate,
     bar: &Bar,
 ) -> Result<Option<(Arc<Manifest>, bool)>, Error> {
-    let key = job.recipe.key();
     let mut row = new_row(b, node, job.case.as_ref());
-    row.key = key.hex();
     row.config_hash = voxmill_schemas::artifact::ContentHash::of(job.recipe.config.to_string().as_bytes()).hex();
     row.config = job.recipe.config.to_string();
     row.input_keys = job.inputs.0.values().flatten().map(|i| i.manifest.key.hex()).collect();
-    let made = (|| {
+    let heard = |_| if b.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) };
+    let settled = jobs::settle(node, job, b.contents, &heard);
+    let made = settled.and_then(|job| {
+        let key = job.recipe.key();
+        row.key = key.hex();
         if b.cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
@@ -248,7 +254,7 @@ fn run_job(
             return Ok(Some((Arc::new(m), false)));
         }
         let _admitted = gate.admit(node.stage.memory_bytes(&job.inputs), b.cancel)?;
-        row.why = Some(jobs::why(b.store, job, before));
+        row.why = Some(jobs::why(b.store, &job, before));
         let draft = b.store.disk.draft()?;
         let memo = b.workspace.join("memo").join(key.hex());
         let facts = call_stage(b, o, node, job.case.as_ref(), &job.inputs, &draft.path, &memo, bar)?;
@@ -264,7 +270,7 @@ fn run_job(
         })?;
         let _ = std::fs::remove_dir_all(&memo);
         Ok(Some((Arc::new(manifest), true)))
-    })();
+    });
     let Some(made) = made.transpose() else { return Ok(None) };
     finish_row(b, row, &made);
     made.map(Some)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use voxmill_schemas::artifact::{ContentHash, canonical};
 use voxmill_schemas::spec::{RamLimit, parse_size};
 use voxmill_schemas::tables::RunRow;
+use voxmill_stages::dicom::contents::Contents;
 use voxmill_stages::error::Error;
 use voxmill_stages::store::{Limits, Store};
 
@@ -126,6 +127,11 @@ impl Session {
     /// The newest artifacts of this pipeline. What inference makes of a study has a place of its own: the archive's heads stay as they are.
     pub fn heads(&self, plan: &Plan, infer: bool) -> Heads {
         Heads::open(&self.workspace, &if infer { format!("{}/infer", plan.name) } else { plan.name.clone() })
+    }
+
+    /// What is known of the bytes of the files that were ever read here.
+    pub fn contents(&self) -> Contents {
+        Contents::open(&self.workspace.join("memo"))
     }
 }
 

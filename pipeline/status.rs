@@ -97,8 +97,16 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
                 let mut items = Vec::new();
                 let work = jobs::of(node, b.plan.seed, |up| known.get(&up).map_or(&[][..], Vec::as_slice))?;
                 for job in work.jobs {
-                    let key = job.recipe.key();
                     let case = job.case.as_ref().map(|c| c.0.clone());
+                    let job = match jobs::settle(node, &job, b.contents, &|_| Ok(())) {
+                        Ok(job) => job,
+                        Err(e) => {
+                            unsettled.entry(i).or_default().insert(case.clone());
+                            cases.push(CaseStatus { case, status: Status::Unknown, why: chain(&e), key: None });
+                            continue;
+                        }
+                    };
+                    let key = job.recipe.key();
                     let (status, why) = match b.store.disk.manifest(&key)? {
                         Some(m) => {
                             items.push(Input { dir: b.store.disk.dir(&key), manifest: m.into(), rows: None });
@@ -121,6 +129,7 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
         cases.sort_by(|a, b| a.case.cmp(&b.case));
         out.push(NodeStatus { node: node.name.clone(), stage: node.def.info.name.into(), cases });
     }
+    b.contents.keep();
     drop(drafts);
     Ok(out)
 }

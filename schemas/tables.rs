@@ -168,8 +168,6 @@ rows! {
         references: Vec<String>,
         /// Labels only: names of the segments or ROIs.
         labels: Vec<String>,
-        /// Hash of the contents of its instances, in the order of their own hashes.
-        content: String,
     }
 }
 
@@ -184,8 +182,10 @@ rows! {
         "voxmill.volatile" path: String,
         /// The same relative to the archive: how messages name it.
         "voxmill.volatile" file: String,
-        /// Hash of the bytes of the file.
+        /// blake3 of the bytes of the file. Empty in the index, which does not read that far: filled in when a case is opened.
         content: String,
+        /// Size, times and inode of the file when its bytes were hashed; empty in the index.
+        "voxmill.volatile" seen: String,
         size_bytes: i64,
         transfer_syntax: String,
         instance_number: Option<i64>,

@@ -49,7 +49,7 @@ pub enum Deidentify {
 impl Stage for Index {
     const INFO: Info = Info {
         name: "index",
-        version: 1,
+        version: 2,
         scope: Scope::Set,
         ports: &[],
         gives: Kind::Table,

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod classes;
 pub mod codec;
 mod fields;
+pub mod contents;
 mod fill;
 pub mod geometry;
 pub mod group;

@@ -111,7 +111,6 @@ pub fn of(
                 columns: (h.columns > 0).then_some(h.columns as i64),
                 references,
                 labels: h.labels.clone(),
-                content: e.content.clone(),
                 ..base(h)
             });
             made.instances.push(instance_row(e, h, volume, &name_of(study, series), Vec::new(), 0, path_of(e)));
@@ -163,8 +162,6 @@ fn image_rows(
     };
     let mut files: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
     g.members.iter().for_each(|m| files.entry(m.file).or_default().push(m.frame as i64));
-    let mut hashes: Vec<String> = files.iter().map(|(f, frames)| format!("{} {frames:?}", images[*f].content)).collect();
-    hashes.sort();
     let spacing = first.frames.get(g.members[0].frame).and_then(|f| f.spacing_mm);
     let row = SeriesRow {
         volume: volume as i64,
@@ -178,7 +175,6 @@ fn image_rows(
         slice_spacing_mm: stack.as_ref().ok().map(|s| s.geometry.spacing_mm().z),
         irregular: stack.err(),
         refused,
-        content: blake3::hash(hashes.join("\n").as_bytes()).to_hex().to_string(),
         ..base(first)
     };
     for (f, frames) in files {
@@ -200,6 +196,7 @@ fn instance_row(e: &Entry, h: &Header, volume: i64, series: &str, frames: Vec<i6
         path: path.to_string_lossy().into_owned(),
         file: e.name.clone(),
         content: e.content.clone(),
+        seen: String::new(),
         size_bytes: e.seen.stat.bytes as i64,
         transfer_syntax: h.transfer_syntax.clone(),
         instance_number: h.instance_number,
@@ -227,7 +224,6 @@ fn nifti_rows(made: &mut Made, e: &Entry, names: &Names, path: PathBuf) {
         description: names.text(stem),
         n_instances: 1,
         n_frames: 1,
-        content: e.content.clone(),
         ..SeriesRow::default()
     });
     made.instances.push(InstanceRow {

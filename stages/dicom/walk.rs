@@ -35,7 +35,7 @@ pub fn walk(root: &Path) -> std::io::Result<Found> {
     let meta = std::fs::metadata(root)?;
     if meta.is_file() {
         let file = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.files.push(Seen { file, path: root.to_path_buf(), stat: stat(&meta) });
+        found.files.push(Seen { file, path: root.to_path_buf(), stat: Stat::of(&meta) });
         return Ok(found);
     }
     std::fs::read_dir(root)?;
@@ -67,7 +67,7 @@ pub fn walk(root: &Path) -> std::io::Result<Found> {
             };
             match std::fs::metadata(&path) {
                 Ok(m) if m.is_dir() => todo.push(path),
-                Ok(m) if m.is_file() => found.files.push(Seen { file: relative(&path), stat: stat(&m), path }),
+                Ok(m) if m.is_file() => found.files.push(Seen { file: relative(&path), stat: Stat::of(&m), path }),
                 Ok(_) => found.unreadable.push((relative(&path), "neither a file nor a folder".into())),
                 Err(e) if std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) => {
                     found.unreadable.push((relative(&path), format!("the link leads nowhere: {e}")));
@@ -81,17 +81,25 @@ pub fn walk(root: &Path) -> std::io::Result<Found> {
     Ok(found)
 }
 
-#[cfg(unix)]
-fn stat(m: &std::fs::Metadata) -> Stat {
-    use std::os::unix::fs::MetadataExt;
-    let ns = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
-    Stat { bytes: m.len(), modified_ns: ns(m.mtime(), m.mtime_nsec()), changed_ns: ns(m.ctime(), m.ctime_nsec()), inode: m.ino() }
+impl Stat {
+    #[cfg(unix)]
+    pub fn of(m: &std::fs::Metadata) -> Stat {
+        use std::os::unix::fs::MetadataExt;
+        let ns = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
+        Stat { bytes: m.len(), modified_ns: ns(m.mtime(), m.mtime_nsec()), changed_ns: ns(m.ctime(), m.ctime_nsec()), inode: m.ino() }
+    }
+
+    #[cfg(not(unix))]
+    pub fn of(m: &std::fs::Metadata) -> Stat {
+        let ns = m.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos() as i64);
+        Stat { bytes: m.len(), modified_ns: ns, changed_ns: 0, inode: 0 }
+    }
 }
 
-#[cfg(not(unix))]
-fn stat(m: &std::fs::Metadata) -> Stat {
-    let ns = m.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos() as i64);
-    Stat { bytes: m.len(), modified_ns: ns, changed_ns: 0, inode: 0 }
+impl std::fmt::Display for Stat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {} {}", self.bytes, self.modified_ns, self.changed_ns, self.inode)
+    }
 }
 
 #[cfg(test)]
