@@ -28,6 +28,18 @@ pub struct About {
     pub volume: i64,
     /// The grid on which the volume was assembled: predictions go back to it.
     pub source: Geometry,
+    /// Voxels from the first to the second value (in voxel units, both included) are no tissue: pixel padding (PS3.3 C.7.5.1.1.2). They stay in the array;
+    /// statistics and interpolation leave them out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<[f64; 2]>,
+}
+
+impl About {
+    /// A volume on this grid of which nothing else is known.
+    pub fn of(source: Geometry) -> About {
+        let text = String::new;
+        About { modality: text(), unit: text(), patient: text(), study: text(), series: text(), volume: 0, source, padding: None }
+    }
 }
 
 /// `zarr.json` of a group.
@@ -342,7 +354,7 @@ mod tests {
             study: "s".into(),
             series: "e".into(),
             volume: 0,
-            source: g,
+            ..About::of(g)
         };
         let classes = IndexMap::from([("Posterior".to_string(), 2), ("Anterior".to_string(), 1)]);
         let meta = GroupMeta::new(Some(Ome::image(&g)), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
@@ -368,7 +380,7 @@ mod tests {
             study: String::new(),
             series: String::new(),
             volume: 0,
-            source: geometry(),
+            ..About::of(geometry())
         };
         let own = Own::new(geometry(), vec![], None, about);
         assert_eq!([0, 1, 2].map(|r| own.affine_lps_xyz[r][3]), geometry().origin.0);

@@ -159,7 +159,7 @@ impl Stage for Assemble {
                 study: series.study.clone(),
                 series: series.series.clone(),
                 volume: series.volume,
-                source: geometry,
+                ..About::of(geometry)
             },
         };
         volume.write(cx.draft, None)?;

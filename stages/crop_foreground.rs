@@ -167,8 +167,15 @@ mod tests {
         values[at(0, 0, 0)] = 300;
         labels[at(1, 2, 3)] = 1;
         let text = || "x".to_string();
-        let about =
-            About { modality: "CT".into(), unit: unit.into(), patient: text(), study: text(), series: text(), volume: 0, source: geometry };
+        let about = About {
+            modality: "CT".into(),
+            unit: unit.into(),
+            patient: text(),
+            study: text(),
+            series: text(),
+            volume: 0,
+            ..About::of(geometry)
+        };
         let labels = Some(Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: labels });
         Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(values), labels, about }
     }

@@ -371,7 +371,7 @@ mod tests {
             study: String::new(),
             series: case.into(),
             volume: 0,
-            source: geometry,
+            ..About::of(geometry)
         };
         let labels = Labels {
             classes: classes.iter().map(|(n, i)| (n.to_string(), *i)).collect(),

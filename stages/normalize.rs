@@ -141,7 +141,7 @@ mod tests {
             study: text(),
             series: text(),
             volume: 0,
-            source: geometry,
+            ..About::of(geometry)
         };
         let v = Volume { geometry, channels: vec!["T1".into(), "T2".into()], voxels: Voxels::F32(values), labels: None, about };
         let stage: Normalize = serde_json::from_value(with).unwrap();

@@ -102,7 +102,7 @@ mod tests {
             study: "s".into(),
             series: "t".into(),
             volume: 0,
-            source: geometry,
+            ..About::of(geometry)
         };
         let labels = Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: vec![0, 1, 2, 3, 4, 5] };
         let v = Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![0, 1, 2, 3, 4, 5]), labels: Some(labels), about };

@@ -144,8 +144,15 @@ mod tests {
     fn padded(with: serde_json::Value) -> Volume {
         let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 3), Zyx::new(1.0, 1.0, 2.0));
         let text = || "x".to_string();
-        let about =
-            About { modality: "CT".into(), unit: "HU".into(), patient: text(), study: text(), series: text(), volume: 0, source: geometry };
+        let about = About {
+            modality: "CT".into(),
+            unit: "HU".into(),
+            patient: text(),
+            study: text(),
+            series: text(),
+            volume: 0,
+            ..About::of(geometry)
+        };
         let labels = Some(Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: vec![1, 0, 1] });
         let v = Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![5, -7, 9]), labels, about };
         serde_json::from_value::<Pad>(with).unwrap().apply(v)

@@ -229,7 +229,7 @@ mod tests {
             study: "s".into(),
             series: "t".into(),
             volume: 0,
-            source: geometry,
+            ..About::of(geometry)
         };
         let labels =
             Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: (0..60).map(|i| (i % 5 > 2) as u8).collect() };

@@ -164,8 +164,15 @@ mod tests {
     fn volume(unit: &str) -> Volume {
         let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 4), Zyx::splat(1.0));
         let text = || "x".to_string();
-        let about =
-            About { modality: "CT".into(), unit: unit.into(), patient: text(), study: text(), series: text(), volume: 0, source: geometry };
+        let about = About {
+            modality: "CT".into(),
+            unit: unit.into(),
+            patient: text(),
+            study: text(),
+            series: text(),
+            volume: 0,
+            ..About::of(geometry)
+        };
         Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![-2000, -1000, 500, 1000]), labels: None, about }
     }
 

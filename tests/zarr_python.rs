@@ -68,7 +68,7 @@ fn volume(size: Zyx<usize>, channels: &[&str], voxels: Voxels, has_labels: bool)
         study: "study".into(),
         series: "series".into(),
         volume: 0,
-        source: geometry,
+        ..About::of(geometry)
     };
     Volume { geometry, channels: channels.iter().map(|c| c.to_string()).collect(), voxels, labels, about }
 }

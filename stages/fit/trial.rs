@@ -95,7 +95,7 @@ pub fn volume(seed: u64) -> Volume {
             study: "study".into(),
             series: format!("s{seed}"),
             volume: 0,
-            source,
+            ..About::of(source)
         },
     }
 }

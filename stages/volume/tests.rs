@@ -42,7 +42,7 @@ pub(super) fn volume(size: Zyx<usize>, channels: usize, kind: u8, has_labels: bo
         study: "s1".into(),
         series: "e1".into(),
         volume: 0,
-        source: geometry(size),
+        ..About::of(geometry(size))
     };
     Volume { geometry: geometry(size), channels: (0..channels).map(|c| format!("T{c}")).collect(), voxels, labels, about }
 }

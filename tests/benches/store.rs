@@ -161,7 +161,7 @@ fn ct_like(size: Zyx<usize>) -> Volume {
         study: "s".into(),
         series: "e".into(),
         volume: 0,
-        source: geometry,
+        ..About::of(geometry)
     };
     let labels = Some(Labels { classes: IndexMap::from([("Bone".to_string(), 1)]), voxels: labels });
     Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(voxels), labels, about }
