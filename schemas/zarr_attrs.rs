@@ -32,13 +32,58 @@ pub struct About {
     /// statistics and interpolation leave them out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<[f64; 2]>,
+    /// Slices that lie on no regular grid, kept as they are (`gaps: keep`): where each stands, mm from slice 0 along `axes_mm.z`, whose length is the median
+    /// step. Empty: slice k stands at k times the step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub z_positions_mm: Vec<f64>,
+    /// Slices (from 0) that no file holds: made by `gaps: fill` from their neighbours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_slices: Vec<usize>,
+    /// The first axis of the array is time (or b-values), not sequences of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<Repeats>,
+    /// Why the affine says nothing of the patient (no ImagePositionPatient, a projection): spacing may be right, place and direction are made up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_geometry: Option<String>,
+}
+
+/// Repeats of one place, in order, along the first array axis.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Repeats {
+    /// Seconds since the first, one a repeat; empty where the files do not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub times_s: Vec<f64>,
+    /// b-values in s/mm², one a repeat; empty where the files do not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub b_values: Vec<f64>,
+    /// Numbers of the volumes in the index, one a repeat; empty where the repeats are frames of one volume (a cine loop).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<i64>,
 }
 
 impl About {
     /// A volume on this grid of which nothing else is known.
     pub fn of(source: Geometry) -> About {
         let text = String::new;
-        About { modality: text(), unit: text(), patient: text(), study: text(), series: text(), volume: 0, source, padding: None }
+        About {
+            modality: text(),
+            unit: text(),
+            patient: text(),
+            study: text(),
+            series: text(),
+            volume: 0,
+            source,
+            padding: None,
+            z_positions_mm: Vec::new(),
+            made_slices: Vec::new(),
+            repeats: None,
+            unknown_geometry: None,
+        }
+    }
+
+    /// Whether slice k stands at k times the step: what every stage needs that works on the grid and not on slices.
+    pub fn is_regular(&self) -> bool {
+        self.z_positions_mm.is_empty()
     }
 }
 
@@ -159,9 +204,16 @@ impl Ome {
         Self { version: "0.5".into(), multiscales: None, labels: None, image_label: None }
     }
 
-    /// An image whose only level is the array `0`, `[c, z, y, x]`.
-    pub fn image(geometry: &Geometry) -> Self {
-        Self { multiscales: Some(vec![multiscale("image", geometry, true)]), ..Self::new() }
+    /// An image whose only level is the array `0`: `[c, z, y, x]`, or `[t, z, y, x]` where its channels are repeats of one place.
+    pub fn image(geometry: &Geometry, repeats: Option<&Repeats>) -> Self {
+        let first = match repeats {
+            None => (Axis { name: "c".into(), kind: "channel".into(), unit: None }, 1.0),
+            Some(r) => {
+                let step = even_step(&r.times_s);
+                (Axis { name: "t".into(), kind: "time".into(), unit: step.map(|_| "second".into()) }, step.unwrap_or(1.0))
+            }
+        };
+        Self { multiscales: Some(vec![multiscale("image", geometry, Some(first))]), ..Self::new() }
     }
 
     /// The group `labels` with its one child.
@@ -175,7 +227,7 @@ impl Ome {
         let properties = classes.iter().map(|(name, id)| LabelProperty { value: *id, name: name.clone() }).collect();
         let source = has_image.then(|| LabelSource { image: "../../".into() });
         Self {
-            multiscales: Some(vec![multiscale("labels", geometry, false)]),
+            multiscales: Some(vec![multiscale("labels", geometry, None)]),
             image_label: Some(ImageLabel { colors, properties, source }),
             ..Self::new()
         }
@@ -199,19 +251,27 @@ fn color(id: u8) -> [u8; 4] {
 
 /// Scale and translation are the axis-aligned best: spacing, and how far the first voxel lies along each axis' own direction. Two volumes
 /// of equal orientation so keep their relative place in a viewer that knows no rotation.
-fn multiscale(name: &str, g: &Geometry, has_channels: bool) -> Multiscale {
+fn multiscale(name: &str, g: &Geometry, first: Option<(Axis, f64)>) -> Multiscale {
     let space = |name: &str| Axis { name: name.into(), kind: "space".into(), unit: Some("millimeter".into()) };
     let mut axes = vec![space("z"), space("y"), space("x")];
     let mut scale = g.spacing_mm().to_array().to_vec();
     let along = |step: Lps| g.origin.dot(step.scale(1.0 / step.norm()));
     let mut translation = g.axes_mm.map(along).to_array().to_vec();
-    if has_channels {
-        axes.insert(0, Axis { name: "c".into(), kind: "channel".into(), unit: None });
-        scale.insert(0, 1.0);
+    if let Some((axis, step)) = first {
+        axes.insert(0, axis);
+        scale.insert(0, step);
         translation.insert(0, 0.0);
     }
     let transformations = vec![Transformation::Scale { scale }, Transformation::Translation { translation }];
     Multiscale { name: name.into(), axes, datasets: vec![Dataset { path: "0".into(), transformations }] }
+}
+
+/// The step of times that are evenly apart (within a hundredth), which is all that a scale can say.
+fn even_step(times_s: &[f64]) -> Option<f64> {
+    let n = times_s.len().checked_sub(1).filter(|n| *n > 0)?;
+    let step = (times_s[n] - times_s[0]) / n as f64;
+    let is_even = |(i, t): (usize, &f64)| (t - times_s[0] - i as f64 * step).abs() <= 0.01 * step;
+    (step > 0.0 && times_s.iter().enumerate().all(is_even)).then_some(step)
 }
 
 impl Own {
@@ -357,14 +417,14 @@ mod tests {
             ..About::of(g)
         };
         let classes = IndexMap::from([("Posterior".to_string(), 2), ("Anterior".to_string(), 1)]);
-        let meta = GroupMeta::new(Some(Ome::image(&g)), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
+        let meta = GroupMeta::new(Some(Ome::image(&g, None)), Some(Own::new(g, vec!["CT".into()], Some(classes), about)));
         let text = serde_json::to_string(&meta).unwrap();
         assert_eq!(serde_json::from_str::<GroupMeta>(&text).unwrap(), meta);
     }
 
     #[test]
     fn scale_is_spacing_and_translation_runs_along_the_axis() {
-        let m = &Ome::image(&geometry()).multiscales.unwrap()[0];
+        let m = &Ome::image(&geometry(), None).multiscales.unwrap()[0];
         let json = serde_json::to_value(&m.datasets[0].transformations).unwrap();
         assert_eq!(json[0], serde_json::json!({"type": "scale", "scale": [1.0, 2.5, 0.7, 0.7]}));
         let t: Vec<f64> = serde_json::from_value(json[1]["translation"].clone()).unwrap();
@@ -372,16 +432,20 @@ mod tests {
     }
 
     #[test]
-    fn both_affines_send_the_first_voxel_to_the_origin() {
-        let about = About {
-            modality: String::new(),
-            unit: String::new(),
-            patient: String::new(),
-            study: String::new(),
-            series: String::new(),
-            volume: 0,
-            ..About::of(geometry())
+    fn repeats_are_a_time_axis_with_their_step_where_it_is_even() {
+        let first = |times_s: Vec<f64>| {
+            let m = Ome::image(&geometry(), Some(&Repeats { times_s, ..Repeats::default() })).multiscales.unwrap().remove(0);
+            let json = serde_json::to_value(&m.datasets[0].transformations).unwrap();
+            (serde_json::to_value(&m.axes[0]).unwrap(), json[0]["scale"][0].as_f64().unwrap())
         };
+        assert_eq!(first(vec![0.0, 2.0, 4.0]), (serde_json::json!({"name": "t", "type": "time", "unit": "second"}), 2.0));
+        assert_eq!(first(vec![0.0, 2.0, 9.0]), (serde_json::json!({"name": "t", "type": "time"}), 1.0));
+        assert_eq!(first(vec![]).1, 1.0);
+    }
+
+    #[test]
+    fn both_affines_send_the_first_voxel_to_the_origin() {
+        let about = About::of(geometry());
         let own = Own::new(geometry(), vec![], None, about);
         assert_eq!([0, 1, 2].map(|r| own.affine_lps_xyz[r][3]), geometry().origin.0);
         assert_eq!([0, 1, 2].map(|r| own.affine_ras_xyz[r][3]), [10.1, -20.0, 1.0 / 3.0]);

@@ -9,6 +9,7 @@ use voxmill_schemas::artifact::{CaseId, Kind, Port, Scope};
 use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
 use crate::dicom::header::Header;
+use crate::dicom::order::Gaps;
 use crate::dicom::read::{self, Reading, Stacked};
 use crate::error::{Error, chain};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage};
@@ -25,9 +26,20 @@ pub struct Assemble {
     /// What cases are called: after their series, or after their patient (with a suffix where a patient has several).
     #[serde(default)]
     pub case_name: CaseName,
-    /// What becomes of a series with missing slices or changing spacing: `refuse` is the only policy so far.
+    /// What becomes of a series with missing slices or changing spacing: `refuse`, `keep` (slices stay where they are, with a position each, which
+    /// `resample` understands) or `fill` (a regular grid; what no file holds is interpolated along the stack and told).
     #[serde(default)]
     pub gaps: Gaps,
+    /// What becomes of volumes of one series that lie on one another (time points, b-values): a case each, or one case whose first axis is time.
+    #[serde(default)]
+    pub repeats: RepeatsPolicy,
+    /// What becomes of colour images: `refuse`, or `channels` R, G and B.
+    #[serde(default)]
+    pub colour: Colour,
+    /// What becomes of images that do not say where they lie in the patient (projections, cine loops, screen shots): `refuse`, or `unknown` (ordered by
+    /// InstanceNumber, place and direction made up and marked as unknown).
+    #[serde(default)]
+    pub geometry: GeometryPolicy,
     /// What becomes of a series of one slice: `keep` makes a volume of depth one whose step is SliceThickness.
     #[serde(default)]
     pub single_slice: SingleSlice,
@@ -44,17 +56,37 @@ pub enum CaseName {
     Patient,
 }
 
-/// What becomes of gaps between slices.
+/// What becomes of volumes of one series at one place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Gaps {
-    /// The case is quarantined; slices and millimetres are named.
+pub enum RepeatsPolicy {
+    /// A case each.
+    #[default]
+    Separate,
+    /// One case: `[t, z, y, x]`, in the order of temporal position, time, number.
+    Stack,
+}
+
+/// What becomes of colour images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Colour {
+    /// The case is quarantined.
     #[default]
     Refuse,
-    /// Keep the slices where they are (not there yet).
-    Keep,
-    /// Put slices into the gaps (not there yet).
-    Fill,
+    /// Three channels of uint8: R, G, B.
+    Channels,
+}
+
+/// What becomes of images without a place in the patient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GeometryPolicy {
+    /// The case is quarantined.
+    #[default]
+    Refuse,
+    /// A volume whose affine says nothing of the patient, and says so.
+    Unknown,
 }
 
 /// What becomes of a series of one slice.
@@ -90,11 +122,17 @@ impl Stage for Assemble {
             let columns = SeriesRow::schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
             found.push(Finding::error("where", chain(&e), format!("columns of the table series: {columns}")));
         }
-        if self.gaps != Gaps::Refuse {
+        let not_yet = [
+            ("gaps", self.gaps != Gaps::Refuse),
+            ("repeats", self.repeats != RepeatsPolicy::Separate),
+            ("colour", self.colour != Colour::Refuse),
+            ("geometry", self.geometry != GeometryPolicy::Refuse),
+        ];
+        for (field, _) in not_yet.into_iter().filter(|(_, is_asked)| *is_asked) {
             found.push(Finding::error(
-                "gaps",
-                "only `refuse` is there so far",
-                "leave `gaps` out: series with gaps are then quarantined, with a reason",
+                field,
+                "only the default is there so far",
+                "leave it out: such series are then quarantined, with a reason",
             ));
         }
         found

@@ -1,6 +1,7 @@
 //! Slices → one stack on a regular grid, or a refusal that names slices and millimetres. Sorted along the normal of the plane, never by number,
 //! name or SliceLocation; the spacing comes from positions, never from SliceThickness. Gantry tilt is kept as shear.
 
+use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
 
 use super::geometry::{Plane, grid, plane};
@@ -30,6 +31,19 @@ pub struct Stack {
     pub geometry: Geometry,
     /// What a reader should know and the geometry carries on with.
     pub notes: Vec<String>,
+}
+
+/// What becomes of gaps between slices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Gaps {
+    /// The case is quarantined; slices and millimetres are named.
+    #[default]
+    Refuse,
+    /// Slices stay where they are, each with its position.
+    Keep,
+    /// A regular grid: the median step where slices are missing, the smallest one where spacing varies; what no file holds is interpolated.
+    Fill,
 }
 
 /// Two slices closer than this lie at one position.

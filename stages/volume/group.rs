@@ -45,10 +45,13 @@ impl Volume {
         let own = Own::new(self.geometry, self.channels.clone(), classes, self.about.clone());
         let has_image = !self.channels.is_empty();
         // OME-Zarr has no word for a group that holds labels alone: an `ome` without `multiscales` would be neither image nor plate.
-        let ome = has_image.then(|| Ome::image(&self.geometry));
+        let ome = has_image.then(|| Ome::image(&self.geometry, self.about.repeats.as_ref()));
         array::write_json(&draft.join("zarr.json"), &GroupMeta::new(ome, Some(own)))?;
         if has_image {
-            let layout = Layout::new(self.voxels.kind(), Some(self.channels.len()), self.geometry.size);
+            let layout = Layout {
+                is_time: self.about.repeats.is_some(),
+                ..Layout::new(self.voxels.kind(), Some(self.channels.len()), self.geometry.size)
+            };
             share_or_write(draft, IMAGE, unchanged, &layout, self.voxels.as_bytes())?;
         }
         if let Some(labels) = &self.labels {
@@ -105,6 +108,14 @@ pub(super) fn read_own(dir: &Path) -> Result<Own, Fault> {
     }
     if own.grid.is_degenerate() {
         return Err(Fault::Damaged("zarr.json has axes that do not span space".into()));
+    }
+    let z = &own.about.z_positions_mm;
+    if !z.is_empty() && (z.len() != own.grid.size.z || !z.windows(2).all(|w| w[0] < w[1]) || !z.iter().all(|z| z.is_finite())) {
+        return Err(Fault::Damaged(format!(
+            "zarr.json has {} positions of slices that do not rise over {} slices",
+            z.len(),
+            own.grid.size.z
+        )));
     }
     Ok(own)
 }

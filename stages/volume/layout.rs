@@ -50,6 +50,8 @@ pub(super) struct Layout {
     pub dtype: Dtype,
     /// Channels; `None` for an array without that axis.
     pub channels: Option<usize>,
+    /// The channels are repeats: the axis is called `t`.
+    pub is_time: bool,
     pub size: Zyx<usize>,
     pub brick: Zyx<usize>,
     /// Bricks a shard holds along z; it holds all along y and x, and one channel.
@@ -60,7 +62,7 @@ impl Layout {
     /// Bricks near 32³, evened out so that the last one on an axis is not mostly padding (35 voxels are one brick of 35, 48 two of 24).
     pub fn new(dtype: Dtype, channels: Option<usize>, size: Zyx<usize>) -> Self {
         let brick = size.map(|n| n.div_ceil(((n + BRICK_EDGE / 2) / BRICK_EDGE).max(1)).max(1));
-        let mut layout = Self { dtype, channels, size, brick, bricks_deep: 1 };
+        let mut layout = Self { dtype, channels, is_time: false, size, brick, bricks_deep: 1 };
         let grid = layout.grid();
         let layer_bytes = grid.y * grid.x * layout.brick_bytes();
         layout.bricks_deep = (SHARD_BYTES / layer_bytes.max(1)).clamp(1, grid.z.max(1));
@@ -130,7 +132,11 @@ impl Layout {
         let dims =
             |channel: Option<usize>, s: Zyx<usize>| -> Vec<u64> { channel.into_iter().chain(s.to_array()).map(|n| n as u64).collect() };
         let one = self.channels.map(|_| 1);
-        let names: &[&str] = if self.channels.is_some() { &["c", "z", "y", "x"] } else { &["z", "y", "x"] };
+        let names: &[&str] = match (self.channels, self.is_time) {
+            (None, _) => &["z", "y", "x"],
+            (_, false) => &["c", "z", "y", "x"],
+            (_, true) => &["t", "z", "y", "x"],
+        };
         ArrayMeta::sharded(
             names,
             self.dtype.name(),
@@ -164,7 +170,8 @@ impl Layout {
             return Err(format!("shape {size} in shards of {shard} and bricks of {brick} is out of bounds"));
         }
         let bricks_deep = shard.z / brick.z;
-        let layout = Self { dtype, channels, size, brick, bricks_deep };
+        let is_time = channels.is_some() && m.dimension_names.first().is_some_and(|n| n == "t");
+        let layout = Self { dtype, channels, is_time, size, brick, bricks_deep };
         if shard_channels != one || brick_channels != one || bricks_deep == 0 || layout.meta() != *m {
             return Err("its shards are not laid out by this program".into());
         }

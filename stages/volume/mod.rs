@@ -13,10 +13,11 @@ use std::borrow::Cow;
 use indexmap::IndexMap;
 use serde_json::Value;
 use voxmill_schemas::geometry::Geometry;
-pub use voxmill_schemas::zarr_attrs::About;
+pub use voxmill_schemas::zarr_attrs::{About, Repeats};
 
 use self::layout::Dtype;
 pub use self::stored::{Patch, StoredVolume};
+use crate::error::Error;
 use crate::stage::Facts;
 
 /// Voxel values, C order.
@@ -121,6 +122,11 @@ impl Volume {
         (self.voxels.as_bytes().len() + self.labels.as_ref().map_or(0, |l| l.voxels.len())) as u64
     }
 
+    /// Refuses slices that stand at positions of their own (`gaps: keep`): what works on a regular grid would put them in wrong places.
+    pub fn check_regular(&self) -> Result<(), Error> {
+        check_regular(&self.geometry, &self.about)
+    }
+
     /// What every stage that gives a volume tells: `size`, `spacing_mm`, `voxels`, `channels`, `dtype`, `modality`, `unit`, `patient`, `study`, `series` and, with
     /// labels, `classes` and `label_voxels` (class → count). `series` is what `rows_of` of annotate and export joins on.
     pub fn facts(&self) -> Facts {
@@ -141,6 +147,19 @@ impl Volume {
             None => facts,
         }
     }
+}
+
+/// [`Volume::check_regular`] of a volume that is not in memory.
+pub fn check_regular(geometry: &Geometry, about: &About) -> Result<(), Error> {
+    if about.is_regular() {
+        return Ok(());
+    }
+    let gaps = || about.z_positions_mm.windows(2).map(|w| w[1] - w[0]);
+    let (low, high) = (gaps().fold(f64::INFINITY, f64::min), gaps().fold(0.0, f64::max));
+    Err(Error::Geometry {
+        what: format!("{} slices kept where they lie, {low:.3} to {high:.3} mm apart", geometry.size.z),
+        why: "this stage needs a regular grid: put `resample` before it, or take `gaps: fill` in `assemble`".into(),
+    })
 }
 
 impl Labels {
