@@ -180,6 +180,8 @@ rows! {
         instance: String,
         /// Absolute path of the file.
         "voxmill.volatile" path: String,
+        /// Its place inside that file, where it is a zip or tar: members of containers in containers as `a.tar!/b`.
+        "voxmill.volatile" member: Option<String>,
         /// The same relative to the archive: how messages name it.
         "voxmill.volatile" file: String,
         /// blake3 of the bytes of the file. Empty in the index, which does not read that far: filled in when a case is opened.

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::bytes::Source;
 use super::header::{self, Header, NoHeader};
 use super::names::Names;
-use super::pixels::open_hashed;
 use super::scan;
 use super::walk::{Seen, Stat};
 use crate::error::Error;
@@ -117,9 +116,8 @@ fn look_inside(seen: &Seen) -> std::io::Result<(String, Outcome)> {
         return Ok((hasher.finalize().to_hex().to_string(), Outcome::Nifti));
     }
     // A look at the first bytes spares reading what is no DICOM to its end.
-    let file = std::fs::File::open(&seen.path)?;
-    let len = file.metadata()?.len();
-    let start = Source::Disk { file, len }.read_at(0, 4096.min(len as usize))?;
+    let raw = Source::raw_at(&seen.path, None)?;
+    let start = raw.read_at(0, 4096.min(raw.len() as usize))?;
     let is_gzip = start.starts_with(&[0x1f, 0x8b]);
     let mut unfolded = Vec::new();
     if is_gzip {
@@ -129,7 +127,7 @@ fn look_inside(seen: &Seen) -> std::io::Result<(String, Outcome)> {
     if scan::meta(if is_gzip { &unfolded } else { &start }).is_none() {
         return Ok((String::new(), Outcome::None(NoHeader::NotDicom)));
     }
-    let (source, content) = open_hashed(&seen.path)?;
+    let (source, content) = Source::open_hashed(&seen.path, None)?;
     let outcome = match header::of_source(&source)? {
         Ok(h) => Outcome::Dicom(Box::new(h)),
         Err(none) => Outcome::None(none),

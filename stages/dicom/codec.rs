@@ -373,7 +373,7 @@ mod tests {
         for body in [&[0xff, 0xd8, 0xff, 0xe0][..], &[1, 2], &[0xff, 0xd8, 0xff, 0xe0]] {
             put(body);
         }
-        let source = Source::Memory { bytes, wrapping: Default::default() };
+        let source = Source::of_raw(bytes);
         let h = |n_frames| Header { n_frames, ..Header::default() };
         let got = frames(&source, 0, &h(2)).unwrap();
         assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);

@@ -11,7 +11,6 @@ use rayon::prelude::*;
 use voxmill_schemas::tables::{InstanceRow, Row};
 
 use super::bytes::Source;
-use super::pixels::open_hashed;
 use super::walk::Stat;
 use crate::error::Error;
 use crate::stage::Rows;
@@ -111,17 +110,38 @@ impl Contents {
     }
 }
 
+/// A file of a stack, as the index knows it.
+#[derive(Clone, Debug)]
+pub struct FileRef {
+    pub path: PathBuf,
+    /// Its place inside `path`, where that is a container.
+    pub member: Option<String>,
+    /// Relative to the archive: how errors name it.
+    pub name: String,
+    /// blake3 of its bytes, hex; empty while an index is made, where whatever stands there is taken.
+    pub content: String,
+    /// How the file stood there when it was hashed.
+    pub seen: String,
+}
+
+impl FileRef {
+    pub fn of(row: &InstanceRow) -> FileRef {
+        let (path, member) = (PathBuf::from(&row.path), row.member.clone());
+        FileRef { path, member, name: row.file.clone(), content: row.content.clone(), seen: row.seen.clone() }
+    }
+}
+
 /// Opens a file of an index. Other bytes than those whose hash the row holds are refused: what is made of them would be kept under the hash of the old ones.
 /// A file that stands there as it did when it was hashed is not hashed again.
-pub fn open(i: &InstanceRow) -> Result<Source, Error> {
-    let wrong = |why: String| Error::Dicom { file: i.file.clone(), why };
+pub fn open(f: &FileRef) -> Result<Source, Error> {
+    let wrong = |why: String| Error::Dicom { file: f.name.clone(), why };
     let unread = |e: std::io::Error| wrong(format!("it cannot be read: {e}"));
-    let stat = Stat::of(&std::fs::metadata(&i.path).map_err(unread)?);
-    if !i.seen.is_empty() && stat.to_string() == i.seen {
-        return Source::open(Path::new(&i.path)).map_err(unread);
+    let stat = Stat::of(&std::fs::metadata(&f.path).map_err(unread)?);
+    if f.content.is_empty() || (!f.seen.is_empty() && stat.to_string() == f.seen) {
+        return Source::open_at(&f.path, f.member.as_deref()).map_err(unread);
     }
-    let (source, content) = open_hashed(Path::new(&i.path)).map_err(unread)?;
-    if content != i.content {
+    let (source, content) = Source::open_hashed(&f.path, f.member.as_deref()).map_err(unread)?;
+    if content != f.content {
         return Err(wrong("the file has changed since it was indexed: run again".into()));
     }
     Ok(source)
@@ -129,13 +149,16 @@ pub fn open(i: &InstanceRow) -> Result<Source, Error> {
 
 /// No path stands in the memory: it may name a patient.
 fn place(i: &InstanceRow) -> [u8; 32] {
-    *blake3::hash(i.path.as_bytes()).as_bytes()
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(i.path.as_bytes());
+    if let Some(member) = &i.member {
+        hasher.update(&[0]).update(member.as_bytes());
+    }
+    *hasher.finalize().as_bytes()
 }
 
 fn hash(i: &InstanceRow) -> std::io::Result<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(std::fs::File::open(&i.path)?)?;
-    Ok(*hasher.finalize().as_bytes())
+    Source::raw_at(Path::new(&i.path), i.member.as_deref())?.hash()
 }
 
 fn record(place: &[u8; 32], s: &Stat, content: &[u8; 32]) -> [u8; RECORD_BYTES] {
@@ -181,10 +204,10 @@ mod tests {
         c.keep();
         let again = Contents::open(dir.path());
         assert_eq!(filled(&again, &path), (row.clone(), 0));
-        assert_eq!(open(&row).unwrap().len(), 5);
+        assert_eq!(open(&FileRef::of(&row)).unwrap().len(), 5);
         std::fs::write(&path, "other").unwrap();
         assert_eq!(filled(&again, &path).0.content, blake3::hash(b"other").to_hex().as_str());
-        assert_eq!(open(&row).unwrap_err().to_string(), "a: the file has changed since it was indexed: run again");
+        assert_eq!(open(&FileRef::of(&row)).unwrap_err().to_string(), "a: the file has changed since it was indexed: run again");
     }
 
     #[cfg(unix)]
@@ -200,7 +223,7 @@ mod tests {
         std::fs::write(&path, "other").unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(then).unwrap();
         assert_ne!(filled(&c, &path).0.content, row.content);
-        assert!(open(&row).is_err());
+        assert!(open(&FileRef::of(&row)).is_err());
     }
 
     #[test]

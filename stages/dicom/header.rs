@@ -119,8 +119,8 @@ pub enum NoHeader {
 const MAX_HEADER_BYTES: u64 = 512 << 20;
 
 /// Reads the header of a file on disk: a small prefix first, more only where the header is longer.
-pub fn read(path: &Path) -> std::io::Result<Result<Header, NoHeader>> {
-    of_source(&Source::open(path)?)
+pub fn read(path: &Path, member: Option<&str>) -> std::io::Result<Result<Header, NoHeader>> {
+    of_source(&Source::open_at(path, member)?)
 }
 
 /// The header of an opened (and, where it was compressed as a whole, unwrapped) file.

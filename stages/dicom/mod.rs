@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod catalog;
 pub mod classes;
 pub mod codec;
+pub mod containers;
 pub mod contents;
 mod fields;
 mod fill;

@@ -1,26 +1,16 @@
 //! Stored pixels → voxel values in place: bits are cut and sign-extended, rescale is applied frame by frame (never the first one for all). What is not a
 //! plain grey image is refused by name. One frame is decoded at a time on each thread; every size is checked before memory is taken.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::bytes::{Source, WHOLE_BYTES};
+use super::bytes::Source;
 use super::codec::{self, CodecError, Fragment};
+use super::contents::{self, FileRef};
 use super::header::{self, Header};
 use crate::error::Error;
 use crate::volume::Voxels;
-
-/// A file of a stack, as the index knows it.
-#[derive(Clone, Debug)]
-pub struct FileRef {
-    pub path: PathBuf,
-    /// Relative to the archive: how errors name it.
-    pub name: String,
-    /// blake3 of its bytes, hex.
-    pub content: String,
-}
 
 /// A file whose bytes are those that were indexed, ready to give frames.
 struct Opened<'a> {
@@ -139,10 +129,7 @@ fn fault(name: &str, why: impl Into<String>) -> Error {
 /// Opens a file and holds it against the index: other bytes than those that were indexed are refused.
 fn open<'a>(f: &'a FileRef, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Opened<'a>, Error> {
     let unread = |e: std::io::Error| fault(&f.name, format!("it cannot be read: {e}"));
-    let (source, hash) = open_hashed(&f.path).map_err(unread)?;
-    if hash != f.content {
-        return Err(fault(&f.name, "the file has changed since it was indexed: run again"));
-    }
+    let source = contents::open(f)?;
     step(source.len())?;
     let header = header::of_source(&source).map_err(unread)?;
     let header = header.map_err(|_| fault(&f.name, "the header cannot be read any more: run again"))?;
@@ -153,20 +140,6 @@ fn open<'a>(f: &'a FileRef, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) ->
         None => codec::frames(&source, pixel.offset, &header).map_err(|why| fault(&f.name, why))?,
     };
     Ok(Opened { name: &f.name, header, source, fragments })
-}
-
-/// A file and the blake3 hash of its bytes on disk. Small files are read once and kept; of large ones only the hash is taken in passing.
-pub fn open_hashed(path: &Path) -> std::io::Result<(Source, String)> {
-    let file = std::fs::File::open(path)?;
-    let len = file.metadata()?.len();
-    if len <= WHOLE_BYTES {
-        let bytes = std::fs::read(path)?;
-        let hash = blake3::hash(&bytes).to_hex().to_string();
-        return Ok((Source::of_bytes(bytes)?, hash));
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(file)?;
-    Ok((Source::open(path)?, hasher.finalize().to_hex().to_string()))
 }
 
 /// Whether the pixels are of a kind that is read here and whether they are all there.
@@ -326,7 +299,7 @@ mod tests {
 
     #[test]
     fn no_pixels_are_an_error() {
-        let file = FileRef { path: "nowhere".into(), name: "a".into(), content: String::new() };
+        let file = FileRef { path: "nowhere".into(), member: None, name: "a".into(), content: String::new(), seen: String::new() };
         for (rows, columns) in [(0, 0), (0, 4), (usize::MAX, 2)] {
             let why = decode(std::slice::from_ref(&file), &[(0, 0)], rows, columns, &|_| Ok(())).unwrap_err().to_string();
             assert!(why.starts_with("a: 1 frames of"), "{why}");

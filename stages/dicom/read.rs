@@ -1,14 +1,13 @@
 //! Rows of the index → one volume in memory: headers again (they place the slices), then pixels, one slice at a time.
 
-use std::path::{Path, PathBuf};
-
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Geometry;
 use voxmill_schemas::tables::InstanceRow;
 
+use super::contents::FileRef;
 use super::header::{self, Header};
 use super::order::{self, Slice, Stack};
-use super::pixels::{self, FileRef};
+use super::pixels;
 use crate::error::Error;
 use crate::volume::Voxels;
 
@@ -35,8 +34,7 @@ pub struct Reading<'a> {
 
 /// Reads the volume that these instances form.
 pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error> {
-    let files: Vec<FileRef> =
-        instances.iter().map(|i| FileRef { path: PathBuf::from(&i.path), name: i.file.clone(), content: i.content.clone() }).collect();
+    let files: Vec<FileRef> = instances.iter().map(FileRef::of).collect();
     let headers: Vec<Header> = files.par_iter().map(read_header).collect::<Result<_, _>>()?;
     (how.step)(0)?;
     let frames = frames_of(instances, &headers);
@@ -56,7 +54,7 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
 
 fn read_header(f: &FileRef) -> Result<Header, Error> {
     let again = |why: &str| Error::Dicom { file: f.name.clone(), why: format!("{why} since it was indexed: run again") };
-    match header::read(Path::new(&f.path)) {
+    match header::read(&f.path, f.member.as_deref()) {
         Ok(Ok(h)) => Ok(h),
         Ok(Err(_)) => Err(again("its header has changed")),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(again("the file is gone")),

@@ -7,12 +7,13 @@ use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 
 use super::catalog::{Entry, Outcome};
 use super::classes::{self, Class};
+use super::contents::FileRef;
 use super::group::{self, Group};
 use super::header::Header;
 pub use super::names::Names;
 use super::names::patient_of;
 use super::order::{self, Slice};
-use super::pixels::{self, FileRef};
+use super::pixels;
 
 /// The index, and the verdicts that only came out in making it.
 #[derive(Debug, Default)]
@@ -194,6 +195,7 @@ fn instance_row(e: &Entry, h: &Header, volume: i64, series: &str, frames: Vec<i6
         volume,
         instance: h.sop_instance.clone(),
         path: path.to_string_lossy().into_owned(),
+        member: e.seen.member.clone(),
         file: e.name.clone(),
         content: e.content.clone(),
         seen: String::new(),
@@ -230,6 +232,7 @@ fn nifti_rows(made: &mut Made, e: &Entry, names: &Names, path: PathBuf) {
         instance: names.of("instance", file),
         series,
         path: path.to_string_lossy().into_owned(),
+        member: e.seen.member.clone(),
         file: e.name.clone(),
         content: e.content.clone(),
         size_bytes: e.seen.stat.bytes as i64,
@@ -288,7 +291,8 @@ fn is_same_image(a: &Entry, b: &Entry) -> bool {
     }
     let geometry = |h: &Header| (h.rows, h.columns, h.n_frames, h.frames.clone());
     let voxels = |e: &Entry| {
-        let file = FileRef { path: e.seen.path.clone(), name: e.name.clone(), content: e.content.clone() };
+        let (path, member) = (e.seen.path.clone(), e.seen.member.clone());
+        let file = FileRef { path, member, name: e.name.clone(), content: e.content.clone(), seen: String::new() };
         let frames: Vec<_> = (0..header(e).frames.len()).map(|f| (0, f)).collect();
         pixels::decode(&[file], &frames, x.rows as usize, x.columns as usize, &|_| Ok(()))
     };
@@ -303,7 +307,7 @@ mod tests {
     use crate::dicom::walk::Seen;
 
     fn entry(file: &str, content: &str, h: &Header) -> Entry {
-        let seen = Seen { file: file.into(), path: file.into(), stat: Default::default() };
+        let seen = Seen { file: file.into(), path: file.into(), member: None, stat: Default::default() };
         Entry { seen, name: file.into(), content: content.into(), outcome: Outcome::Dicom(Box::new(h.clone())) }
     }
 

@@ -55,12 +55,12 @@ pub struct Drawn {
 
 /// `name`: what messages call the file.
 pub fn read(path: &Path, name: &str) -> Result<RtStruct, Error> {
-    of_data(&tree::open(path, name, None)?.data, name)
+    of_data(&tree::open(path, name)?.data, name)
 }
 
 /// A file of an index; refused when its bytes have changed since.
 pub fn read_indexed(row: &InstanceRow) -> Result<RtStruct, Error> {
-    of_data(&tree::open(Path::new(&row.path), &row.file, Some(&row.content))?.data, &row.file)
+    of_data(&tree::open_row(row)?.data, &row.file)
 }
 
 fn of_data(d: &Dataset, name: &str) -> Result<RtStruct, Error> {

@@ -92,12 +92,12 @@ pub struct Placed {
 
 /// `name`: what messages call the file.
 pub fn read(path: &Path, name: &str) -> Result<Seg, Error> {
-    of_opened(tree::open(path, name, None)?, name)
+    of_opened(tree::open(path, name)?, name)
 }
 
 /// A file of an index; refused when its bytes have changed since.
 pub fn read_indexed(row: &InstanceRow) -> Result<Seg, Error> {
-    of_opened(tree::open(Path::new(&row.path), &row.file, Some(&row.content))?, &row.file)
+    of_opened(tree::open_row(row)?, &row.file)
 }
 
 fn of_opened(opened: Opened, name: &str) -> Result<Seg, Error> {

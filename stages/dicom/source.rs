@@ -1,11 +1,10 @@
 //! The slices of an image series as their headers have them: what labels refer to and what an export goes back to.
 
-use std::path::Path;
-
 use dicom::dictionary_std::tags;
 use rayon::prelude::*;
 use voxmill_schemas::tables::InstanceRow;
 
+use super::contents::{self, FileRef};
 use super::header::{self, Header};
 use super::place::{Plane, Slice};
 use super::tree::{self, Dataset};
@@ -24,7 +23,7 @@ pub struct Series {
 /// Reads the slices of these instances; a file whose bytes have changed since it was indexed is refused.
 pub fn slices(instances: &[InstanceRow]) -> Result<Vec<Slice>, Error> {
     let of_file = |i: &InstanceRow| -> Result<Vec<Slice>, Error> {
-        let source = tree::open_indexed(Path::new(&i.path), &i.file, &i.content)?;
+        let source = contents::open(&FileRef::of(i))?;
         match header::of_source(&source).map_err(|e| Error::Dicom { file: i.file.clone(), why: format!("it cannot be read: {e}") })? {
             Ok(h) => Ok(slices_of(&h).filter(|s| i.frames.is_empty() || i.frames.contains(&(s.frame.unwrap_or(1) as i64 - 1))).collect()),
             Err(_) => Err(Error::Dicom { file: i.file.clone(), why: "its header cannot be read any more: run again".into() }),
@@ -38,7 +37,7 @@ pub fn slices(instances: &[InstanceRow]) -> Result<Vec<Slice>, Error> {
 pub fn open(instances: &[InstanceRow]) -> Result<Series, Error> {
     let slices = slices(instances)?;
     let first = match instances.first() {
-        Some(i) => tree::open(Path::new(&i.path), &i.file, Some(&i.content))?.data,
+        Some(i) => tree::open_row(i)?.data,
         None => Dataset::new_empty(),
     };
     let frame_of_reference = tree::text(&first, tags::FRAME_OF_REFERENCE_UID);

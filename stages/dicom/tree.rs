@@ -8,10 +8,12 @@ use dicom::core::{Tag, VR};
 use dicom::dictionary_std::StandardDataDictionary;
 use dicom::object::InMemDicomObject;
 use dicom::transfer_syntax::entries::{EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN};
+use voxmill_schemas::tables::InstanceRow;
 
 use super::bytes::Source;
+use super::contents::{self, FileRef};
 use super::header::{self, Header, NoHeader};
-use super::{pixels, scan};
+use super::scan;
 use crate::error::{Error, chain};
 
 pub type Dataset = InMemDicomObject;
@@ -29,15 +31,22 @@ pub struct Opened {
 }
 
 /// - `name`: what messages call the file
-/// - `content`: the hash it was indexed with, where it comes from an index
-pub fn open(path: &Path, name: &str, content: Option<&str>) -> Result<Opened, Error> {
+pub fn open(path: &Path, name: &str) -> Result<Opened, Error> {
+    of_source(Source::open(path).map_err(unread(name))?, name)
+}
+
+/// A file of an index.
+pub fn open_row(row: &InstanceRow) -> Result<Opened, Error> {
+    of_source(contents::open(&FileRef::of(row))?, &row.file)
+}
+
+fn unread(name: &str) -> impl Fn(std::io::Error) -> Error {
+    move |e| Error::Dicom { file: name.to_string(), why: format!("it cannot be read: {e}") }
+}
+
+fn of_source(source: Source, name: &str) -> Result<Opened, Error> {
     let wrong = |why: String| Error::Dicom { file: name.to_string(), why };
-    let unread = |e: std::io::Error| wrong(format!("it cannot be read: {e}"));
-    let source = match content {
-        Some(content) => open_indexed(path, name, content)?,
-        None => Source::open(path).map_err(unread)?,
-    };
-    let header = match header::of_source(&source).map_err(unread)? {
+    let header = match header::of_source(&source).map_err(unread(name))? {
         Ok(header) => header,
         Err(NoHeader::Broken { why, .. }) => return Err(wrong(why)),
         Err(NoHeader::NotDicom) => return Err(wrong("it is not DICOM".into())),
@@ -47,19 +56,9 @@ pub fn open(path: &Path, name: &str, content: Option<&str>) -> Result<Opened, Er
     if end > MAX_TREE_BYTES {
         return Err(Error::TooLarge { what: name.into(), wanted_bytes: end, limit_bytes: MAX_TREE_BYTES });
     }
-    let bytes = source.read_at(0, end as usize).map_err(unread)?;
+    let bytes = source.read_at(0, end as usize).map_err(unread(name))?;
     let data = parse(&bytes, &header).map_err(wrong)?;
     Ok(Opened { header, data, source })
-}
-
-/// A file of an index. Other bytes than those that were indexed are refused: what is made of them would be kept under the hash of the old ones.
-pub fn open_indexed(path: &Path, name: &str, content: &str) -> Result<Source, Error> {
-    let (source, hash) =
-        pixels::open_hashed(path).map_err(|e| Error::Dicom { file: name.into(), why: format!("it cannot be read: {e}") })?;
-    if hash != content {
-        return Err(Error::Dicom { file: name.into(), why: "the file has changed since it was indexed: run again".into() });
-    }
-    Ok(source)
 }
 
 /// - `bytes`: a file up to the value of its pixel data
@@ -199,6 +198,6 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let modality = *b"\x08\x00\x60\x00CS\x04\x00SEG ";
         std::fs::write(file.path(), [&modality[..], &nested(100_000, true)].concat()).expect("written");
-        assert!(open(file.path(), "deep", None).is_err());
+        assert!(open(file.path(), "deep").is_err());
     }
 }

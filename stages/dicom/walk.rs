@@ -9,6 +9,8 @@ pub struct Seen {
     /// Relative to the archive, `/` between folders on every system.
     pub file: String,
     pub path: PathBuf,
+    /// Its place inside `path`, where that is a container.
+    pub member: Option<String>,
     pub stat: Stat,
 }
 
@@ -35,7 +37,7 @@ pub fn walk(root: &Path) -> std::io::Result<Found> {
     let meta = std::fs::metadata(root)?;
     if meta.is_file() {
         let file = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.files.push(Seen { file, path: root.to_path_buf(), stat: Stat::of(&meta) });
+        found.files.push(Seen { file, path: root.to_path_buf(), member: None, stat: Stat::of(&meta) });
         return Ok(found);
     }
     std::fs::read_dir(root)?;
@@ -67,7 +69,7 @@ pub fn walk(root: &Path) -> std::io::Result<Found> {
             };
             match std::fs::metadata(&path) {
                 Ok(m) if m.is_dir() => todo.push(path),
-                Ok(m) if m.is_file() => found.files.push(Seen { file: relative(&path), stat: Stat::of(&m), path }),
+                Ok(m) if m.is_file() => found.files.push(Seen { file: relative(&path), stat: Stat::of(&m), path, member: None }),
                 Ok(_) => found.unreadable.push((relative(&path), "neither a file nor a folder".into())),
                 Err(e) if std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) => {
                     found.unreadable.push((relative(&path), format!("the link leads nowhere: {e}")));

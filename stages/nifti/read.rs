@@ -8,6 +8,7 @@ use voxmill_schemas::geometry::Geometry;
 use voxmill_schemas::tables::InstanceRow;
 
 use super::header::{Dtype, Header, MAX_HEADER};
+use crate::dicom::bytes::{Reader, Source};
 use crate::error::Error;
 use crate::volume::Voxels;
 
@@ -30,12 +31,12 @@ pub struct Image {
 
 /// Reads `.nii` and `.nii.gz` (told apart by their first bytes, not by their name).
 pub fn read(path: &Path) -> Result<Image, Error> {
-    read_hashed(path, &path.file_name().unwrap_or_default().to_string_lossy())?.0
+    read_hashed(path, None, &path.file_name().unwrap_or_default().to_string_lossy())?.0
 }
 
 /// A file of an index; refused when its bytes have changed since.
 pub fn read_indexed(row: &InstanceRow) -> Result<Image, Error> {
-    let (image, hash) = read_hashed(Path::new(&row.path), &row.file)?;
+    let (image, hash) = read_hashed(Path::new(&row.path), row.member.as_deref(), &row.file)?;
     if hash != row.content {
         return Err(Error::Nifti { file: row.file.clone(), why: "the file has changed since it was indexed: run again".into() });
     }
@@ -43,10 +44,10 @@ pub fn read_indexed(row: &InstanceRow) -> Result<Image, Error> {
 }
 
 /// What a file holds and the blake3 hash of all its bytes, which are read once.
-fn read_hashed(path: &Path, name: &str) -> Result<(Result<Image, Error>, String), Error> {
-    let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    let file_bytes = file.metadata().map_err(Error::io("read", path))?.len();
-    let mut file = std::io::BufReader::with_capacity(1 << 16, Hashing { file, hasher: blake3::Hasher::new() });
+fn read_hashed(path: &Path, member: Option<&str>, name: &str) -> Result<(Result<Image, Error>, String), Error> {
+    let source = Source::raw_at(path, member).map_err(Error::io("open", path))?;
+    let file_bytes = source.len();
+    let mut file = std::io::BufReader::with_capacity(1 << 16, Hashing { file: source.reader(), hasher: blake3::Hasher::new() });
     let is_gzip = std::io::BufRead::fill_buf(&mut file).map_err(Error::io("read", path))?.starts_with(&[0x1f, 0x8b]);
     let (image, mut file) = if is_gzip {
         let limit = file_bytes.saturating_mul(MAX_GZIP_RATIO);
@@ -61,7 +62,7 @@ fn read_hashed(path: &Path, name: &str) -> Result<(Result<Image, Error>, String)
 
 /// Hashes what is read through it.
 struct Hashing {
-    file: std::fs::File,
+    file: Reader,
     hasher: blake3::Hasher,
 }
 

@@ -257,7 +257,7 @@ fn drop_one(file: &Path) {
 
 /// Removes a slice that is neither the first nor the last along the normal: file names are shuffled, positions are not in them.
 fn drop_inner(slices: &[PathBuf]) {
-    let z = |f: &PathBuf| voxmill_stages::dicom::header::read(f).unwrap().unwrap().frames[0].position.unwrap()[2];
+    let z = |f: &PathBuf| voxmill_stages::dicom::header::read(f, None).unwrap().unwrap().frames[0].position.unwrap()[2];
     let mut sorted = slices.to_vec();
     sorted.sort_by(|a, b| z(a).total_cmp(&z(b)));
     drop_one(&sorted[sorted.len() / 2]);
