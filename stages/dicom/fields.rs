@@ -33,8 +33,8 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
     Wanted::new(values, sequences)
 });
 
-pub(super) fn header_of(s: &scan::Scan) -> Header {
-    let top = Level { elements: &s.elements, is_big: s.is_big_endian };
+pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
+    let top = Level::new(bytes, &s.elements, s.is_big_endian);
     let charset = top.texts(t::SPECIFIC_CHARACTER_SET).into_iter().rfind(|c| !c.is_empty()).unwrap_or_default();
     let shown = match (s.is_big_endian, s.is_explicit) {
         (true, _) => "1.2.840.10008.1.2.2",
@@ -56,7 +56,14 @@ pub(super) fn header_of(s: &scan::Scan) -> Header {
     references.retain(|r| !r.is_empty());
     references.sort();
     references.dedup();
-    let frames = frames_of(&top);
+    let n_frames = top.int(t::NUMBER_OF_FRAMES).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1);
+    let n_frame_groups = top.items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE).count();
+    // Frames are made only where the file has bytes for them: the number alone says nothing.
+    let frames = if n_frame_groups == n_frames as usize && n_frame_groups <= FEW_FRAMES + bytes.len() / FRAME_BYTES {
+        frames_of(&top)
+    } else {
+        vec![base_frame(&top)]
+    };
     let mut referenced_instances: Vec<String> = [t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE]
         .into_iter()
         .flat_map(|g| top.items(g).collect::<Vec<_>>())
@@ -71,11 +78,11 @@ pub(super) fn header_of(s: &scan::Scan) -> Header {
     let labels = top.items(t::SEGMENT_SEQUENCE).map(|i| i.free_text(t::SEGMENT_LABEL, &charset));
     let rois = top.items(t::STRUCTURE_SET_ROI_SEQUENCE).map(|i| i.free_text(t::ROI_NAME, &charset));
     Header {
-        transfer_syntax: if s.transfer_syntax.is_empty() { shown.into() } else { s.transfer_syntax.clone() },
+        transfer_syntax: if s.transfer_syntax.is_empty() { shown } else { s.transfer_syntax }.into(),
         is_big_endian: s.is_big_endian,
         wrapping: Wrapping::None,
         // DICOMDIR says what it is in the meta group only.
-        sop_class: Some(top.text(t::SOP_CLASS_UID)).filter(|c| !c.is_empty()).unwrap_or_else(|| s.media_class.clone()),
+        sop_class: Some(top.text(t::SOP_CLASS_UID)).filter(|c| !c.is_empty()).unwrap_or_else(|| s.media_class.into()),
         sop_instance: top.text(t::SOP_INSTANCE_UID),
         study: top.text(t::STUDY_INSTANCE_UID),
         series: top.text(t::SERIES_INSTANCE_UID),
@@ -93,7 +100,8 @@ pub(super) fn header_of(s: &scan::Scan) -> Header {
         content_time_s: top.time_s(t::CONTENT_TIME),
         rows: top.us(t::ROWS).unwrap_or(0),
         columns: top.us(t::COLUMNS).unwrap_or(0),
-        n_frames: top.int(t::NUMBER_OF_FRAMES).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
+        n_frames,
+        n_frame_groups: n_frame_groups as u32,
         samples: top.us(t::SAMPLES_PER_PIXEL).unwrap_or(1),
         photometric: top.text(t::PHOTOMETRIC_INTERPRETATION),
         bits_allocated,
@@ -117,8 +125,23 @@ pub(super) fn header_of(s: &scan::Scan) -> Header {
     }
 }
 
+/// So many frames are taken from any file, more only where each has so many bytes of header.
+const FEW_FRAMES: usize = 50_000;
+const FRAME_BYTES: usize = 256;
+
 /// The frames as the functional groups tell them: per frame over shared over the top level.
 fn frames_of(top: &Level) -> Vec<FrameHeader> {
+    let base = base_frame(top);
+    let per_frame = top.items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE).map(|item| {
+        let mut f = base.clone();
+        fill_groups(&mut f, &item);
+        f
+    });
+    per_frame.collect()
+}
+
+/// What all frames have in common.
+fn base_frame(top: &Level) -> FrameHeader {
     let mut base = FrameHeader::default();
     fill(&mut base, top);
     base.echo_time_ms = top.floats(t::ECHO_TIME).first().copied();
@@ -128,15 +151,7 @@ fn frames_of(top: &Level) -> Vec<FrameHeader> {
     for shared in top.items(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE) {
         fill_groups(&mut base, &shared);
     }
-    let per_frame: Vec<_> = top
-        .items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE)
-        .map(|item| {
-            let mut f = base.clone();
-            fill_groups(&mut f, &item);
-            f
-        })
-        .collect();
-    if per_frame.is_empty() { vec![base] } else { per_frame }
+    base
 }
 
 fn fill_groups(f: &mut FrameHeader, group: &Level) {

@@ -45,11 +45,11 @@ pub fn split(headers: &[Header]) -> Vec<Group> {
     let mut cells: BTreeMap<Hard, Vec<Member>> = BTreeMap::new();
     let mut groups = Vec::new();
     for (file, h) in headers.iter().enumerate() {
-        if h.frames.len() != h.n_frames as usize {
-            let why = if h.frames.len() == 1 {
+        if h.frames.len() != h.n_frames as usize || ![0, h.n_frames].contains(&h.n_frame_groups) {
+            let why = if h.n_frame_groups == 0 {
                 format!("{} frames without a position each (a cine loop or projection runs over time, not over depth)", h.n_frames)
             } else {
-                format!("{} frames, but functional groups for {}", h.n_frames, h.frames.len())
+                format!("{} frames, but functional groups for {}", h.n_frames, h.n_frame_groups)
             };
             groups.push(Group { members: vec![Member { file, frame: 0 }], refused: Some(why) });
             continue;

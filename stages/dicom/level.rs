@@ -3,26 +3,51 @@
 use dicom::core::Tag;
 use dicom::encoding::text::{SpecificCharacterSet, TextCodec};
 
-use super::scan::{self, Element, Value};
+use super::scan::{self, Element};
 
 /// The elements of one data set or item, asked by tag.
 #[derive(Clone, Copy)]
 pub struct Level<'a> {
-    pub elements: &'a [Element<'a>],
+    bytes: &'a [u8],
+    elements: &'a [Element],
+    /// Which of the elements are its own, or stand in its sequences.
+    own: (usize, usize),
     pub is_big: bool,
 }
 
 impl<'a> Level<'a> {
+    /// A data set. `bytes`: what was scanned.
+    pub fn new(bytes: &'a [u8], elements: &'a [Element], is_big: bool) -> Self {
+        Self { bytes, elements, own: (0, elements.len()), is_big }
+    }
+
+    fn find(&self, tag: Tag) -> Option<usize> {
+        let mut at = self.own.0;
+        while at < self.own.1 {
+            let e = &self.elements[at];
+            if e.tag == tag {
+                return Some(at);
+            }
+            at = e.next(at);
+        }
+        None
+    }
+
     pub fn bytes(&self, tag: Tag) -> &'a [u8] {
-        let found = self.elements.iter().find(|e| e.tag == tag);
-        found.and_then(|e| if let Value::Bytes(b) = e.value { Some(b) } else { None }).unwrap_or(&[])
+        let value = self.find(tag).and_then(|at| self.elements[at].value());
+        value.and_then(|v| self.bytes.get(v)).unwrap_or(&[])
     }
 
     pub fn items(&self, tag: Tag) -> impl Iterator<Item = Level<'a>> + use<'a> {
-        let found = self.elements.iter().find(|e| e.tag == tag);
-        let items = found.and_then(|e| if let Value::Items(i) = &e.value { Some(i.as_slice()) } else { None }).unwrap_or(&[]);
-        let is_big = self.is_big;
-        items.iter().map(move |elements| Level { elements, is_big })
+        let level = *self;
+        let sequence = self.find(tag).filter(|at| self.elements[*at].value().is_none());
+        let (mut at, end) = sequence.map_or((0, 0), |at| (at + 1, self.elements[at].next(at)));
+        std::iter::from_fn(move || {
+            let item = level.elements.get(at).filter(|_| at < end)?;
+            let own = (at + 1, item.next(at));
+            at = own.1;
+            Some(Level { own, ..level })
+        })
     }
 
     /// A value of the default repertoire: UID, CS, IS.
@@ -47,7 +72,11 @@ impl<'a> Level<'a> {
 
     /// DS values; values that are no numbers are left out, so a broken triple has another length and counts as absent.
     pub fn floats(&self, tag: Tag) -> Vec<f64> {
-        self.texts(tag).iter().filter_map(|s| s.parse().ok()).filter(|v: &f64| v.is_finite()).collect()
+        let values = self.bytes(tag).split(|b| *b == b'\\').filter_map(|v| std::str::from_utf8(v).ok());
+        values
+            .filter_map(|v| v.trim_matches(|c: char| c == '\0' || c.is_whitespace()).parse().ok())
+            .filter(|v: &f64| v.is_finite())
+            .collect()
     }
 
     pub fn int(&self, tag: Tag) -> Option<i64> {

@@ -17,6 +17,7 @@ mod knee;
 pub mod level;
 pub mod names;
 pub mod order;
+pub mod pack;
 pub mod phantom;
 pub mod pixels;
 pub mod place;

@@ -5,18 +5,31 @@
 use dicom::core::Tag;
 use dicom::dictionary_std::tags;
 
-/// One element that was asked for.
-#[derive(Debug)]
-pub struct Element<'a> {
+/// An element that was asked for, or an item of a sequence that was. All of a data set stand in one list, in the order of the file: what a sequence or an
+/// item holds follows it. Twelve bytes, so that a file made of nothing but empty items fills no memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Element {
+    /// [`ITEM`] for items.
     pub tag: Tag,
-    pub value: Value<'a>,
+    /// Of the value's first byte; `NESTED` for a sequence or an item.
+    start: u32,
+    /// Bytes of the value; of a sequence or an item, the place in the list behind all that it holds.
+    end: u32,
 }
 
-#[derive(Debug)]
-pub enum Value<'a> {
-    Bytes(&'a [u8]),
-    /// Items of a sequence, each with the elements of it that were asked for.
-    Items(Vec<Vec<Element<'a>>>),
+/// What stands in `start` where an element holds others.
+const NESTED: u32 = u32::MAX;
+
+impl Element {
+    /// Where its value stands; `None` for a sequence or an item.
+    pub fn value(&self) -> Option<std::ops::Range<usize>> {
+        (self.start != NESTED).then(|| self.start as usize..self.start as usize + self.end as usize)
+    }
+
+    /// The place in the list of the next element of the same level; `at` is its own.
+    pub fn next(&self, at: usize) -> usize {
+        if self.start == NESTED { self.end as usize } else { at + 1 }
+    }
 }
 
 /// Where the pixels stand.
@@ -34,24 +47,24 @@ pub struct PixelElement {
 #[derive(Debug)]
 pub struct Scan<'a> {
     /// From the meta group; empty where there is none.
-    pub transfer_syntax: String,
+    pub transfer_syntax: &'a str,
     /// MediaStorageSOPClassUID of the meta group.
-    pub media_class: String,
+    pub media_class: &'a str,
     pub is_big_endian: bool,
     pub is_explicit: bool,
-    pub elements: Vec<Element<'a>>,
+    pub elements: Vec<Element>,
     pub pixel: Option<PixelElement>,
 }
 
 /// Why a scan ended early.
 #[derive(Debug)]
-pub enum Fault<'a> {
+pub enum Fault {
     /// Nothing here looks like DICOM.
     NotDicom,
     /// The file goes on, the buffer does not: call again with more of it.
     NeedsMore,
     /// The file ends inside an element, or its structure is broken. What was read before that is kept.
-    Broken { why: String, so_far: Vec<Element<'a>> },
+    Broken { why: String, so_far: Vec<Element> },
 }
 
 /// Which elements are kept: values and sequences, on every level.
@@ -72,21 +85,24 @@ impl Wanted {
 /// Deepest nesting of sequences that are asked for; the data model needs four.
 const MAX_DEPTH: usize = 8;
 const UNDEFINED: u32 = u32::MAX;
-const ITEM: Tag = Tag(0xFFFE, 0xE000);
+pub const ITEM: Tag = Tag(0xFFFE, 0xE000);
 const ITEM_END: Tag = Tag(0xFFFE, 0xE00D);
 const SEQUENCE_END: Tag = Tag(0xFFFE, 0xE0DD);
 
+/// More elements than this, and more than a sixteenth of the bytes they stand in, are kept of no file.
+const MAX_ELEMENTS: usize = 1 << 20;
+
 /// The meta group of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Meta {
-    pub transfer_syntax: String,
-    pub sop_class: String,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta<'a> {
+    pub transfer_syntax: &'a str,
+    pub sop_class: &'a str,
     /// Where the data set begins.
     pub end: usize,
 }
 
 /// Reads the meta group, if there is one. `None`: not DICOM as far as the first bytes tell.
-pub fn meta(bytes: &[u8]) -> Option<Meta> {
+pub fn meta(bytes: &[u8]) -> Option<Meta<'_>> {
     let start = match bytes {
         b if b.len() >= 132 && &b[128..132] == b"DICM" => 132,
         b if b.len() >= 4 && &b[..4] == b"DICM" => 4,
@@ -102,8 +118,8 @@ pub fn meta(bytes: &[u8]) -> Option<Meta> {
         let Ok(h) = c.header(true) else { break };
         let Some(value) = bytes.get(c.pos..c.pos.saturating_add(h.length as usize)) else { break };
         match h.tag {
-            tags::TRANSFER_SYNTAX_UID => found.transfer_syntax = text(value),
-            tags::MEDIA_STORAGE_SOP_CLASS_UID => found.sop_class = text(value),
+            tags::TRANSFER_SYNTAX_UID => found.transfer_syntax = uid(value),
+            tags::MEDIA_STORAGE_SOP_CLASS_UID => found.sop_class = uid(value),
             _ => {}
         }
         c.pos += value.len();
@@ -124,7 +140,7 @@ fn looks_like_elements(b: &[u8]) -> bool {
 }
 
 /// Reads up to the pixel data. `bytes` is a prefix (or all) of a file of `file_len` bytes.
-pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<'a>, Fault<'a>> {
+pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<'a>, Fault> {
     let Some(Meta { transfer_syntax, sop_class: media_class, end: start }) = meta(bytes) else { return Err(Fault::NotDicom) };
     let Some(first) = bytes.get(start..start + 8) else {
         let why = "the file ends before its data set begins".to_string();
@@ -133,7 +149,7 @@ pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<
     let is_big_endian = first[0] == 0 && first[1] != 0;
     let is_explicit = first[4].is_ascii_uppercase() && first[5].is_ascii_uppercase();
     let mut c = Cursor { bytes, pos: start, file_len, is_big: is_big_endian };
-    let mut elements = Vec::new();
+    let mut elements = Vec::with_capacity(64);
     let mut pixel = None;
     match c.level(None, is_explicit, 0, wanted, &mut elements, &mut pixel) {
         Ok(()) => Ok(Scan { transfer_syntax, media_class, is_big_endian, is_explicit, elements, pixel }),
@@ -145,6 +161,11 @@ pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<
 /// A text value without padding (space, NUL).
 pub fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_string()
+}
+
+/// A UID without padding; empty where it is not even text.
+fn uid(value: &[u8]) -> &str {
+    std::str::from_utf8(value).unwrap_or_default().trim_matches(|c: char| c == '\0' || c.is_whitespace())
 }
 
 struct ElementHeader {
@@ -217,7 +238,7 @@ impl<'a> Cursor<'a> {
         explicit: bool,
         depth: usize,
         wanted: &Wanted,
-        out: &mut Vec<Element<'a>>,
+        out: &mut Vec<Element>,
         pixel: &mut Option<PixelElement>,
     ) -> Result<(), Stop> {
         loop {
@@ -240,36 +261,47 @@ impl<'a> Cursor<'a> {
                 return Ok(());
             } else if wanted.sequences.binary_search(&h.tag).is_ok() && depth < MAX_DEPTH {
                 // Inside UN stands implicit VR little endian (PS3.5 6.2.2).
-                let items = self.items(h.length, explicit && &h.vr != b"UN", depth + 1, wanted, h.tag)?;
-                out.push(Element { tag: h.tag, value: Value::Items(items) });
+                let at = self.keep(Element { tag: h.tag, start: NESTED, end: 0 }, out)?;
+                let read = self.items(h.length, explicit && &h.vr != b"UN", depth + 1, wanted, h.tag, out);
+                out[at].end = out.len() as u32;
+                read?;
             } else if h.length == UNDEFINED {
                 self.skip_undefined(explicit && &h.vr != b"UN")?;
             } else {
-                let value = self.take(h.length as usize, Some(h.tag))?;
+                let start = self.pos as u32;
+                self.take(h.length as usize, Some(h.tag))?;
                 if wanted.values.binary_search(&h.tag).is_ok() {
-                    out.push(Element { tag: h.tag, value: Value::Bytes(value) });
+                    self.keep(Element { tag: h.tag, start, end: h.length }, out)?;
                 }
             }
         }
     }
 
-    fn items(&mut self, length: u32, explicit: bool, depth: usize, wanted: &Wanted, tag: Tag) -> Result<Vec<Vec<Element<'a>>>, Stop> {
+    fn keep(&self, e: Element, out: &mut Vec<Element>) -> Result<usize, Stop> {
+        if out.len() > MAX_ELEMENTS && out.len() > self.pos / 16 {
+            return Err(Stop::Broken(format!("{} elements within {} bytes", out.len(), self.pos)));
+        }
+        out.push(e);
+        Ok(out.len() - 1)
+    }
+
+    fn items(&mut self, length: u32, explicit: bool, depth: usize, wanted: &Wanted, tag: Tag, out: &mut Vec<Element>) -> Result<(), Stop> {
         let end = self.end_of(length, tag)?;
-        let mut items = Vec::new();
         while end.is_none_or(|e| self.pos < e) {
             let h = self.header(explicit)?;
             match h.tag {
                 ITEM => {
                     let item_end = self.end_of(h.length, tag)?;
-                    let mut elements = Vec::new();
-                    self.level(item_end, explicit, depth, wanted, &mut elements, &mut None)?;
-                    items.push(elements);
+                    let at = self.keep(Element { tag: ITEM, start: NESTED, end: 0 }, out)?;
+                    let read = self.level(item_end, explicit, depth, wanted, out, &mut None);
+                    out[at].end = out.len() as u32;
+                    read?;
                 }
                 SEQUENCE_END => break,
                 other => return Err(Stop::Broken(format!("sequence {tag} holds {other} where an item should begin"))),
             }
         }
-        Ok(items)
+        Ok(())
     }
 
     fn end_of(&self, length: u32, tag: Tag) -> Result<Option<usize>, Stop> {
