@@ -223,7 +223,8 @@ impl Ome {
 
     /// The label image whose only level is the array `0`, `[z, y, x]`. `has_image`: whether the group above holds the image they were drawn on.
     pub fn labels(geometry: &Geometry, classes: &IndexMap<String, u8>, has_image: bool) -> Self {
-        let colors = classes.values().map(|id| LabelColor { value: *id, rgba: color(*id) }).collect();
+        let colors =
+            classes.values().map(|id| (*id, color(*id))).map(|(value, [r, g, b])| LabelColor { value, rgba: [r, g, b, 255] }).collect();
         let properties = classes.iter().map(|(name, id)| LabelProperty { value: *id, name: name.clone() }).collect();
         let source = has_image.then(|| LabelSource { image: "../../".into() });
         Self {
@@ -234,19 +235,18 @@ impl Ome {
     }
 }
 
-/// Hues a golden angle apart, so that neighbouring ids never look alike; opaque.
-fn color(id: u8) -> [u8; 4] {
+/// The colour of a class, sRGB: hues a golden angle apart, so that neighbouring ids never look alike.
+pub fn color(id: u8) -> [u8; 3] {
     let hue = (id as u32 * 137) % 360;
     let (sector, part) = (hue / 60, (hue % 60 * 255 / 60) as u8);
-    let [r, g, b] = match sector {
+    match sector {
         0 => [255, part, 0],
         1 => [255 - part, 255, 0],
         2 => [0, 255, part],
         3 => [0, 255 - part, 255],
         4 => [part, 0, 255],
         _ => [255, 0, 255 - part],
-    };
-    [r, g, b, 255]
+    }
 }
 
 /// Scale and translation are the axis-aligned best: spacing, and how far the first voxel lies along each axis' own direction. Two volumes

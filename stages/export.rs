@@ -1,41 +1,69 @@
-//! Labels → files for other programs: DICOM SEG on the original slices, NIfTI, OME-Zarr.
+//! Volumes and labels → files for other programs: DICOM SEG and RTSTRUCT on the original slices, NIfTI, OME-Zarr.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
-use arrow::array::{BooleanArray, Int64Array, StringArray};
+use arrow::array::{Int64Array, StringArray};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use voxmill_schemas::artifact::{CaseId, Kind, Manifest, Port, Scope};
-use voxmill_schemas::tables::InstanceRow;
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::tables::{InstanceRow, Row};
+use voxmill_schemas::zarr_attrs::{About, color};
 
-use crate::dicom::seg::Code;
+use crate::dicom::place::{Grid, Slice, on_grid};
+use crate::dicom::source::{self, Series};
 use crate::dicom::write::Encoding;
+use crate::dicom::write_rtstruct::{RoiOut, RtOut};
 use crate::dicom::write_seg::{SegOut, SegmentOut};
-use crate::dicom::{place, source, write_seg};
+use crate::dicom::{Holes, write_rtstruct, write_seg};
 use crate::error::Error;
-use crate::stage::{Cx, Facts, Finding, Info, Inputs, Rows, Stage};
-use crate::volume::{Labels, Volume, Voxels};
-use crate::{nifti, table};
+use crate::labels::ClassCodes;
+use crate::nifti::{self, Channels, Options};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Rows, Stage};
+use crate::store::link;
+use crate::table;
+use crate::volume::{Labels, StoredVolume, Volume, Voxels};
 
-/// Writes labels as DICOM SEG, NIfTI or OME-Zarr.
+/// Writes images and labels as DICOM SEG, RTSTRUCT, NIfTI or OME-Zarr.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// `dicom-seg` (`CASE.dcm`, goes back to the study it was made from), `nifti` (`CASE.nii.gz`: the labels, or the image where there are none) or `ome-zarr` (`CASE.zarr`: image and labels).
+    /// `dicom-seg` and `rtstruct` (`CASE.dcm`, labels that go back to the study they were made from), `nifti` (`CASE.nii.gz`) or `ome-zarr` (`CASE.zarr`: image and labels).
     pub format: Format,
+    /// NIfTI only: what of a volume is written. `both` writes the labels beside the image as `CASE_labels.nii.gz`.
+    #[serde(default)]
+    pub content: Content,
+    /// NIfTI only: how hard gzip tries, from 1 (fast) to 9 (small); 0 writes `.nii`.
+    #[serde(default = "compression")]
+    #[schemars(range(max = 9))]
+    pub compression: u8,
+    /// Whether to write `CASE.json` beside each file: patient, study and series as the index calls them, the geometry, and all that was decided on the way.
+    #[serde(default)]
+    pub sidecar: bool,
+    /// What files are called: after their case, or after patient, study and series in folders, as the index calls them.
+    #[serde(default)]
+    pub names: Naming,
     /// DICOM SEG only: one bit a segment, which every viewer reads, or one number a voxel (2024 and later).
     #[serde(default)]
     pub segmentation: Segmentation,
-    /// DICOM SEG only: what the algorithm is called.
+    /// RTSTRUCT only: a hole is a channel of the contour around it (`keyhole`, CLOSED_PLANAR), which planning systems of any age read alike, or a contour of its own (`xor`, CLOSEDPLANAR_XOR of 2024).
+    #[serde(default)]
+    pub holes: Holes,
+    /// DICOM only: what the algorithm is called.
     #[serde(default = "algorithm_name")]
     pub algorithm_name: String,
-    /// DICOM SEG only: how the new series is described.
+    /// DICOM only: how the new series is described.
     #[serde(default = "series_description")]
     pub series_description: String,
-    /// DICOM SEG only: class → what it is, as codes. Default: the category anatomical structure, the type tissue.
+    /// DICOM only: class → what it is, as codes. Default: the category anatomical structure, the type tissue.
     #[serde(default)]
     pub codes: BTreeMap<String, ClassCodes>,
+}
+
+fn compression() -> u8 {
+    1
 }
 
 fn algorithm_name() -> String {
@@ -51,8 +79,33 @@ fn series_description() -> String {
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     DicomSeg,
+    Rtstruct,
     Nifti,
     OmeZarr,
+}
+
+/// What of a volume is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// The labels, or the image where there are none.
+    #[default]
+    Auto,
+    Image,
+    Labels,
+    /// The image, and the labels beside it where there are some.
+    Both,
+}
+
+/// What files are called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Naming {
+    /// `CASE.nii.gz`
+    #[default]
+    Case,
+    /// `PATIENT/STUDY/SERIES.nii.gz`; further volumes of a series are `SERIES-1`, `SERIES-2` …
+    Series,
 }
 
 /// Kinds of DICOM SEG.
@@ -64,55 +117,26 @@ pub enum Segmentation {
     Labelmap,
 }
 
-/// What a class is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ClassCodes {
-    /// SegmentedPropertyCategory, such as anatomical structure (the default).
-    #[serde(default = "anatomical_structure")]
-    pub category: CodeSpec,
-    /// SegmentedPropertyType, such as `{ value: "71341001", scheme: SCT, meaning: Femur }`.
-    #[serde(rename = "type")]
-    pub kind: CodeSpec,
-}
-
-/// A coded term (PS3.3 8): value, scheme and what it means in words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CodeSpec {
-    /// Code in the scheme, at most 16 characters.
-    pub value: String,
-    /// `SCT` for SNOMED CT, `DCM`, `FMA`, or `99…` for a private scheme.
-    pub scheme: String,
-    /// The term in words.
-    pub meaning: String,
-}
-
-fn anatomical_structure() -> CodeSpec {
-    CodeSpec { value: "91723000".into(), scheme: "SCT".into(), meaning: "Anatomical Structure".into() }
-}
-
-fn tissue() -> CodeSpec {
-    CodeSpec { value: "85756007".into(), scheme: "SCT".into(), meaning: "Tissue".into() }
-}
-
-impl From<CodeSpec> for Code {
-    fn from(c: CodeSpec) -> Code {
-        Code { value: c.value, scheme: c.scheme, meaning: c.meaning }
+impl Format {
+    fn is_dicom(self) -> bool {
+        matches!(self, Format::DicomSeg | Format::Rtstruct)
     }
 }
+
+/// Series and volume → rows of the table instances.
+type ByVolume = HashMap<(String, i64), Vec<u32>>;
 
 impl Stage for Export {
     const INFO: Info = Info {
         name: "export",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[
-            Port { name: "prediction", kind: Kind::Volume, required: true, about: "volumes with labels" },
+            Port { name: "prediction", kind: Kind::Volume, required: true, about: "volumes, with labels or without" },
             Port { name: "series", kind: Kind::Table, required: true, about: "the index that knows the original files" },
         ],
         gives: Kind::Files,
-        summary: "write labels as DICOM SEG, NIfTI or OME-Zarr",
+        summary: "write images and labels as DICOM SEG, RTSTRUCT, NIfTI or OME-Zarr",
         example: "uses: export\nfrom: { prediction: seg, series: series }\nwith: { format: dicom-seg }\n",
         absent_in_inference: None,
     };
@@ -121,100 +145,122 @@ impl Stage for Export {
         let mut out = Vec::new();
         for (class, codes) in &self.codes {
             for (part, code) in [("category", &codes.category), ("type", &codes.kind)] {
-                let field = format!("codes.{class}.{part}");
-                if code.value.is_empty() || code.value.len() > 16 || code.scheme.is_empty() || code.scheme.len() > 16 {
-                    out.push(Finding::error(
-                        &field,
-                        "value and scheme have 1 to 16 characters",
-                        "look the code up, such as SCT 71341001 Femur",
-                    ));
-                }
-                if code.meaning.is_empty() || code.meaning.chars().count() > 64 {
-                    out.push(Finding::error(&field, "meaning has 1 to 64 characters", "name the term in words"));
+                if let Some((message, help)) = code.fault() {
+                    out.push(Finding::error(&format!("codes.{class}.{part}"), message, help));
                 }
             }
         }
-        if self.format == Format::DicomSeg && self.algorithm_name.trim().is_empty() {
-            out.push(Finding::error("algorithm_name", "it is empty", "a segmentation made by a program must name it"));
+        if self.format.is_dicom() && self.algorithm_name.trim().is_empty() {
+            out.push(Finding::error("algorithm_name", "it is empty", "labels made by a program must name it"));
         }
-        if self.format != Format::DicomSeg && (!self.codes.is_empty() || self.segmentation != Segmentation::default()) {
-            out.push(Finding::warning(
-                "format",
-                "codes and segmentation concern DICOM SEG alone",
-                "leave them out, or set format: dicom-seg",
-            ));
-        }
+        let mut idle = |is_set: bool, field: &str, of: &str| {
+            if is_set {
+                out.push(Finding::warning(field, format!("it concerns {of} alone"), "leave it out, or choose that format"));
+            }
+        };
+        idle(!self.format.is_dicom() && !self.codes.is_empty(), "codes", "DICOM");
+        idle(self.format != Format::DicomSeg && self.segmentation != Segmentation::default(), "segmentation", "DICOM SEG");
+        idle(self.format != Format::Rtstruct && self.holes != Holes::default(), "holes", "RTSTRUCT");
+        idle(self.format != Format::Nifti && self.content != Content::default(), "content", "NIfTI");
         out
     }
 
-    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases).
+    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases). Other formats than DICOM name no instance.
     fn rows_of(&self, _port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
+        let Some(instances) = table.0.get(InstanceRow::TABLE).filter(|_| self.format.is_dicom()) else { return Ok(Some(Rows::default())) };
+        let by_volume = table::prepared(table, |_| Ok(by_volume(instances)))?;
         let series = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
         let volume = of.facts.get("volume").and_then(Value::as_i64).unwrap_or(0);
-        let mut rows = table.clone();
-        rows.0.retain(|name, _| name == "instances");
-        for batch in rows.0.values_mut() {
-            let names = batch.column_by_name("series").and_then(|c| c.as_any().downcast_ref::<StringArray>());
-            let volumes = batch.column_by_name("volume").and_then(|c| c.as_any().downcast_ref::<Int64Array>());
-            let (Some(names), Some(volumes)) = (names, volumes) else { continue };
-            let mine: BooleanArray = names.iter().zip(volumes).map(|(s, v)| Some(s == Some(series) && v == Some(volume))).collect();
-            *batch = arrow::compute::filter_record_batch(batch, &mine).expect("one bool a row");
-        }
-        Ok(Some(rows))
+        let mine = by_volume.get(&(series.to_string(), volume)).map_or(&[][..], Vec::as_slice);
+        Ok(Some(Rows(BTreeMap::from([(InstanceRow::TABLE.to_string(), table::taken(instances, mine))]))))
     }
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("prediction");
-        let mut volume = Volume::read(&input.dir)?;
-        cx.bytes(volume.voxels.len() as u64);
-        let labels = volume.labels.take();
-        let name = file_name(cx.case);
-        let file = match self.format {
-            Format::DicomSeg => {
-                let Some(labels) = &labels else {
-                    let why =
-                        "the volume has none, and DICOM SEG holds nothing else: take the output of infer or annotate, or another format";
-                    return Err(Error::Labels { what: "labels".into(), why: why.into() });
-                };
-                let rows = inputs.one("series").rows.clone().unwrap_or_default();
-                let bytes = self.dicom_seg(&volume, labels, &table::rows_of(&rows)?)?;
-                let file = format!("{name}.dcm");
-                let path = cx.draft.join(&file);
-                cx.bytes(bytes.len() as u64);
-                std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
-                file
-            }
-            Format::Nifti => {
-                let file = format!("{name}.nii.gz");
-                let path = cx.draft.join(&file);
-                match &labels {
-                    Some(labels) => nifti::write(&path, &volume.geometry, 1, &Voxels::U8(labels.voxels.clone()))?,
-                    None => nifti::write(&path, &volume.geometry, volume.channels.len(), &volume.voxels)?,
-                }
-                file
-            }
-            Format::OmeZarr => {
-                let file = format!("{name}.zarr");
-                let dir = cx.draft.join(&file);
-                std::fs::create_dir_all(&dir).map_err(Error::io("make folder", &dir))?;
-                volume.labels = labels.clone();
-                volume.write(&dir, Some(&input.dir))?;
-                file
-            }
+        let stored = StoredVolume::open(&input.dir, input.manifest.key)?;
+        let name = match self.names {
+            Naming::Case => file_name(cx.case.map_or("case", |c: &CaseId| &c.0)),
+            Naming::Series => way(&stored.about),
         };
-        let facts = Facts::default().with("file", file).with("series", &volume.about.series);
-        Ok(match &labels {
-            Some(labels) => facts.with("label_voxels", labels.counts()),
+        let beside = |ending: &str| cx.draft.join(format!("{name}{ending}"));
+        if let Some(folder) = beside("").parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+        }
+        let mut files = Vec::new();
+        match self.format {
+            Format::DicomSeg | Format::Rtstruct => {
+                let mut volume = Volume::read(&input.dir)?;
+                let Some(labels) = volume.labels.take() else { return Err(no_labels("DICOM SEG and RTSTRUCT hold nothing else")) };
+                let rows = inputs.one("series").rows.clone().unwrap_or_default();
+                let bytes = self.dicom(&volume, labels, &table::rows_of(&rows)?, cx)?;
+                std::fs::write(beside(".dcm"), bytes).map_err(Error::io("write", beside(".dcm")))?;
+                files.push(format!("{name}.dcm"));
+            }
+            Format::Nifti => files = self.nifti(&input.dir, &name, cx)?,
+            Format::OmeZarr => {
+                // The artifact is one already: nothing is read, nothing is written.
+                let dir = beside(".zarr");
+                for file in input.manifest.files.keys() {
+                    let to = dir.join(file);
+                    let folder = to.parent().expect("a file stands in a folder");
+                    std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+                    link(&input.dir.join(file), &to)?;
+                }
+                files.push(format!("{name}.zarr"));
+            }
+        }
+        files.iter().filter_map(|f| std::fs::metadata(cx.draft.join(f)).ok()).filter(|m| m.is_file()).for_each(|m| cx.bytes(m.len()));
+        if self.sidecar {
+            let text = serde_json::to_vec_pretty(&sidecar(&stored, &input.manifest, &files)).expect("plain data");
+            std::fs::write(beside(".json"), text).map_err(Error::io("write", beside(".json")))?;
+        }
+        let facts = Facts::default().with("file", &files[0]).with("files", &files).with("series", &stored.about.series);
+        Ok(match input.manifest.facts.get("label_voxels") {
+            Some(counts) => facts.with("label_voxels", counts),
             None => facts,
         })
     }
 }
 
 impl Export {
-    fn dicom_seg(&self, volume: &Volume, labels: &Labels, instances: &[InstanceRow]) -> Result<Vec<u8>, Error> {
+    /// Writes image, labels or both; the names of what was written, relative to the draft.
+    fn nifti(&self, dir: &Path, name: &str, cx: &Cx) -> Result<Vec<String>, Error> {
+        let volume = Volume::read(dir)?;
+        cx.bytes(volume.bytes());
+        if !volume.about.is_regular() {
+            let why = "its slices stand at uneven distances (gaps: keep), and NIfTI knows one step: resample it first, or assemble with gaps: fill";
+            return Err(Error::Geometry { what: "volume".into(), why: why.into() });
+        }
+        let labels = volume.labels.as_ref().filter(|_| self.content != Content::Image);
+        let has_image = !volume.channels.is_empty();
+        let with_image = has_image && self.content != Content::Labels && (self.content != Content::Auto || labels.is_none());
+        let ending = if self.compression == 0 { ".nii" } else { ".nii.gz" };
+        let level = u32::from(self.compression.min(9));
+        let mut files = Vec::new();
+        let mut put = |name: String, channels: usize, voxels: &Voxels, kind: Channels| -> Result<(), Error> {
+            nifti::write(&cx.draft.join(&name), &volume.geometry, channels, voxels, &Options { channels: kind, level })?;
+            files.push(name);
+            Ok(())
+        };
+        if with_image {
+            put(format!("{name}{ending}"), volume.channels.len(), &volume.voxels, channels_of(&volume))?;
+        }
+        if let Some(labels) = labels {
+            let name = if with_image { format!("{name}_labels{ending}") } else { format!("{name}{ending}") };
+            put(name, 1, &Voxels::U8(labels.voxels.clone()), Channels::Any)?;
+        }
+        match files.is_empty() {
+            true if self.content == Content::Labels => Err(no_labels("content: labels asks for them")),
+            true => Err(Error::Labels { what: "image".into(), why: "the volume holds labels alone: take content: labels".into() }),
+            false => Ok(files),
+        }
+    }
+
+    fn dicom(&self, volume: &Volume, mut labels: Labels, instances: &[InstanceRow], cx: &Cx) -> Result<Vec<u8>, Error> {
         let elsewhere = |why: String| Error::Geometry { what: "labels".into(), why };
-        if !volume.geometry.same_grid(&volume.about.source, 1e-3) {
-            let (found, wanted) = (volume.geometry.size, volume.about.source.size);
+        let about = &volume.about;
+        if !volume.geometry.same_grid(&about.source, 1e-3) {
+            let (found, wanted) = (volume.geometry.size, about.source.size);
             let why = format!(
                 "they lie on a grid of {found}, not on the {wanted} of the original slices: export the output of infer, or of annotate before resampling"
             );
@@ -224,16 +270,33 @@ impl Export {
             return Err(elsewhere("the index has no instance of its series: export with the index that the case came from".into()));
         }
         let series = source::open(instances)?;
-        let slices = place::on_grid(&volume.geometry, &series.slices).map_err(elsewhere)?;
+        let grid = Grid::standing(&volume.geometry, &about.z_positions_mm);
+        let slices = on_grid(&grid, &series.slices, &about.made_slices).map_err(elsewhere)?;
+        let mut size = volume.geometry.size;
+        if !about.made_slices.is_empty() {
+            let left_out = without(&mut labels.voxels, &mut size, &about.made_slices);
+            if left_out > 0 {
+                let text = format!("{left_out} label voxels lie on slices that gaps: fill made and no file holds; they are left out");
+                (cx.progress)(Progress::Warn(text));
+            }
+        }
+        if self.format == Format::DicomSeg {
+            self.seg(&series, &slices, size, &labels)
+        } else {
+            self.rtstruct(&series, &slices, size, &labels)
+        }
+    }
+
+    fn seg(&self, series: &Series, slices: &[&Slice], size: Zyx<usize>, labels: &Labels) -> Result<Vec<u8>, Error> {
         let segment = |(name, id): (&String, &u8)| {
-            let codes = self.codes.get(name).cloned().unwrap_or(ClassCodes { category: anatomical_structure(), kind: tissue() });
-            SegmentOut { id: *id, label: name.clone(), category: codes.category.into(), kind: codes.kind.into() }
+            let codes = self.codes.get(name).cloned().unwrap_or_default();
+            SegmentOut { id: *id, label: name.clone(), category: codes.category.into(), kind: codes.kind.into(), rgb: color(*id) }
         };
         let segments: Vec<SegmentOut> = labels.classes.iter().map(segment).collect();
         write_seg::seg(&SegOut {
-            series: &series,
-            slices: &slices,
-            size: volume.geometry.size,
+            series,
+            slices,
+            size,
             labels: &labels.voxels,
             segments: &segments,
             is_labelmap: self.segmentation == Segmentation::Labelmap,
@@ -243,11 +306,99 @@ impl Export {
             encoding: Encoding::ExplicitLittle,
         })
     }
+
+    fn rtstruct(&self, series: &Series, slices: &[&Slice], size: Zyx<usize>, labels: &Labels) -> Result<Vec<u8>, Error> {
+        let roi = |(name, id): (&String, &u8)| {
+            let kind = self.codes.get(name).map(|c| c.kind.clone().into());
+            RoiOut { id: *id, name: name.clone(), kind, rgb: color(*id) }
+        };
+        let rois: Vec<RoiOut> = labels.classes.iter().map(roi).collect();
+        write_rtstruct::rtstruct(&RtOut {
+            series,
+            slices,
+            size,
+            labels: &labels.voxels,
+            rois: &rois,
+            holes: self.holes,
+            algorithm_name: &self.algorithm_name,
+            series_description: &self.series_description,
+        })
+    }
 }
 
-/// The case's name where it is a harmless file name; else with what is not replaced and a hash that keeps two cases apart.
-fn file_name(case: Option<&CaseId>) -> String {
-    let name = case.map_or("case", |c| &c.0);
+fn by_volume(instances: &arrow::array::RecordBatch) -> ByVolume {
+    let names = instances.column_by_name("series").and_then(|c| c.as_any().downcast_ref::<StringArray>());
+    let volumes = instances.column_by_name("volume").and_then(|c| c.as_any().downcast_ref::<Int64Array>());
+    let mut out = ByVolume::new();
+    if let (Some(names), Some(volumes)) = (names, volumes) {
+        for (row, (name, volume)) in names.iter().zip(volumes).enumerate() {
+            out.entry((name.unwrap_or_default().to_string(), volume.unwrap_or(0))).or_default().push(row as u32);
+        }
+    }
+    out
+}
+
+fn no_labels(why: &str) -> Error {
+    let why = format!("the volume has none, and {why}: take the output of infer or annotate, or another format");
+    Error::Labels { what: "labels".into(), why }
+}
+
+/// What the channels of a volume are to NIfTI: time points, the colours of `assemble`, or anything.
+fn channels_of(volume: &Volume) -> Channels {
+    if let Some(repeats) = &volume.about.repeats {
+        let times = &repeats.times_s;
+        let step_s = match (times.first(), times.last()) {
+            (Some(a), Some(b)) if times.len() > 1 => (b - a) / (times.len() - 1) as f64,
+            _ => 0.0,
+        };
+        return Channels::Time { step_s };
+    }
+    let is_colour = volume.channels.iter().map(String::as_str).eq(["R", "G", "B"]) && matches!(volume.voxels, Voxels::U8(_));
+    if is_colour { Channels::Colour } else { Channels::Any }
+}
+
+/// Takes slices out of `[z, y, x]`; how many voxels of them had a label.
+fn without(labels: &mut Vec<u8>, size: &mut Zyx<usize>, made: &[usize]) -> usize {
+    let n = size.y * size.x;
+    let mut left_out = 0;
+    let mut kept = Vec::with_capacity(labels.len());
+    for (z, plane) in labels.chunks_exact(n.max(1)).enumerate() {
+        if made.contains(&z) {
+            left_out += plane.iter().filter(|v| **v > 0).count();
+        } else {
+            kept.extend_from_slice(plane);
+        }
+    }
+    size.z = kept.len() / n.max(1);
+    *labels = kept;
+    left_out
+}
+
+/// What stands beside a file: names as the index has them, the geometry, what every stage before found worth telling.
+fn sidecar(stored: &StoredVolume, manifest: &Manifest, files: &[String]) -> Value {
+    let names: Vec<&str> = files.iter().map(|f| f.rsplit('/').next().unwrap_or(f)).collect();
+    json!({
+        "files": names,
+        "case": manifest.case,
+        "about": stored.about,
+        "channels": stored.channels,
+        "classes": stored.classes,
+        "size": stored.geometry.size,
+        "spacing_mm": stored.geometry.spacing_mm(),
+        "affine_ras_xyz": stored.geometry.affine_ras_xyz(),
+        "tilt_degrees": stored.geometry.tilt_degrees(),
+        "decided": manifest.facts,
+    })
+}
+
+/// `PATIENT/STUDY/SERIES`, and the number of the volume where it is not the first of its series.
+fn way(about: &About) -> String {
+    let last = if about.volume == 0 { about.series.clone() } else { format!("{}-{}", about.series, about.volume) };
+    [&about.patient, &about.study, &last].map(|part| file_name(part)).join("/")
+}
+
+/// A name where it is a harmless file name; else with what is not replaced and a hash that keeps two apart.
+fn file_name(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if !name.is_empty() && name.len() <= 128 && name.chars().all(is_plain) && !name.starts_with('.') {
         return name.into();
@@ -260,37 +411,42 @@ fn file_name(case: Option<&CaseId>) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn file_names_stay_inside_their_folder_and_apart() {
-        let of = |name: &str| file_name(Some(&CaseId(name.into())));
-        assert_eq!(of("hippocampus_001"), "hippocampus_001");
-        for hostile in ["../../etc/passwd", "a/b", "..", "", "a\\b", "name\0"] {
-            let name = of(hostile);
-            assert!(!name.contains(['/', '\\', '\0']) && !name.starts_with('.') && name.len() > 8, "{name}");
-        }
-        assert_ne!(of("a/b"), of("a b"));
+    fn stage(with: Value) -> Export {
+        serde_json::from_value(with).expect("a config")
     }
 
     #[test]
-    fn codes_that_do_not_fit_are_found() {
-        let mut e = Export {
-            format: Format::DicomSeg,
-            segmentation: Segmentation::Binary,
-            algorithm_name: algorithm_name(),
-            series_description: series_description(),
-            codes: BTreeMap::new(),
-        };
-        assert!(Stage::check(&e).is_empty());
-        e.codes
-            .insert("Femur".into(), ClassCodes { category: anatomical_structure(), kind: CodeSpec { meaning: String::new(), ..tissue() } });
-        e.algorithm_name.clear();
-        assert_eq!(Stage::check(&e).iter().map(|f| f.field.as_str()).collect::<Vec<_>>(), ["codes.Femur.type", "algorithm_name"]);
+    fn file_names_stay_inside_their_folder_and_apart() {
+        assert_eq!(file_name("hippocampus_001"), "hippocampus_001");
+        for hostile in ["../../etc/passwd", "a/b", "..", "", "a\\b", "name\0"] {
+            let name = file_name(hostile);
+            assert!(!name.contains(['/', '\\', '\0']) && !name.starts_with('.') && name.len() > 8, "{name}");
+        }
+        assert_ne!(file_name("a/b"), file_name("a b"));
+        let grid = voxmill_schemas::geometry::Geometry::axis_aligned(Zyx::splat(1), Zyx::splat(1.0));
+        let about = About { patient: "../p".into(), study: "s".into(), series: "e".into(), volume: 2, ..About::of(grid) };
+        assert_eq!(way(&about).split('/').collect::<Vec<_>>()[1..], ["s", "e-2"]);
+    }
+
+    #[test]
+    fn codes_that_do_not_fit_and_keys_of_other_formats_are_found() {
+        let fields = |with| Stage::check(&stage(with)).iter().map(|f| f.field.clone()).collect::<Vec<_>>();
+        assert!(fields(json!({ "format": "dicom-seg" })).is_empty());
+        let codes = json!({ "Femur": { "type": { "value": "1", "scheme": "SCT", "meaning": "" } } });
+        assert_eq!(fields(json!({ "format": "rtstruct", "codes": codes, "algorithm_name": " " })), ["codes.Femur.type", "algorithm_name"]);
+        assert_eq!(fields(json!({ "format": "nifti", "segmentation": "labelmap", "holes": "xor" })), ["segmentation", "holes"]);
+    }
+
+    #[test]
+    fn slices_that_were_made_are_taken_out() {
+        let (mut labels, mut size) = (vec![1, 0, 2, 2, 0, 3], Zyx::new(3, 1, 2));
+        assert_eq!(without(&mut labels, &mut size, &[1]), 2);
+        assert_eq!((labels, size), (vec![1, 0, 0, 3], Zyx::new(2, 1, 2)));
     }
 
     #[test]
     fn an_export_refers_to_the_instances_of_its_own_volume() {
         use voxmill_schemas::artifact::{ContentHash, Key, Recipe};
-        use voxmill_schemas::tables::Row;
 
         let row = |series: &str, volume, instance: &str| InstanceRow {
             series: series.into(),
@@ -314,12 +470,15 @@ mod tests {
             bytes: 0,
             layout: 1,
         };
-        let stage: Export = serde_json::from_value(serde_json::json!({ "format": "dicom-seg" })).expect("a config");
-        let instances = |facts| {
-            let rows = stage.rows_of("series", &index, &of(facts)).expect("rows").expect("some");
+        let instances = |format: &str, facts| {
+            let rows = stage(json!({ "format": format })).rows_of("series", &index, &of(facts)).expect("rows").expect("some");
+            if rows.0.is_empty() {
+                return Vec::new();
+            }
             table::rows_of::<InstanceRow>(&rows).expect("instances").into_iter().map(|i| i.instance).collect::<Vec<_>>()
         };
-        assert_eq!(instances(serde_json::json!({ "series": "s", "volume": 1 })), ["b"]);
-        assert_eq!(instances(serde_json::json!({ "series": "s" })), ["a"]);
+        assert_eq!(instances("dicom-seg", json!({ "series": "s", "volume": 1 })), ["b"]);
+        assert_eq!(instances("rtstruct", json!({ "series": "s" })), ["a"]);
+        assert!(instances("nifti", json!({ "series": "s" })).is_empty(), "NIfTI names no instance");
     }
 }

@@ -126,8 +126,9 @@ fn judges_accept_an_export_of_a_real_case() {
         label: label.into(),
         category: code("91723000", "Anatomical Structure"),
         kind: code("85756007", "Tissue"),
+        rgb: [255, 20 * id, 0],
     });
-    let slices = place::on_grid(&grid.geometry, &series.slices).unwrap();
+    let slices = place::on_grid(&grid, &series.slices, &[]).unwrap();
     let n = labels.iter().filter(|v| **v > 0).count();
     for (is_labelmap, kind) in [(false, "BINARY"), (true, "LABELMAP")] {
         for encoding in [Encoding::ExplicitLittle, Encoding::ImplicitLittle] {

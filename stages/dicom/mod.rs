@@ -28,9 +28,12 @@ pub mod scan;
 pub mod seg;
 mod seg_frames;
 pub mod source;
+pub mod trace;
 mod tree;
 pub mod walk;
 pub mod write;
+pub mod write_rtstruct;
 pub mod write_seg;
 
 pub use fill::Fill;
+pub use trace::Holes;

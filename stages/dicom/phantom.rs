@@ -7,6 +7,7 @@ use dicom::core::VR;
 use dicom::core::value::PrimitiveValue;
 use dicom::dictionary_std::{tags, uids};
 use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::zarr_attrs;
 
 use super::knee::{Dice, FEMUR, Knee, TIBIA};
 use super::place::{Plane, Slice};
@@ -106,7 +107,13 @@ fn patient(root: &Path, p: &Phantom, index: u32) -> Result<(), Error> {
     }
     let series = Series { uid: ids.series.clone(), frame_of_reference: None, slices, first: first.expect("there is at least one slice") };
     let code = |value: &str, meaning: &str| Code { value: value.into(), scheme: "SCT".into(), meaning: meaning.into() };
-    let segment = |id, label: &str, kind| SegmentOut { id, label: label.into(), category: code("91723000", "Anatomical Structure"), kind };
+    let segment = |id, label: &str, kind| SegmentOut {
+        id,
+        label: label.into(),
+        category: code("91723000", "Anatomical Structure"),
+        kind,
+        rgb: zarr_attrs::color(id),
+    };
     let segments = [segment(FEMUR, "Femur", code("71341001", "Femur")), segment(TIBIA, "Tibia", code("12611008", "Tibia"))];
     let out = SegOut {
         series: &series,

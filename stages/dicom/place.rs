@@ -81,23 +81,35 @@ pub struct Grid {
 impl Grid {
     /// The slices of a regular grid.
     pub fn of(geometry: &Geometry) -> Grid {
+        Grid::standing(geometry, &[])
+    }
+
+    /// The slices of a stack that is regular in its planes and, where `z_positions_mm` says so, not along z: mm from slice 0 along `axes_mm.z`, ascending.
+    pub fn standing(geometry: &Geometry, z_positions_mm: &[f64]) -> Grid {
         let (y, x) = (geometry.axes_mm.y, geometry.axes_mm.x);
         let mut normal = x.cross(y);
         normal = normal.scale(1.0 / normal.norm());
         if normal.dot(geometry.axes_mm.z) < 0.0 {
             normal = normal.scale(-1.0);
         }
-        let origins: Vec<Lps> = (0..geometry.size.z).map(|k| geometry.to_lps(Zyx::new(k as f64, 0.0, 0.0))).collect();
+        let step_mm = geometry.axes_mm.z.norm();
+        let place = |k: usize| z_positions_mm.get(k).map_or(k as f64, |mm| mm / step_mm);
+        let origins: Vec<Lps> = (0..geometry.size.z).map(|k| geometry.to_lps(Zyx::new(place(k), 0.0, 0.0))).collect();
         let along_mm = origins.iter().map(|o| o.dot(normal)).collect();
         Grid { geometry: *geometry, normal, origins, along_mm, slice_of: HashMap::new(), thickness_mm: None }
     }
 
+    /// A regular grid with the real positions and names of the slices it was assembled from.
+    pub fn with_slices(geometry: &Geometry, slices: &[Slice]) -> Grid {
+        Grid::of(geometry).named(slices)
+    }
+
     /// The same with the real positions and names of the slices it was assembled from. Slices that are not on the grid are left out
     /// (another volume of the same series); where two claim one place the first wins.
-    pub fn with_slices(geometry: &Geometry, slices: &[Slice]) -> Grid {
-        let regular = Grid::of(geometry);
+    pub fn named(self, slices: &[Slice]) -> Grid {
+        let regular = self;
         let mut grid = regular.clone();
-        let mut taken = vec![false; geometry.size.z];
+        let mut taken = vec![false; regular.geometry.size.z];
         for (s, k) in slices.iter().filter_map(|s| Some((s, regular.slice_at(s)?))) {
             grid.slice_of.entry((s.sop_instance.clone(), s.frame.unwrap_or(1))).or_insert(k);
             if !taken[k] {
@@ -172,9 +184,10 @@ impl Grid {
 }
 
 /// The slice of the series at each slice index of a grid, pixel for pixel; or what keeps the grid from being the one of the series.
-pub fn on_grid<'a>(geometry: &Geometry, slices: &'a [Slice]) -> Result<Vec<&'a Slice>, String> {
-    let grid = Grid::of(geometry);
-    let mut out: Vec<Option<&Slice>> = vec![None; geometry.size.z];
+/// - `made`: slices of the grid that no file holds; they are left out
+pub fn on_grid<'a>(grid: &Grid, slices: &'a [Slice], made: &[usize]) -> Result<Vec<&'a Slice>, String> {
+    let size = grid.geometry.size;
+    let mut out: Vec<Option<&Slice>> = vec![None; size.z];
     for s in slices {
         if let Some(k) = grid.slice_at(s) {
             out[k].get_or_insert(s);
@@ -185,13 +198,12 @@ pub fn on_grid<'a>(geometry: &Geometry, slices: &'a [Slice]) -> Result<Vec<&'a S
         (l.per_row.0 - 1.0).abs() < 1e-3 && (l.per_column.1 - 1.0).abs() < 1e-3 && l.per_row.1.abs() < 1e-3 && l.per_column.0.abs() < 1e-3
     };
     let found = out.iter().flatten().count();
-    match out.iter().position(|s| s.as_ref().is_none_or(|s| !same_axes(s))) {
-        None => Ok(out.into_iter().flatten().collect()),
-        Some(k) => {
-            let at = grid.origins[k].0.map(|v| format!("{v:.2}")).join(", ");
-            Err(format!("slice {k} of {} at ({at}) mm is no slice of the series ({found} of {} are)", geometry.size, geometry.size.z))
-        }
+    let is_wrong = |k: &usize| !made.contains(k) && out[*k].as_ref().is_none_or(|s| !same_axes(s));
+    if let Some(k) = (0..size.z).find(is_wrong) {
+        let at = grid.origins[k].0.map(|v| format!("{v:.2}")).join(", ");
+        return Err(format!("slice {k} of {size} at ({at}) mm is no slice of the series ({found} of {} are)", size.z));
     }
+    Ok((0..size.z).filter(|k| !made.contains(k)).filter_map(|k| out[k]).collect())
 }
 
 /// Affine from (y, x) of an image slice to continuous (row, column) of a label frame.

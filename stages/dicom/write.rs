@@ -13,6 +13,8 @@ use crate::error::{Error, chain};
 /// What implementation wrote a file, PS3.7 D.3.3.2.
 const IMPLEMENTATION: &str = "2.25.228914361907713850472161936412034587921";
 const IMPLEMENTATION_NAME: &str = "VOXMILL";
+/// SoftwareVersions of what is written: goes up with the version of the stage `export`, which is in the key of every file. The program's own version is not.
+pub const SOFTWARE: &str = "2";
 
 /// A UID (PS3.5 B.2: `2.25.` and a 128-bit number) that equal parts always give and other parts do not.
 pub fn uid(parts: &[&[u8]]) -> String {
@@ -111,6 +113,27 @@ pub fn file(mut d: Dataset, encoding: Encoding) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
+/// At most `n` characters, without the backslash that would separate values.
+pub fn limited(text: &str, n: usize) -> String {
+    text.replace('\\', "/").chars().filter(|c| !c.is_control()).take(n).collect()
+}
+
+/// sRGB → CIELab as DICOM scales it (PS3.3 C.10.7.1.1): L from 0 to 100, a and b from -128 to 127, each over the whole of 16 bits. D50, by the sRGB profile.
+pub fn cielab(rgb: [u8; 3]) -> [u16; 3] {
+    let [r, g, b] = rgb.map(|v| {
+        let v = v as f64 / 255.0;
+        if v <= 0.04045 { v / 12.92 } else { ((v + 0.055) / 1.055).powf(2.4) }
+    });
+    let xyz = [
+        (0.4360747 * r + 0.3850649 * g + 0.1430804 * b) / 0.9642,
+        0.2225045 * r + 0.7168786 * g + 0.0606169 * b,
+        (0.0139322 * r + 0.0971045 * g + 0.7141733 * b) / 0.8249,
+    ];
+    let [x, y, z] = xyz.map(|t| if t > 216.0 / 24389.0 { t.cbrt() } else { (24389.0 / 27.0 * t + 16.0) / 116.0 });
+    let [l, a, b] = [(116.0 * y - 16.0) / 100.0, (500.0 * (x - y) + 128.0) / 255.0, (200.0 * (y - z) + 128.0) / 255.0];
+    [l, a, b].map(|v| (v * 65535.0).round().clamp(0.0, 65535.0) as u16)
+}
+
 pub fn empty() -> Dataset {
     InMemDicomObject::new_empty()
 }
@@ -130,6 +153,13 @@ mod tests {
             let back: f64 = text.parse().expect("a number");
             assert!((back - v).abs() <= 1e-8 * v.abs(), "{text} for {v}");
         }
+    }
+
+    #[test]
+    fn colours_are_those_of_lab() {
+        assert_eq!((cielab([0, 0, 0]), cielab([255, 255, 255])[0]), ([0, 32896, 32896], 65535));
+        // L 54.29, a 80.80, b 69.89 for red under D50.
+        assert!(cielab([255, 0, 0]).iter().zip([35579, 53662, 50858]).all(|(a, b)| a.abs_diff(b) < 16), "{:?}", cielab([255, 0, 0]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::place::Slice;
 use super::seg::Code;
 use super::source::Series;
 use super::tree::{self, Dataset};
-use super::write::{self, Encoding, put, put_code, put_decimals, put_empty, put_items};
+use super::write::{self, Encoding, limited, put, put_code, put_decimals, put_empty, put_items};
 use crate::error::Error;
 
 /// One class as it is described in the file.
@@ -21,6 +21,8 @@ pub struct SegmentOut {
     pub label: String,
     pub category: Code,
     pub kind: Code,
+    /// How viewers show it, sRGB.
+    pub rgb: [u8; 3],
 }
 
 /// What a segmentation is made of.
@@ -75,7 +77,7 @@ pub fn seg(o: &SegOut) -> Result<Vec<u8>, Error> {
     put(&mut d, tags::MANUFACTURER, VR::LO, "Voxmill");
     put(&mut d, tags::MANUFACTURER_MODEL_NAME, VR::LO, "voxmill");
     put(&mut d, tags::DEVICE_SERIAL_NUMBER, VR::LO, "1");
-    put(&mut d, tags::SOFTWARE_VERSIONS, VR::LO, env!("CARGO_PKG_VERSION"));
+    put(&mut d, tags::SOFTWARE_VERSIONS, VR::LO, write::SOFTWARE);
     if source.get(tags::FRAME_OF_REFERENCE_UID).is_some() {
         write::copy(source, &mut d, &[tags::FRAME_OF_REFERENCE_UID], &[(tags::POSITION_REFERENCE_INDICATOR, VR::LO)]);
     }
@@ -188,7 +190,7 @@ pub(super) fn patient_and_study(source: &Dataset, d: &mut Dataset) {
 }
 
 /// Date and time of the source: a file that says when it was made would never be the same twice.
-fn when(source: &Dataset) -> (String, String) {
+pub(super) fn when(source: &Dataset) -> (String, String) {
     let digits = |t: &str, n: usize| t.len() >= n && t.bytes().take(n).all(|b| b.is_ascii_digit());
     let first = |candidates: &[Tag], n: usize| candidates.iter().filter_map(|t| tree::text(source, *t)).find(|t| digits(t, n));
     let date = first(&[tags::CONTENT_DATE, tags::ACQUISITION_DATE, tags::SERIES_DATE, tags::STUDY_DATE], 8);
@@ -251,6 +253,7 @@ fn segments(o: &SegOut) -> Vec<Dataset> {
         }
         put_code(&mut d, tags::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE, &s.category);
         put_code(&mut d, tags::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE, &s.kind);
+        put(&mut d, tags::RECOMMENDED_DISPLAY_CIE_LAB_VALUE, VR::US, PrimitiveValue::U16(write::cielab(s.rgb).into_iter().collect()));
         d
     };
     o.segments.iter().enumerate().map(one).collect()
@@ -334,9 +337,4 @@ fn per_frame(o: &SegOut, frames: &[FrameOut]) -> Vec<Dataset> {
         d
     };
     frames.iter().map(one).collect()
-}
-
-/// At most `n` characters, without the backslash that would separate values.
-pub(super) fn limited(text: &str, n: usize) -> String {
-    text.replace('\\', "/").chars().filter(|c| !c.is_control()).take(n).collect()
 }

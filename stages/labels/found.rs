@@ -131,7 +131,14 @@ mod tests {
     fn written(values: Vec<u8>) -> (tempfile::TempDir, InstanceRow) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("labels.nii.gz");
-        nifti::write(&path, &Geometry::axis_aligned(Zyx::new(1, 1, values.len()), Zyx::splat(1.0)), 1, &Voxels::U8(values)).unwrap();
+        nifti::write(
+            &path,
+            &Geometry::axis_aligned(Zyx::new(1, 1, values.len()), Zyx::splat(1.0)),
+            1,
+            &Voxels::U8(values),
+            &nifti::Options::default(),
+        )
+        .unwrap();
         let content = blake3::hash(&std::fs::read(&path).unwrap()).to_hex().to_string();
         (dir, InstanceRow { path: path.to_string_lossy().into_owned(), file: "labels".into(), content, ..InstanceRow::default() })
     }

@@ -2,8 +2,10 @@
 
 mod belong;
 mod canvas;
+mod codes;
 mod found;
 
 pub use belong::{Target, filter, nifti_of, texts};
 pub use canvas::{Canvas, Overlap};
+pub use codes::{ClassCodes, CodeSpec};
 pub use found::Found;

@@ -6,4 +6,4 @@ mod read;
 mod write;
 
 pub use read::{Image, read, read_indexed};
-pub use write::write;
+pub use write::{Channels, Options, write};

@@ -17,9 +17,11 @@ use voxmill_schemas::tables::Row;
 use crate::error::Error;
 use crate::stage::Rows;
 
+mod prepared;
 pub mod show;
 mod sql;
 
+pub use prepared::{prepared, taken};
 pub use sql::{Source, check_condition, query, select};
 
 /// A table that claims more than this once unpacked is not read into memory.

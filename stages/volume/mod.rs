@@ -97,7 +97,8 @@ impl Voxels {
         }
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    /// The values as they lie in memory.
+    pub fn as_bytes(&self) -> &[u8] {
         match self {
             Voxels::U8(v) => v,
             Voxels::I16(v) => bytemuck::cast_slice(v),
