@@ -386,6 +386,13 @@ impl ArrayMeta {
     }
 }
 
+impl Sharding {
+    /// How bricks are compressed.
+    pub fn blosc(&self) -> Option<&Blosc> {
+        self.codecs.iter().find_map(|c| if let Codec::Blosc(b) = c { Some(b) } else { None })
+    }
+}
+
 /// The grid's size as dimensions of an array.
 pub fn dimensions(size: Zyx<usize>) -> [u64; 3] {
     size.map(|n| n as u64).to_array()

@@ -13,7 +13,7 @@ use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::zarr_attrs::ArrayMeta;
 use zarrs::array::codec::{BloscCompressionLevel, BloscCompressor, blosc_compress_bytes, blosc_decompress_bytes, blosc_validate};
 
-use super::layout::{LEVEL, Layout, shuffle};
+use super::layout::{LEVEL, Layout};
 use crate::error::Error;
 
 #[cfg(target_endian = "big")]
@@ -65,7 +65,7 @@ fn write_shard(path: &Path, layout: &Layout, shard: usize, channel: &[u8]) -> Re
     let at: Vec<_> =
         (0..layout.bricks_per_shard()).map(|i| Zyx::new(first_z + i / (grid.y * grid.x), i / grid.x % grid.y, i % grid.x)).collect();
     let encode = |at: &Zyx<usize>| if at.z < grid.z { encode(layout, *at, channel) } else { None };
-    let mut file = File::create(path).map_err(io)?;
+    let mut file = EarlySync::create(path).map_err(io)?;
     let (mut index, mut end) = (Vec::with_capacity(at.len() * 16 + 4), 0u64);
     let mut append = |bricks: Vec<Option<Vec<u8>>>| -> Result<(), Error> {
         for brick in bricks {
@@ -92,7 +92,47 @@ fn write_shard(path: &Path, layout: &Layout, shard: usize, channel: &[u8]) -> Re
     append(ready)?;
     let crc = crc32c::crc32c(&index);
     index.extend_from_slice(&crc.to_le_bytes());
-    file.write_all(&index).map_err(io)
+    file.write_all(&index).map_err(io)?;
+    file.finish().map_err(io)
+}
+
+/// A file whose bytes go to the disk while more are made: the sync that makes an artifact durable then finds little left to do.
+struct EarlySync {
+    file: File,
+    /// Written since the last sync began.
+    pending_bytes: usize,
+    /// At most one sync is under way.
+    under_way: Option<std::thread::JoinHandle<std::io::Result<()>>>,
+}
+
+/// As much as a disk takes in a few milliseconds.
+const SYNC_BYTES: usize = 8 << 20;
+
+impl EarlySync {
+    fn create(path: &Path) -> std::io::Result<Self> {
+        Ok(Self { file: File::create(path)?, pending_bytes: 0, under_way: None })
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.pending_bytes += bytes.len();
+        if self.pending_bytes >= SYNC_BYTES && self.under_way.as_ref().is_none_or(|s| s.is_finished()) {
+            self.wait()?;
+            let file = self.file.try_clone()?;
+            self.pending_bytes = 0;
+            self.under_way = Some(std::thread::Builder::new().spawn(move || file.sync_data())?);
+        }
+        Ok(())
+    }
+
+    /// The kernel tells a failed write to one caller only: it must not get lost here.
+    fn wait(&mut self) -> std::io::Result<()> {
+        self.under_way.take().map_or(Ok(()), |s| s.join().expect("a sync does not panic"))
+    }
+
+    fn finish(mut self) -> std::io::Result<()> {
+        self.wait()
+    }
 }
 
 /// A brick as it stands in the shard; `None` when it is all zeros.
@@ -114,7 +154,7 @@ fn encode(layout: &Layout, at: Zyx<usize>, channel: &[u8]) -> Option<Vec<u8>> {
         raw[to..to + region.size.x * voxel].copy_from_slice(row(z, y));
     }
     let level = BloscCompressionLevel::try_from(LEVEL).expect("levels go to 9");
-    let mut bytes = blosc_compress_bytes(&raw, level, shuffle(layout.dtype), voxel, BloscCompressor::LZ4, 0, 1)
+    let mut bytes = blosc_compress_bytes(&raw, level, layout.shuffle.mode(), voxel, BloscCompressor::LZ4, 0, 1)
         .expect("blosc stores what it cannot compress, and the buffer has its overhead");
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
