@@ -11,6 +11,7 @@ use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 use crate::dicom::header::Header;
 use crate::dicom::order::Gaps;
 use crate::dicom::read::{self, Reading, Stacked};
+use crate::dicom::suv::Suv;
 use crate::error::{Error, chain};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage};
 use crate::table;
@@ -36,6 +37,9 @@ pub struct Assemble {
     /// What becomes of colour images: `refuse`, or `channels` R, G and B.
     #[serde(default)]
     pub colour: Colour,
+    /// For PET: turn activity into standardised uptake values. Weight, dose, half life and times must stand in the files; decay is taken into account.
+    #[serde(default)]
+    pub suv: Option<Suv>,
     /// What becomes of images that do not say where they lie in the patient (projections, cine loops, screen shots): `refuse`, or `unknown` (ordered by
     /// InstanceNumber, place and direction made up and marked as unknown).
     #[serde(default)]
@@ -178,21 +182,25 @@ impl Stage for Assemble {
             keeps_single: self.single_slice == SingleSlice::Keep,
             // A large case runs alone; only what no machine is meant for is refused (as `Cx::check_size` does).
             limit_bytes: cx.memory_bytes.max(4 << 30),
+            keeps_colour: self.colour == Colour::Channels,
+            suv: self.suv,
             step: &|bytes| {
                 cx.bytes(bytes);
                 cx.check_cancelled()
             },
         };
-        let Stacked { geometry, voxels, headers, notes } = read::volume(&instances, &reading)?;
-        let is_float = matches!(voxels, Voxels::F32(_));
+        let Stacked { geometry, pixels, headers, notes } = read::volume(&instances, &reading)?;
+        let is_float = matches!(pixels.voxels, Voxels::F32(_));
+        let modality = if series.modality.is_empty() { "image".into() } else { series.modality.clone() };
         let volume = Volume {
             geometry,
-            channels: vec![if series.modality.is_empty() { "image".into() } else { series.modality.clone() }],
-            voxels,
+            channels: if pixels.is_colour { ["R", "G", "B"].map(String::from).into() } else { vec![modality] },
+            voxels: pixels.voxels,
             labels: None,
             about: About {
                 modality: series.modality.clone(),
-                unit: unit(&headers),
+                unit: pixels.unit.map_or_else(|| unit(&headers), String::from),
+                padding: pixels.padding,
                 patient: series.patient.clone(),
                 study: series.study.clone(),
                 series: series.series.clone(),

@@ -88,7 +88,7 @@ fn rows(folder: &Path) -> Vec<InstanceRow> {
 
 /// The grid of a series and the labels that a SEG puts on it, its segments numbered from 1.
 fn labels_of(rows: &[InstanceRow], file: &Path) -> (Grid, Vec<u8>) {
-    let reading = Reading { keeps_single: true, limit_bytes: 1 << 32, step: &|_| Ok(()) };
+    let reading = Reading { keeps_single: true, limit_bytes: 1 << 32, keeps_colour: false, suv: None, step: &|_| Ok(()) };
     let geometry = read::volume(rows, &reading).unwrap().geometry;
     let grid = Grid::with_slices(&geometry, &source::slices(rows).unwrap());
     let s = seg::read(file, "SEG").unwrap();

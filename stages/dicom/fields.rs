@@ -20,6 +20,7 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::TEMPORAL_POSITION_IDENTIFIER, t::STACK_ID, t::IN_STACK_POSITION_NUMBER, t::TEMPORAL_POSITION_INDEX, t::DIMENSION_INDEX_VALUES,
         t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME, t::SAMPLES_PER_PIXEL, t::PHOTOMETRIC_INTERPRETATION, t::NUMBER_OF_FRAMES, t::ROWS,
         t::COLUMNS, t::PIXEL_SPACING, t::BITS_ALLOCATED, t::BITS_STORED, t::HIGH_BIT, t::PIXEL_REPRESENTATION, t::PIXEL_PADDING_VALUE,
+        t::PIXEL_PADDING_RANGE_LIMIT, t::PLANAR_CONFIGURATION, t::DOSE_GRID_SCALING, t::DOSE_UNITS,
         t::RESCALE_INTERCEPT, t::RESCALE_SLOPE, t::RESCALE_TYPE, t::UNITS, t::SEGMENT_LABEL, t::ROI_NAME, t::EXTENDED_OFFSET_TABLE,
     ];
     let sequences = vec![
@@ -64,6 +65,8 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     } else {
         vec![base_frame(&top)]
     };
+    // US or SS by PixelRepresentation, whatever VR the file wrote.
+    let padding = |tag| top.us(tag).map(|v| if is_signed { v as u16 as i16 as i64 } else { v as i64 });
     let mut referenced_instances: Vec<String> = [t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE]
         .into_iter()
         .flat_map(|g| top.items(g).collect::<Vec<_>>())
@@ -104,12 +107,17 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         n_frame_groups: n_frame_groups as u32,
         samples: top.us(t::SAMPLES_PER_PIXEL).unwrap_or(1),
         photometric: top.text(t::PHOTOMETRIC_INTERPRETATION),
+        planar: top.us(t::PLANAR_CONFIGURATION).unwrap_or(0),
         bits_allocated,
         bits_stored,
         high_bit: top.us(t::HIGH_BIT).unwrap_or(bits_stored.saturating_sub(1)),
         is_signed,
-        padding: top.us(t::PIXEL_PADDING_VALUE).map(|v| if is_signed { v as u16 as i16 as i64 } else { v as i64 }),
-        unit: [top.text(t::RESCALE_TYPE), top.text(t::UNITS)].into_iter().find(|u| !u.is_empty()).unwrap_or_default(),
+        padding: padding(t::PIXEL_PADDING_VALUE),
+        padding_limit: padding(t::PIXEL_PADDING_RANGE_LIMIT),
+        unit: [top.text(t::RESCALE_TYPE), top.text(t::UNITS), top.text(t::DOSE_UNITS)]
+            .into_iter()
+            .find(|u| !u.is_empty())
+            .unwrap_or_default(),
         has_modality_lut: top.items(t::MODALITY_LUT_SEQUENCE).next().is_some(),
         has_imager_spacing: top.floats(t::IMAGER_PIXEL_SPACING).len() == 2,
         frames,
@@ -188,6 +196,8 @@ fn fill(f: &mut FrameHeader, l: &Level) {
     set(&mut f.thickness_mm, l.floats(t::SLICE_THICKNESS).first().copied());
     set(&mut f.between_mm, l.floats(t::SPACING_BETWEEN_SLICES).first().copied());
     set(&mut f.slope, l.floats(t::RESCALE_SLOPE).first().copied());
+    // RT Dose: stored values times this are the dose (PS3.3 C.8.8.3).
+    set(&mut f.slope, l.floats(t::DOSE_GRID_SCALING).first().copied());
     set(&mut f.intercept, l.floats(t::RESCALE_INTERCEPT).first().copied());
     set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty()));
     set(&mut f.in_stack, l.ul(t::IN_STACK_POSITION_NUMBER).first().copied());

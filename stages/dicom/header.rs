@@ -41,11 +41,15 @@ pub struct Header {
     pub n_frames: u32,
     pub samples: u32,
     pub photometric: String,
+    /// PlanarConfiguration: 1 where samples come plane by plane.
+    pub planar: u32,
     pub bits_allocated: u32,
     pub bits_stored: u32,
     pub high_bit: u32,
     pub is_signed: bool,
+    /// PixelPaddingValue, and PixelPaddingRangeLimit where it is a range (stored values).
     pub padding: Option<i64>,
+    pub padding_limit: Option<i64>,
     /// RescaleType or, for PET, Units.
     pub unit: String,
     pub has_modality_lut: bool,

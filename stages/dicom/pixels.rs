@@ -1,323 +1,333 @@
-//! Stored pixels → voxel values in place: bits are cut and sign-extended, rescale is applied frame by frame (never the first one for all). What is not a
-//! plain grey image is refused by name. One frame is decoded at a time on each thread; every size is checked before memory is taken.
+//! Files of a stack → one array. The type of a voxel is what the headers imply (uint8, int16, float32); where an int16 turns out too narrow it becomes uint16
+//! or float32 without reading again. Rescale is applied frame by frame, never the first one for all. Each file is read once, straight into its place.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::bytes::Source;
-use super::codec::{self, CodecError, Fragment};
-use super::contents::{self, FileRef};
-use super::header::{self, Header};
+use super::colour::{self, Planes};
+use super::contents::FileRef;
+use super::frames::{self, Opened, fault};
+use super::header::Header;
+use super::suv::{self, Suv};
+use super::values::{self, Map, Range};
 use crate::error::Error;
 use crate::volume::Voxels;
 
-/// A file whose bytes are those that were indexed, ready to give frames.
-struct Opened<'a> {
-    name: &'a str,
-    header: Header,
-    source: Source,
-    /// Encapsulated files: the fragments of each frame.
-    fragments: Vec<Vec<Fragment>>,
+/// How pixels become voxels.
+pub struct How<'a> {
+    /// Colour images become channels R, G and B instead of an error.
+    pub keeps_colour: bool,
+    pub suv: Option<Suv>,
+    /// Told the bytes of every file read; an error of it stops the reading.
+    pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
 
-/// Reads frames into one array `[z, y, x]`: int16 where every value is exactly that, float32 otherwise.
+/// What the files hold.
+#[derive(Debug, PartialEq)]
+pub struct Decoded {
+    /// `[z, y, x]`; `[c, z, y, x]` where `is_colour`.
+    pub voxels: Voxels,
+    /// Three channels: R, G, B.
+    pub is_colour: bool,
+    /// Which values of `voxels` are no tissue.
+    pub padding: Option<[f64; 2]>,
+    /// What a value means, where that is another thing than the headers say.
+    pub unit: Option<&'static str>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Reads frames into one array.
+/// - `headers`: one a file
 /// - `slices`: (file, frame) of each z
-/// - `step`: told the bytes of every file read; an error of it stops the reading
 pub fn decode(
     files: &[FileRef],
+    headers: &[Header],
     slices: &[(usize, usize)],
     rows: usize,
     columns: usize,
-    step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
-) -> Result<Voxels, Error> {
-    let n = rows.checked_mul(columns).filter(|n| *n > 0 && n.checked_mul(slices.len().max(1) * 4).is_some());
+    how: &How,
+) -> Result<Decoded, Error> {
+    let n = rows.checked_mul(columns).filter(|n| *n > 0 && n.checked_mul(slices.len().max(1) * 12).is_some());
     let (Some(n), Some(&(first, _))) = (n, slices.first()) else {
         let file = files.first().map_or("no file", |f| &f.name);
         return Err(fault(file, format!("{} frames of {rows}×{columns} pixels are no image", slices.len())));
     };
     let mut uses = vec![0; files.len()];
     slices.iter().for_each(|(file, _)| uses[*file] += 1);
+    for (f, h) in files.iter().zip(headers) {
+        if (h.rows as usize, h.columns as usize) != (rows, columns) {
+            return Err(fault(&f.name, format!("{}×{} pixels where {rows}×{columns} are expected", h.rows, h.columns)));
+        }
+    }
+    let is_colour = frames::is_colour(&headers[first]);
+    if let Some((f, _)) = files.iter().zip(headers).find(|(_, h)| frames::is_colour(h) != is_colour) {
+        return Err(fault(&f.name, "grey and colour images in one stack"));
+    }
+    if is_colour && !how.keeps_colour {
+        let h = &headers[first];
+        let why = format!("{} pixels of {} samples: `colour: channels` makes three channels of them", h.photometric, h.samples);
+        return Err(fault(&files[first].name, why));
+    }
+    let factors = match how.suv {
+        Some(Suv::BodyWeight) => Some(factors(files, headers)?),
+        None => None,
+    };
+    let opens = |file: usize| {
+        let needs_philips = file == first && headers[file].manufacturer.to_ascii_lowercase().contains("philips");
+        frames::open(&files[file], &headers[file], needs_philips, how.step)
+    };
     // A multi-frame file is opened once; files of one slice are opened, read and closed one by one.
     let shared: Vec<Option<Opened>> =
-        files.iter().zip(&uses).map(|(f, uses)| if *uses > 1 { open(f, step).map(Some) } else { Ok(None) }).collect::<Result<_, _>>()?;
-    if shared[first].is_none() {
-        // What a file claims is held against what is in it before memory is taken by its word.
-        open(&files[first], &|_| Ok(()))?;
-    }
-    let with_frame = |z: usize, use_it: &mut dyn FnMut(Stored, f64, f64) -> Result<(), Error>| -> Result<(), Error> {
-        let (file, frame) = slices[z];
+        (0..files.len()).map(|file| if uses[file] > 1 { opens(file).map(Some) } else { Ok(None) }).collect::<Result<_, _>>()?;
+    // What a file claims is held against what is in it before memory is taken by its word.
+    let mut notes = Vec::new();
+    {
         let own;
-        let opened = match &shared[file] {
+        let opened = match &shared[first] {
             Some(opened) => opened,
             None => {
-                own = open(&files[file], step)?;
+                let silent = |_| Ok(());
+                own = frames::open(&files[first], &headers[first], true, &silent)?;
                 &own
             }
         };
-        let (slope, intercept) = rescale(opened, frame)?;
-        let stored = opened.frame(frame)?;
-        if stored.len() != n {
-            return Err(fault(opened.name, format!("a frame of {} pixels where {n} are expected", stored.len())));
+        if let Some([slope, intercept]) = opened.extras.philips_scale.filter(|s| *s != [1.0, 0.0]) {
+            notes.push(format!("the private scale of Philips (2005,100E) {slope}, (2005,100D) {intercept} is not applied"));
         }
-        use_it(stored, slope, intercept)
-    };
-    let mut exact = vec![0i16; n * slices.len()];
-    let fits = AtomicBool::new(true);
-    exact.par_chunks_mut(n).enumerate().try_for_each(|(z, out)| -> Result<(), Error> {
-        if !fits.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        with_frame(z, &mut |stored, slope, intercept| {
-            if !fill_i16(&stored, slope, intercept, out) {
-                fits.store(false, Ordering::Relaxed);
+    }
+    let stack = Stack { files, headers, slices, factors, shared, how, n, buffers: Mutex::new(Vec::new()) };
+    let voxels = if is_colour { stack.colours()? } else { stack.greys(&mut notes)? };
+    let padding = if is_colour { None } else { stack.padding(&mut notes)? };
+    if headers.iter().any(|h| h.photometric == "MONOCHROME1") {
+        notes.push("MONOCHROME1: values are as stored, low ones are bright".into());
+    }
+    Ok(Decoded { voxels, is_colour, padding, unit: how.suv.map(|_| "SUV"), notes })
+}
+
+/// What every slice needs to know.
+struct Stack<'a> {
+    files: &'a [FileRef],
+    headers: &'a [Header],
+    slices: &'a [(usize, usize)],
+    /// SUV: what rescaled values of each file are multiplied with.
+    factors: Option<Vec<f64>>,
+    shared: Vec<Option<Opened<'a>>>,
+    how: &'a How<'a>,
+    n: usize,
+    /// Frames that are not read straight into their place go through these, one a thread.
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Stack<'_> {
+    fn with_frame(&self, z: usize, use_it: impl FnOnce(&Opened, usize, Map) -> Result<(), Error>) -> Result<(), Error> {
+        let (file, frame) = self.slices[z];
+        let own;
+        let opened = match &self.shared[file] {
+            Some(opened) => opened,
+            None => {
+                own = frames::open(&self.files[file], &self.headers[file], false, self.how.step)?;
+                &own
             }
-            Ok(())
-        })
-    })?;
-    if fits.into_inner() {
-        return Ok(Voxels::I16(exact));
+        };
+        use_it(opened, frame, self.map(opened, file, frame)?)
     }
-    drop(exact);
-    let mut real = vec![0f32; n * slices.len()];
-    real.par_chunks_mut(n).enumerate().try_for_each(|(z, out)| {
-        with_frame(z, &mut |stored, slope, intercept| {
-            match &stored {
-                Stored::Int(v) => v.iter().zip(&mut *out).for_each(|(v, o)| *o = (*v as f64 * slope + intercept) as f32),
-                Stored::Real(v) => v.iter().zip(&mut *out).for_each(|(v, o)| *o = (v * slope + intercept) as f32),
-            }
-            Ok(())
-        })
-    })?;
-    Ok(Voxels::F32(real))
-}
 
-/// `false`: a value is no int16.
-fn fill_i16(stored: &Stored, slope: f64, intercept: f64, out: &mut [i16]) -> bool {
-    let Stored::Int(values) = stored else { return false };
-    let is_small_integer = |v: f64| v.fract() == 0.0 && v.abs() <= 65536.0;
-    if !is_small_integer(slope) || !is_small_integer(intercept) {
-        return false;
+    fn map(&self, opened: &Opened, file: usize, frame: usize) -> Result<Map, Error> {
+        // A table wins over rescale (PS3.3 C.11.1).
+        if let Some(lut) = &opened.extras.modality_lut {
+            return Ok(Map::Table(lut.clone()));
+        }
+        let (slope, intercept) = self.rescale(file, frame)?;
+        Ok(Map::Linear { slope, intercept })
     }
-    let (slope, intercept) = (slope as i64, intercept as i64);
-    values.iter().zip(out).all(|(v, o)| {
-        let Ok(v) = i16::try_from(*v as i64 * slope + intercept) else { return false };
-        *o = v;
-        true
-    })
-}
 
-/// Stored values of a frame before rescale.
-enum Stored {
-    Int(Vec<i32>),
-    Real(Vec<f64>),
-}
+    fn rescale(&self, file: usize, frame: usize) -> Result<(f64, f64), Error> {
+        let h = &self.headers[file];
+        let f = h.frames.get(frame).or(h.frames.first());
+        let slope = f.and_then(|f| f.slope).unwrap_or(1.0);
+        if slope == 0.0 {
+            return Err(fault(&self.files[file].name, format!("RescaleSlope of frame {} is 0", frame + 1)));
+        }
+        let factor = self.factors.as_ref().map_or(1.0, |f| f[file]);
+        Ok((slope * factor, f.and_then(|f| f.intercept).unwrap_or(0.0) * factor))
+    }
 
-impl Stored {
-    fn len(&self) -> usize {
-        match self {
-            Stored::Int(v) => v.len(),
-            Stored::Real(v) => v.len(),
+    fn buffered<T>(&self, use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let mut buffer = self.buffers.lock().expect("nothing panics while it is held").pop().unwrap_or_default();
+        let out = use_it(&mut buffer);
+        self.buffers.lock().expect("nothing panics while it is held").push(buffer);
+        out
+    }
+
+    fn greys(&self, notes: &mut Vec<String>) -> Result<Voxels, Error> {
+        let mut is_real = false;
+        let mut is_byte = true;
+        for (file, frame) in self.slices {
+            let h = &self.headers[*file];
+            let rescale = self.rescale(*file, *frame)?;
+            let is_float = h.pixel.is_some_and(|p| p.tag != 0x7FE0_0010);
+            is_real |= is_float || (!h.has_modality_lut && values::integers(rescale.0, rescale.1).is_none());
+            is_byte &= h.bits_allocated <= 8 && !h.is_signed && !h.has_modality_lut && rescale == (1.0, 0.0);
+        }
+        match (is_real, is_byte) {
+            (true, _) => self.reals(notes),
+            (false, true) => self.bytes(),
+            (false, false) => self.integers(notes),
         }
     }
-}
 
-fn fault(name: &str, why: impl Into<String>) -> Error {
-    Error::Dicom { file: name.into(), why: why.into() }
-}
-
-/// Opens a file and holds it against the index: other bytes than those that were indexed are refused.
-fn open<'a>(f: &'a FileRef, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Opened<'a>, Error> {
-    let unread = |e: std::io::Error| fault(&f.name, format!("it cannot be read: {e}"));
-    let source = contents::open(f)?;
-    step(source.len())?;
-    let header = header::of_source(&source).map_err(unread)?;
-    let header = header.map_err(|_| fault(&f.name, "the header cannot be read any more: run again"))?;
-    check(&f.name, &header, source.len())?;
-    let pixel = header.pixel.expect("checked just above");
-    let fragments = match pixel.length {
-        Some(_) => Vec::new(),
-        None => codec::frames(&source, pixel.offset, &header).map_err(|why| fault(&f.name, why))?,
-    };
-    Ok(Opened { name: &f.name, header, source, fragments })
-}
-
-/// Whether the pixels are of a kind that is read here and whether they are all there.
-fn check(name: &str, h: &Header, file_len: u64) -> Result<(), Error> {
-    let refuse = |why: String| Err(fault(name, why));
-    let Some(pixel) = h.pixel else { return refuse("no pixel data".into()) };
-    if h.samples != 1 || !matches!(h.photometric.as_str(), "MONOCHROME1" | "MONOCHROME2" | "") {
-        return refuse(format!(
-            "{} pixels of {} samples: colour images are not read yet, only MONOCHROME1 and MONOCHROME2",
-            h.photometric, h.samples
-        ));
-    }
-    if h.has_modality_lut {
-        return refuse("a Modality LUT Sequence maps its values, which is not read yet".into());
-    }
-    let bits = match pixel.tag {
-        0x7FE0_0008 => 32,
-        0x7FE0_0009 => 64,
-        _ => h.bits_allocated,
-    };
-    let is_known = if pixel.tag == 0x7FE0_0010 { matches!(bits, 8 | 16 | 32) } else { h.bits_allocated == bits };
-    if !is_known {
-        return refuse(format!("{} bits allocated a pixel are not read, only 8, 16 and 32", h.bits_allocated));
-    }
-    if h.bits_stored == 0 || h.bits_stored > bits || h.high_bit >= bits || h.high_bit + 1 < h.bits_stored {
-        return refuse(format!("BitsStored {} up to HighBit {} do not fit {bits} bits allocated", h.bits_stored, h.high_bit));
-    }
-    let expected = h.frame_bytes().and_then(|b| b.checked_mul(h.n_frames as u64));
-    let Some(expected) = expected else {
-        return refuse(format!("{}×{} pixels, {} frames of {bits} bits are no image", h.rows, h.columns, h.n_frames));
-    };
-    if let Some(length) = pixel.length {
-        let there = file_len.saturating_sub(pixel.offset).min(length as u64);
-        if there < expected {
-            let truncated = if (length as u64) > there { "the file is cut off" } else { "the element is too short" };
-            return refuse(format!("pixel data are truncated ({truncated}): found {there} bytes, expected {expected}"));
-        }
-    }
-    Ok(())
-}
-
-fn rescale(o: &Opened, frame: usize) -> Result<(f64, f64), Error> {
-    let f = o.header.frames.get(frame).or(o.header.frames.first());
-    let slope = f.and_then(|f| f.slope).unwrap_or(1.0);
-    if slope == 0.0 {
-        return Err(fault(o.name, format!("RescaleSlope of frame {} is 0", frame + 1)));
-    }
-    Ok((slope, f.and_then(|f| f.intercept).unwrap_or(0.0)))
-}
-
-impl Opened<'_> {
-    fn frame(&self, frame: usize) -> Result<Stored, Error> {
-        let h = &self.header;
-        let pixel = h.pixel.expect("checked when the file was opened");
-        let io = |e: std::io::Error| fault(self.name, format!("pixel data of frame {}: {e}", frame + 1));
-        if pixel.length.is_some() {
-            let bytes = h.frame_bytes().expect("checked when the file was opened");
-            let raw = self.source.read_at(pixel.offset + bytes * frame as u64, bytes as usize).map_err(io)?;
-            return Ok(samples(h, &raw, bytes as usize / (h.rows as usize * h.columns as usize), h.is_big_endian, pixel.tag));
-        }
-        let fragments = self.fragments.get(frame).ok_or_else(|| fault(self.name, format!("frame {} has no fragments", frame + 1)))?;
-        let mut stream = Vec::new();
-        for (offset, length) in fragments {
-            stream.extend(self.source.read_at(*offset, *length as usize).map_err(io)?);
-        }
-        let decoded = codec::decode(h, &stream).map_err(|e| match e {
-            CodecError::Unsupported { syntax, help } => Error::UnsupportedSyntax { file: self.name.into(), syntax, help },
-            CodecError::Broken(why) => fault(self.name, format!("frame {}: {why}", frame + 1)),
+    fn bytes(&self) -> Result<Voxels, Error> {
+        let mut out = vec![0u8; self.n * self.slices.len()];
+        out.par_chunks_mut(self.n).enumerate().try_for_each(|(z, out)| {
+            self.with_frame(z, |opened, frame, _| {
+                if opened.read_bytes(frame, out)? {
+                    return Ok(());
+                }
+                self.buffered(|buffer| {
+                    let raw = opened.grey(frame, buffer)?;
+                    if raw.format.width != 1 {
+                        let why = format!("frame {}: a codestream of {} bits where 8 are allocated", frame + 1, raw.format.bits);
+                        return Err(fault(opened.name, why));
+                    }
+                    values::bytes_of(raw, out);
+                    Ok(())
+                })
+            })
         })?;
-        Ok(samples(h, &decoded.bytes, decoded.bytes_per_sample, false, pixel.tag))
+        Ok(Voxels::U8(out))
     }
-}
 
-/// Bytes → stored values: BitsStored bits below HighBit, sign-extended (PS3.5 8.1.1); higher bits may hold overlays.
-fn samples(h: &Header, raw: &[u8], bytes_per_sample: usize, is_big: bool, tag: u32) -> Stored {
-    let shift = h.high_bit + 1 - h.bits_stored;
-    let mask = if h.bits_stored >= 32 { u32::MAX } else { (1 << h.bits_stored) - 1 };
-    let sign = if h.is_signed { 1u32 << (h.bits_stored - 1) } else { 0 };
-    // Two's complement of any width: flip the sign bit, take it off again.
-    let value = |v: u32| (((v >> shift & mask) ^ sign) as i64 - sign as i64) as i32;
-    let word = |b: &[u8]| {
-        let b = [b[0], b[1], b[2], b[3]];
-        if is_big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
-    };
-    match (tag, bytes_per_sample) {
-        // The usual case, without the general one's shifts.
-        (0x7FE0_0010, 2) if h.bits_stored == 16 && !is_big => {
-            let values = raw.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-            Stored::Int(if h.is_signed { values.map(|v| v as i16 as i32).collect() } else { values.map(i32::from).collect() })
+    /// int16 where every value is one, else uint16, else float32.
+    fn integers(&self, notes: &mut Vec<String>) -> Result<Voxels, Error> {
+        let mut words = vec![0i16; self.n * self.slices.len()];
+        let mut ranges: Vec<Range> = vec![(0, 0); self.slices.len()];
+        words.par_chunks_mut(self.n).zip(&mut ranges).enumerate().try_for_each(|(z, (out, range))| {
+            self.with_frame(z, |opened, frame, map| {
+                if let Map::Linear { slope, intercept } = map
+                    && opened.read_words(frame, out)?
+                {
+                    let (slope, intercept) = (slope as i64, intercept as i64);
+                    *range = values::in_place(out, &opened.native_format(), slope, intercept);
+                    return Ok(());
+                }
+                self.buffered(|buffer| {
+                    *range = values::wrapped(opened.grey(frame, buffer)?, &map, out);
+                    Ok(())
+                })
+            })
+        })?;
+        let (low, high) = ranges.iter().fold((i64::MAX, i64::MIN), |(l, h), r| (l.min(r.0), h.max(r.1)));
+        if low >= i16::MIN as i64 && high <= i16::MAX as i64 {
+            return Ok(Voxels::I16(words));
         }
-        (0x7FE0_0008, _) => Stored::Real(raw.chunks_exact(4).map(|b| f32::from_bits(word(b)) as f64).collect()),
-        (0x7FE0_0009, _) => {
-            let long = |b: &[u8]| {
-                let b: [u8; 8] = b.try_into().expect("chunks of eight");
-                if is_big { f64::from_be_bytes(b) } else { f64::from_le_bytes(b) }
+        if low >= 0 && high <= u16::MAX as i64 {
+            return Ok(Voxels::U16(bytemuck::cast_vec(words)));
+        }
+        if ranges.iter().any(|(low, high)| high - low > u16::MAX as i64) {
+            drop(words);
+            return self.reals(notes);
+        }
+        let mut out = vec![0f32; words.len()];
+        let slices = words.par_chunks(self.n).zip(&ranges).zip(out.par_chunks_mut(self.n));
+        slices.for_each(|((words, range), out)| values::widened(words, *range, out));
+        Ok(Voxels::F32(out))
+    }
+
+    fn reals(&self, notes: &mut Vec<String>) -> Result<Voxels, Error> {
+        let mut out = vec![0f32; self.n * self.slices.len()];
+        let is_exact = AtomicBool::new(true);
+        out.par_chunks_mut(self.n).enumerate().try_for_each(|(z, out)| {
+            self.with_frame(z, |opened, frame, map| {
+                self.buffered(|buffer| {
+                    if !values::real(opened.grey(frame, buffer)?, &map, out) {
+                        is_exact.store(false, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+        })?;
+        if !is_exact.into_inner() {
+            notes.push("values are rounded to float32, which cannot hold all of them exactly".into());
+        }
+        Ok(Voxels::F32(out))
+    }
+
+    /// `[c, z, y, x]`
+    fn colours(&self) -> Result<Voxels, Error> {
+        // The first slice says which type all have.
+        let mut kind = None;
+        self.with_frame(0, |opened, frame, _| colour::planes(opened, frame).map(|p| kind = Some(p)))?;
+        Ok(match kind.expect("a frame was decoded") {
+            Planes::U8(_) => Voxels::U8(self.planes(|p| if let Planes::U8(p) = p { Some(p) } else { None })?),
+            Planes::U16(_) => Voxels::U16(self.planes(|p| if let Planes::U16(p) = p { Some(p) } else { None })?),
+            Planes::F32(_) => Voxels::F32(self.planes(|p| if let Planes::F32(p) = p { Some(p) } else { None })?),
+        })
+    }
+
+    fn planes<T: Copy + Default + Send + Sync>(&self, take: impl Fn(Planes) -> Option<Vec<T>> + Sync) -> Result<Vec<T>, Error> {
+        let mut out = vec![T::default(); 3 * self.n * self.slices.len()];
+        let (red, rest) = out.split_at_mut(self.n * self.slices.len());
+        let (green, blue) = rest.split_at_mut(self.n * self.slices.len());
+        let places = red.par_chunks_mut(self.n).zip(green.par_chunks_mut(self.n)).zip(blue.par_chunks_mut(self.n));
+        places.enumerate().try_for_each(|(z, ((red, green), blue))| {
+            self.with_frame(z, |opened, frame, _| {
+                let planes = take(colour::planes(opened, frame)?)
+                    .ok_or_else(|| fault(opened.name, "its samples are of another size than those of the first slice"))?;
+                for (channel, out) in planes.chunks_exact(self.n).zip([red, green, blue]) {
+                    out.copy_from_slice(channel);
+                }
+                Ok(())
+            })
+        })?;
+        Ok(out)
+    }
+
+    /// The padding range in voxel units, where all slices agree on it.
+    fn padding(&self, notes: &mut Vec<String>) -> Result<Option<[f64; 2]>, Error> {
+        let mut found: Vec<[f64; 2]> = Vec::new();
+        for (file, frame) in self.slices {
+            let h = &self.headers[*file];
+            let Some(value) = h.padding else { continue };
+            let stored = [value, h.padding_limit.unwrap_or(value)];
+            let ends = if h.has_modality_lut {
+                let own;
+                let opened = match &self.shared[*file] {
+                    Some(opened) => opened,
+                    None => {
+                        own = frames::open(&self.files[*file], h, true, &|_| Ok(()))?;
+                        &own
+                    }
+                };
+                stored.map(|v| opened.extras.modality_lut.as_ref().map_or(v as f64, |lut| lut.at(v) as f64))
+            } else {
+                let (slope, intercept) = self.rescale(*file, *frame)?;
+                // As voxels hold it: float32 where it is no integer.
+                stored.map(|v| v as f64 * slope + intercept).map(|v| if v.fract() == 0.0 { v } else { v as f32 as f64 })
             };
-            Stored::Real(raw.chunks_exact(8).map(long).collect())
+            let range = [ends[0].min(ends[1]), ends[0].max(ends[1])];
+            if !found.contains(&range) {
+                found.push(range);
+            }
+            if found.len() > 1 {
+                notes.push("the padding value means another voxel value in each slice: which voxels are padding is not recorded".into());
+                return Ok(None);
+            }
         }
-        (_, 1) => Stored::Int(raw.iter().map(|b| value(*b as u32)).collect()),
-        (_, 2) if is_big => Stored::Int(raw.chunks_exact(2).map(|b| value(u16::from_be_bytes([b[0], b[1]]) as u32)).collect()),
-        (_, 2) => Stored::Int(raw.chunks_exact(2).map(|b| value(u16::from_le_bytes([b[0], b[1]]) as u32)).collect()),
-        _ if h.is_signed => Stored::Int(raw.chunks_exact(4).map(|b| value(word(b))).collect()),
-        _ => Stored::Real(raw.chunks_exact(4).map(|b| (word(b) >> shift & mask) as f64).collect()),
+        Ok(found.pop())
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::dicom::scan::PixelElement;
-
-    fn header(bits_allocated: u32, bits_stored: u32, is_signed: bool) -> Header {
-        let pixel = Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: Some(1 << 30) });
-        Header {
-            rows: 1,
-            columns: 2,
-            n_frames: 1,
-            samples: 1,
-            bits_allocated,
-            bits_stored,
-            high_bit: bits_stored - 1,
-            is_signed,
-            pixel,
-            ..Header::default()
-        }
-    }
-
-    fn ints(h: &Header, raw: &[u8], is_big: bool) -> Vec<i32> {
-        match samples(h, raw, h.bits_allocated as usize / 8, is_big, 0x7FE0_0010) {
-            Stored::Int(v) => v,
-            Stored::Real(v) => v.into_iter().map(|v| v as i32).collect(),
-        }
-    }
-
-    #[test]
-    fn bits_above_the_high_bit_are_cut_and_the_sign_extended() {
-        let twelve = header(16, 12, true);
-        // 0xF800: an overlay above, −2048 below.
-        assert_eq!(ints(&twelve, &[0x00, 0xf8, 0xff, 0x07], false), [-2048, 2047]);
-        assert_eq!(ints(&header(16, 12, false), &[0xff, 0xff, 0x00, 0x00], false), [4095, 0]);
-        assert_eq!(ints(&header(16, 16, true), &[0xff, 0xfe, 0x00, 0x01], true), [-2, 1]);
-        assert_eq!(ints(&header(8, 8, true), &[0x80, 0x7f], false), [-128, 127]);
-        assert_eq!(ints(&header(32, 32, true), &[0xff; 8], false), [-1, -1]);
-        let high = Header { high_bit: 15, ..header(16, 12, false) };
-        assert_eq!(ints(&high, &[0xf0, 0xff, 0x1f, 0x00], false), [4095, 1]);
-    }
-
-    #[test]
-    fn exact_integers_stay_int16_and_others_do_not() {
-        let mut out = [0; 2];
-        assert!(fill_i16(&Stored::Int(vec![0, 2048]), 1.0, -1024.0, &mut out));
-        assert_eq!(out, [-1024, 1024]);
-        assert!(!fill_i16(&Stored::Int(vec![0, 40000]), 1.0, 0.0, &mut out));
-        assert!(!fill_i16(&Stored::Int(vec![0, 1]), 0.5, 0.0, &mut out));
-    }
-
-    #[test]
-    fn no_pixels_are_an_error() {
-        let file = FileRef { path: "nowhere".into(), member: None, name: "a".into(), content: String::new(), seen: String::new() };
-        for (rows, columns) in [(0, 0), (0, 4), (usize::MAX, 2)] {
-            let why = decode(std::slice::from_ref(&file), &[(0, 0)], rows, columns, &|_| Ok(())).unwrap_err().to_string();
-            assert!(why.starts_with("a: 1 frames of"), "{why}");
-        }
-        assert!(decode(&[], &[], 4, 4, &|_| Ok(())).is_err());
-    }
-
-    #[test]
-    fn sizes_are_checked_before_anything_is_read() {
-        let big = Header { rows: 65535, columns: 65535, n_frames: 1000, ..header(16, 16, false) };
-        let why = check("a/b", &big, 1000).unwrap_err().to_string();
-        assert!(why.starts_with("a/b: pixel data are truncated") && why.contains("found 1000 bytes"), "{why}");
-        let endless = Header { n_frames: u32::MAX, ..big };
-        assert!(check("f", &endless, 1000).unwrap_err().to_string().contains("are no image"));
-        let colour = Header { samples: 3, photometric: "RGB".into(), ..header(8, 8, false) };
-        assert!(check("f", &colour, 1 << 40).unwrap_err().to_string().contains("RGB"));
-        assert!(check("f", &header(12, 12, false), 1 << 40).unwrap_err().to_string().contains("12 bits allocated"));
-        let odd = Header { high_bit: 3, ..header(16, 12, false) };
-        assert!(check("f", &odd, 1 << 40).is_err());
-    }
+/// SUV factors, one a file.
+fn factors(files: &[FileRef], headers: &[Header]) -> Result<Vec<f64>, Error> {
+    let tracers: Vec<_> = files
+        .par_iter()
+        .zip(headers)
+        .map(|(f, h)| frames::open(f, h, true, &|_| Ok(())).map(|opened| opened.extras.tracer))
+        .collect::<Result<_, _>>()?;
+    let first_s = tracers.iter().filter_map(|t| t.acquired_s).reduce(f64::min);
+    let factor = |(f, t): (&FileRef, &suv::Tracer)| suv::factor(t, first_s).map_err(|why| fault(&f.name, why));
+    files.iter().zip(&tracers).map(factor).collect()
 }

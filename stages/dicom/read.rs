@@ -7,16 +7,15 @@ use voxmill_schemas::tables::InstanceRow;
 use super::contents::FileRef;
 use super::header::{self, Header};
 use super::order::{self, Slice, Stack};
-use super::pixels;
+use super::pixels::{self, Decoded, How};
+use super::suv::Suv;
 use crate::error::Error;
-use crate::volume::Voxels;
 
 /// A volume as the files tell it.
 #[derive(Debug)]
 pub struct Stacked {
     pub geometry: Geometry,
-    /// `[z, y, x]`
-    pub voxels: Voxels,
+    pub pixels: Decoded,
     /// One a file.
     pub headers: Vec<Header>,
     /// What a reader should know.
@@ -28,6 +27,9 @@ pub struct Reading<'a> {
     /// One slice alone becomes a volume of depth one.
     pub keeps_single: bool,
     pub limit_bytes: u64,
+    /// Colour images become channels R, G and B instead of an error.
+    pub keeps_colour: bool,
+    pub suv: Option<Suv>,
     /// Told the bytes of every file read; an error stops the reading.
     pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
@@ -40,16 +42,20 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
     let frames = frames_of(instances, &headers);
     let slices: Vec<Slice> = frames.iter().map(|(file, frame)| Slice::of(&headers[*file], *frame)).collect();
     let what = || format!("series of {} slices", slices.len());
-    let Stack { order, geometry, notes } = order::stack(&slices, how.keeps_single).map_err(|why| Error::Geometry { what: what(), why })?;
+    let Stack { order, geometry, mut notes } =
+        order::stack(&slices, how.keeps_single).map_err(|why| Error::Geometry { what: what(), why })?;
     // float32 at worst: refused before it is allocated.
-    let wanted_bytes = geometry.size.checked_count().map_or(u64::MAX, |n| (n as u64).saturating_mul(4));
+    let samples = headers.iter().map(|h| h.samples.max(1) as u64).max().unwrap_or(1);
+    let wanted_bytes = geometry.size.checked_count().map_or(u64::MAX, |n| (n as u64).saturating_mul(4 * samples));
     if wanted_bytes > how.limit_bytes {
         let what = format!("a volume of {} voxels (a larger `--memory` allows more)", geometry.size);
         return Err(Error::TooLarge { what, wanted_bytes, limit_bytes: how.limit_bytes });
     }
     let sorted: Vec<(usize, usize)> = order.iter().map(|i| frames[*i]).collect();
-    let voxels = pixels::decode(&files, &sorted, geometry.size.y, geometry.size.x, how.step)?;
-    Ok(Stacked { geometry, voxels, headers, notes })
+    let pixels = How { keeps_colour: how.keeps_colour, suv: how.suv, step: how.step };
+    let mut pixels = pixels::decode(&files, &headers, &sorted, geometry.size.y, geometry.size.x, &pixels)?;
+    notes.append(&mut pixels.notes);
+    Ok(Stacked { geometry, pixels, headers, notes })
 }
 
 fn read_header(f: &FileRef) -> Result<Header, Error> {

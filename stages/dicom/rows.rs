@@ -13,7 +13,7 @@ use super::header::Header;
 pub use super::names::Names;
 use super::names::patient_of;
 use super::order::{self, Slice};
-use super::pixels;
+use super::pixels::{self, How};
 
 /// The index, and the verdicts that only came out in making it.
 #[derive(Debug, Default)]
@@ -294,7 +294,8 @@ fn is_same_image(a: &Entry, b: &Entry) -> bool {
         let (path, member) = (e.seen.path.clone(), e.seen.member.clone());
         let file = FileRef { path, member, name: e.name.clone(), content: e.content.clone(), seen: String::new() };
         let frames: Vec<_> = (0..header(e).frames.len()).map(|f| (0, f)).collect();
-        pixels::decode(&[file], &frames, x.rows as usize, x.columns as usize, &|_| Ok(()))
+        let how = How { keeps_colour: true, suv: None, step: &|_| Ok(()) };
+        pixels::decode(&[file], std::slice::from_ref(header(e)), &frames, x.rows as usize, x.columns as usize, &how)
     };
     geometry(x) == geometry(y) && matches!((voxels(a), voxels(b)), (Ok(a), Ok(b)) if a == b)
 }

@@ -43,7 +43,7 @@ impl Archive {
         }
         let mine: Vec<InstanceRow> =
             self.made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume)).cloned().collect();
-        let how = Reading { keeps_single: true, limit_bytes: 4 << 30, step: &|_| Ok(()) };
+        let how = Reading { keeps_single: true, limit_bytes: 4 << 30, keeps_colour: true, suv: None, step: &|_| Ok(()) };
         read::volume(&mine, &how).map_err(|e| voxmill_stages::error::chain(&e))
     }
 }
