@@ -50,6 +50,49 @@ fn a_moved_archive_changes_nothing_below_the_index() {
 }
 
 #[test]
+fn a_copied_archive_changes_nothing_below_the_index() {
+    let b = Bench::new(2);
+    b.run(&["ready"]).expect(0);
+    crate::bench::copy_tree(&b.archive(), &b.path("copy"));
+    let c = b.run(&["ready", "--set", "series.archive=copy"]).expect(0).counts();
+    for node in ["image", "masks", "iso", "ready"] {
+        assert_eq!(c[node], (0, 2, 0), "{node}");
+    }
+}
+
+/// The header, the size and the time of the file stay as they were; only pixels change.
+#[test]
+fn a_changed_pixel_remakes_its_case_alone() {
+    let b = Bench::new(2);
+    b.run(&["ready"]).expect(0);
+    let case = std::fs::read_dir(b.archive()).unwrap().map(|e| e.unwrap().path()).min().unwrap();
+    let file = largest_slice(&case);
+    let modified = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() - 1000;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+    let plan = b.voxmill(&["plan", "p.yaml", "ready"]).expect(0);
+    plan.says("1 reused, 1 stale");
+    let c = b.run(&["ready"]).expect(0).counts();
+    assert_eq!((c["image"], c["ready"]), ((1, 1, 0), (1, 1, 0)));
+}
+
+/// A slice of the image: its folder holds more files than that of the labels.
+fn largest_slice(case: &std::path::Path) -> std::path::PathBuf {
+    let mut folders: std::collections::BTreeMap<std::path::PathBuf, Vec<std::path::PathBuf>> = Default::default();
+    let mut todo = vec![case.to_path_buf()];
+    while let Some(p) = todo.pop() {
+        for e in std::fs::read_dir(&p).unwrap().map(|e| e.unwrap().path()) {
+            if e.is_dir() { todo.push(e) } else { folders.entry(p.clone()).or_default().push(e) }
+        }
+    }
+    let files = folders.into_values().max_by_key(Vec::len).unwrap();
+    files.into_iter().min_by_key(|f| std::fs::metadata(f).unwrap().len()).unwrap()
+}
+
+#[test]
 fn comments_and_order_of_the_file_change_nothing() {
     let b = Bench::new(2);
     b.run(&["ready"]).expect(0);
