@@ -1,7 +1,7 @@
 //! Adds labels to an image: from DICOM SEG, RTSTRUCT or NIfTI files of the archive, laid on the grid the image was assembled on.
 //! Which file is taken, what could not be drawn and what overlapped is told; nothing is guessed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -10,11 +10,10 @@ use serde_json::Value;
 use voxmill_schemas::artifact::{Kind, Manifest, Port, Scope};
 use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 
-use crate::dicom::place::{Grid, is_reindexed, nearest_voxels};
-use crate::dicom::{Fill, rtstruct, source};
+use crate::dicom::place::{Grid, nearest_voxels};
+use crate::dicom::{Fill, source};
 use crate::error::Error;
-use crate::labels::{Canvas, Found, Overlap, Target, filter, nifti_of, texts};
-use crate::nifti::Image;
+use crate::labels::{Align, Canvas, Choose, Found, LABELS, LabelIndex, Laying, Missing, Overlap, Target, Told, Wanted, nothing_laid};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Rows, Stage};
 use crate::table;
 use crate::volume::{Labels, Volume};
@@ -25,7 +24,8 @@ use crate::volume::{Labels, Volume};
 pub struct Annotate {
     /// Class name → id (1 to 255). A class is the segment or ROI of that name; upper and lower case count only where names differ in nothing else.
     pub classes: BTreeMap<String, u8>,
-    /// Class name → other names (or codes, `SCT:71341001`) of segments and ROIs that belong to it as well.
+    /// Class name → other names or codes of segments and ROIs that belong to it as well. `SCT:71341001` is the code of a segment's type; `SCT:71341001+SCT:7771000`
+    /// asks for all of several codes among its category, type, modifiers (such as a side) and region.
     #[serde(default)]
     pub aliases: BTreeMap<String, Vec<String>>,
     /// Which kind of file to take. `auto`: the first of binary SEG, labelmap SEG, fractional SEG, RTSTRUCT, NIfTI that has every class.
@@ -62,30 +62,6 @@ pub enum Source {
     Nifti,
 }
 
-/// Which of several files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Choose {
-    /// Refuse the case and name the files.
-    #[default]
-    Error,
-    /// The file with the latest content date and time.
-    Newest,
-    /// All of them together.
-    Merge,
-}
-
-/// What a case without one of the classes is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Missing {
-    /// Refuse the case and list the names there are.
-    #[default]
-    Error,
-    /// The class has no voxel in this case. A case without any of the classes is still refused.
-    Background,
-}
-
 /// NIfTI labels carry numbers, not names, and lie where their header says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -96,17 +72,6 @@ pub struct NiftiLabels {
     /// How labels find their place: by the affine in millimetres, or by index where the file has the size of the image and no trustworthy affine.
     #[serde(default)]
     pub align: Align,
-}
-
-/// How a NIfTI label lies on an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Align {
-    /// By the affine: reindexed where the axes are flipped or permuted, nearest voxel otherwise.
-    #[default]
-    Affine,
-    /// Voxel for voxel.
-    Index,
 }
 
 impl Stage for Annotate {
@@ -156,6 +121,19 @@ impl Stage for Annotate {
                 out.push(Finding::error(&field, format!("{other} has the value {value} as well"), help));
             }
         }
+        if let Overlap::Priority(names) = &self.overlap {
+            let count = |class: &String| names.iter().filter(|n| *n == class).count();
+            for (class, n) in self.classes.keys().map(|c| (c, count(c))).filter(|(_, n)| *n != 1) {
+                out.push(Finding::error(
+                    "overlap.priority",
+                    format!("{class} stands {n} times in the list"),
+                    "name every class once, the first wins",
+                ));
+            }
+            for name in names.iter().filter(|n| !self.classes.contains_key(*n)) {
+                out.push(Finding::error("overlap.priority", format!("{name} is no class"), "use names that stand under classes"));
+            }
+        }
         if self.fractional_threshold.is_some_and(|t| !(t > 0.0 && t <= 1.0)) {
             out.push(Finding::error("fractional_threshold", "a share lies above 0 and up to 1", "0.5 is the usual choice"));
         }
@@ -164,23 +142,12 @@ impl Stage for Annotate {
 
     /// The label files that refer to the image's series, and the instances of the image itself (their positions).
     fn rows_of(&self, _port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
-        let image = fact(of, "series");
-        let mut rows = table.clone();
-        rows.0.retain(|name, _| matches!(name.as_str(), "series" | "instances"));
-        let (Some(series), Some(instances)) = (rows.0.get("series").cloned(), rows.0.get("instances").cloned()) else {
-            return Ok(Some(rows));
-        };
-        let all: Vec<SeriesRow> = table::rows_of(&Rows(BTreeMap::from([("series".into(), series.clone())])))?;
-        let nifti = || nifti_of(&all, &instances, of, &image);
-        let mut mine: BTreeSet<String> =
-            all.iter().filter(|r| r.kind != "image" && r.references.contains(&image)).map(|r| r.series.clone()).collect();
-        if all.iter().any(|r| r.kind == "nifti" && r.references.is_empty()) {
-            mine.extend(nifti());
+        if !["series", "instances"].iter().all(|name| table.0.contains_key(*name)) {
+            return Ok(Some(table.clone()));
         }
-        let series = filter(&series, &all.iter().map(|r| mine.contains(&r.series)).collect::<Vec<_>>());
-        let instances = filter(&instances, &texts(&instances, "series").map(|s| s == image || mine.contains(s)).collect::<Vec<_>>());
-        rows.0.extend([("series".to_string(), series), ("instances".to_string(), instances)]);
-        Ok(Some(rows))
+        let index = table::prepared(table, LabelIndex::of)?;
+        let image = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
+        Ok(Some(index.rows_of(table, of, image)))
     }
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
@@ -193,24 +160,27 @@ impl Stage for Annotate {
         let (own, files): (Vec<InstanceRow>, Vec<InstanceRow>) = all.into_iter().partition(|i| i.series == volume.about.series);
         let (mine, others): (Vec<InstanceRow>, Vec<InstanceRow>) = own.into_iter().partition(|i| i.volume == volume.about.volume);
         let source = source::open(&mine)?;
-        let grid = Grid::with_slices(&volume.about.source, &source.slices);
+        let about = &volume.about;
+        let grid = Grid::standing(&about.source, &about.z_positions_mm).named(&source.slices);
         let target = Target::new(&source.slices, others, source.frame_of_reference.clone());
         let found = self.find(&series, &files, &target, cx)?;
-        let chosen = self.choose(&found)?;
+        let wanted = self.wanted();
+        let chosen = wanted.choose(&found, self.choose, self.missing)?;
         cx.check_cancelled()?;
 
-        let mut canvas = Canvas::new(grid.geometry.size.count(), self.overlap);
-        let is_missing = |class: &&String| chosen.iter().all(|f| self.matches(f, class).is_empty());
-        let mut told = Told { missing: self.classes.keys().filter(is_missing).cloned().collect(), ..Told::default() };
+        let mut canvas = Canvas::new(grid.geometry.size.count(), &self.overlap, &self.classes);
+        let mut told = Told { missing: wanted.missing(&chosen), ..Told::default() };
+        let laying = Laying { wanted, threshold: self.fractional_threshold, fill: self.rtstruct_fill, align: self.nifti.align };
         for file in &chosen {
             target.check_frame_of_reference(file)?;
-            self.lay(file, &grid, &mut canvas, &mut told)?;
+            laying.lay(file, &grid, &mut canvas, &mut told)?;
             cx.check_cancelled()?;
         }
         canvas.judge(&self.classes)?;
         if canvas.is_empty() {
             return Err(nothing_laid(&chosen, &told));
         }
+        let shared = canvas.shared(&self.classes);
         let mut labels = canvas.labels;
         if !volume.geometry.same_grid(&grid.geometry, 1e-3) {
             labels = nearest_voxels(&grid.geometry, &volume.geometry).map(|v| v.map_or(0, |v| labels[v])).collect();
@@ -226,6 +196,12 @@ impl Stage for Annotate {
         if told.is_resampled {
             facts = facts.with("labels_resampled", true);
         }
+        if !shared.is_empty() {
+            facts = facts.with("voxels_shared", &shared);
+        }
+        if told.nested_planes > 0 {
+            facts = facts.with("nested_planes", told.nested_planes);
+        }
         if !told.skipped.is_empty() {
             facts = facts.with("contours_skipped", &told.skipped);
         }
@@ -237,16 +213,6 @@ impl Stage for Annotate {
         }
         Ok(facts)
     }
-}
-
-/// What a case's labels were like.
-#[derive(Default)]
-struct Told {
-    warnings: Vec<String>,
-    /// Cause → contours that were not drawn.
-    skipped: BTreeMap<String, usize>,
-    missing: Vec<String>,
-    is_resampled: bool,
 }
 
 impl Annotate {
@@ -267,7 +233,7 @@ impl Annotate {
             Source::Nifti => &["nifti"],
         };
         for kind in kinds {
-            if *kind == "nifti" && (0..=3).any(|rank| self.has_all(found.iter().filter(|f| f.rank() == rank))) {
+            if *kind == "nifti" && (0..=3).any(|rank| self.wanted().has_all(found.iter().filter(|f| f.rank() == rank))) {
                 break;
             }
             let is_file = |i: &&InstanceRow| series.iter().any(|r| r.kind == *kind && r.series == i.series && r.volume == i.volume);
@@ -299,170 +265,9 @@ impl Annotate {
         Ok(found)
     }
 
-    /// Whether these files together have every class.
-    fn has_all<'a>(&self, files: impl Iterator<Item = &'a Found>) -> bool {
-        let files: Vec<&Found> = files.collect();
-        self.classes.keys().all(|class| files.iter().any(|f| !self.matches(f, class).is_empty()))
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { classes: &self.classes, aliases: &self.aliases, values: &self.nifti.values }
     }
-
-    /// The files to draw: the best kind that has every class, or else the best that has any.
-    fn choose<'a>(&self, found: &'a [Found]) -> Result<Vec<&'a Found>, Error> {
-        let refuse = |why: String| Err(Error::Labels { what: LABELS.into(), why });
-        let classes_of =
-            |f: &Found| -> BTreeSet<&str> { self.classes.keys().map(String::as_str).filter(|c| !self.matches(f, c).is_empty()).collect() };
-        let usable: Vec<(&Found, BTreeSet<&str>)> = found.iter().map(|f| (f, classes_of(f))).filter(|(_, c)| !c.is_empty()).collect();
-        let names =
-            || found.iter().flat_map(Found::labels).map(|l| l.0).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
-        let wanted = || self.classes.keys().cloned().collect::<Vec<_>>().join(", ");
-        let best = |rank: u8| usable.iter().filter(move |(f, _)| f.rank() == rank).collect::<Vec<_>>();
-        let ranks: BTreeSet<u8> = usable.iter().map(|(f, _)| f.rank()).collect();
-        let Some(first) = ranks.first() else {
-            if names().is_empty() {
-                let files = found.iter().map(Found::file).collect::<Vec<_>>().join(", ");
-                return refuse(format!("no label is called {}: there is none in {files}", wanted()));
-            }
-            return refuse(format!("no label is called {}: there are {}", wanted(), names()));
-        };
-        let has_all = |rank: &&u8| self.has_all(best(**rank).into_iter().map(|(f, _)| *f));
-        let mut group = best(*ranks.iter().find(has_all).unwrap_or(first));
-        if group.len() > 1 {
-            match self.choose {
-                Choose::Merge => {}
-                Choose::Newest => {
-                    let newest = group.iter().map(|(f, _)| f.made()).max().unwrap_or("").to_string();
-                    group.retain(|(f, _)| f.made() == newest);
-                }
-                Choose::Error => {}
-            }
-        }
-        if group.len() > 1 && self.choose != Choose::Merge {
-            let files = group.iter().map(|(f, _)| f.file()).collect::<Vec<_>>().join(", ");
-            let kind = group[0].0.kind();
-            return refuse(format!(
-                "{} {kind} files label this image ({files}): set choose to newest or merge, or source to another kind",
-                group.len()
-            ));
-        }
-        let have: BTreeSet<&str> = group.iter().flat_map(|(_, c)| c.iter().copied()).collect();
-        let lacking: Vec<&str> = self.classes.keys().map(String::as_str).filter(|c| !have.contains(c)).collect();
-        if !lacking.is_empty() && self.missing == Missing::Error {
-            let why = format!(
-                "no label is called {}: there are {} (set missing: background if a case may lack a class)",
-                lacking.join(", "),
-                names()
-            );
-            return refuse(why);
-        }
-        Ok(group.into_iter().map(|(f, _)| *f).collect())
-    }
-
-    /// Indices of the labels of a file that belong to a class: exact names and codes, else names that differ in case or outer spaces only.
-    fn matches(&self, file: &Found, class: &str) -> Vec<usize> {
-        if let Found::Nifti { values, .. } = file {
-            let value = self.classes.get(class).map(|id| self.nifti.values.get(class).copied().unwrap_or(*id));
-            return value.filter(|v| values.contains(&u32::from(*v))).map(|_| 0).into_iter().collect();
-        }
-        let labels = file.labels();
-        let mut out = BTreeSet::new();
-        for name in std::iter::once(class).chain(self.aliases.get(class).into_iter().flatten().map(String::as_str)) {
-            let pick = |is: &dyn Fn(&str) -> bool| -> Vec<usize> { (0..labels.len()).filter(|i| is(&labels[*i].0)).collect() };
-            let mut hits = pick(&|l| l == name);
-            if hits.is_empty() {
-                hits = (0..labels.len()).filter(|i| labels[*i].1.as_deref() == Some(name)).collect();
-            }
-            if hits.is_empty() {
-                hits = pick(&|l| l.trim().to_lowercase() == name.trim().to_lowercase());
-            }
-            out.extend(hits);
-        }
-        out.into_iter().collect()
-    }
-
-    fn lay(&self, file: &Found, grid: &Grid, canvas: &mut Canvas, told: &mut Told) -> Result<(), Error> {
-        let of_class = || self.classes.iter().map(|(name, id)| (name, *id, self.matches(file, name)));
-        match file {
-            Found::Seg(s) => {
-                let class_of: BTreeMap<u16, u8> = of_class()
-                    .flat_map(|(_, id, hits)| hits.into_iter().map(move |i| (i, id)))
-                    .map(|(i, id)| (s.segments[i].number, id))
-                    .collect();
-                let placed = s.lay(grid, &class_of, self.fractional_threshold, &mut |id, voxel| canvas.put(id, voxel))?;
-                told.is_resampled |= !placed.is_exact;
-                let mut warn = |n: usize, text: &str| (n > 0).then(|| told.warnings.push(format!("{n} frames of {} {text}", s.file)));
-                warn(placed.frames_outside, "lie beside the image and were left out");
-                warn(placed.frames_clipped, "stick out of the image");
-                warn(placed.wrong_references, "name a source image on another slice than the one they lie on");
-                if !placed.is_exact {
-                    told.warnings.push(format!("{} lies on a grid of its own and was resampled to the nearest voxel", s.file));
-                }
-            }
-            Found::RtStruct(r) => {
-                for (name, id, hits) in of_class() {
-                    for i in hits {
-                        let drawn = rtstruct::draw(&r.rois[i], grid, self.rtstruct_fill, &mut |voxel| canvas.put(id, voxel));
-                        let mut warn = |n: usize, text: &str| (n > 0).then(|| told.warnings.push(format!("{name}: {n} {text}")));
-                        warn(drawn.skipped.values().sum(), "contours were not drawn");
-                        warn(drawn.between_slices, "contours lie between slices and were drawn on the nearest");
-                        warn(drawn.wrong_references, "contours name an image on another slice than the one they lie on");
-                        for (why, n) in drawn.skipped {
-                            *told.skipped.entry(why).or_default() += n;
-                        }
-                    }
-                }
-            }
-            Found::Nifti { file, image, voxels, .. } => self.lay_nifti(file, image, voxels, grid, canvas, told)?,
-        }
-        Ok(())
-    }
-
-    fn lay_nifti(&self, file: &str, image: &Image, values: &[u32], grid: &Grid, canvas: &mut Canvas, told: &mut Told) -> Result<(), Error> {
-        let wrong = |why: String| Err(Error::Nifti { file: file.into(), why });
-        let class_of: BTreeMap<u32, u8> =
-            self.classes.iter().map(|(n, id)| (self.nifti.values.get(n).copied().unwrap_or(*id) as u32, *id)).collect();
-        let mut put = |from: usize, voxel: usize| {
-            if let Some(id) = class_of.get(&values[from]) {
-                canvas.put(*id, voxel);
-            }
-        };
-        match self.nifti.align {
-            Align::Index if image.geometry.size != grid.geometry.size => {
-                return wrong(format!(
-                    "found {} voxels, expected {} as the image: align them by affine",
-                    image.geometry.size, grid.geometry.size
-                ));
-            }
-            Align::Index => (0..values.len()).for_each(|v| put(v, v)),
-            Align::Affine => {
-                if !image.is_placed {
-                    return wrong("it has neither sform nor qform: set nifti.align to index if its voxels are those of the image".into());
-                }
-                if !is_reindexed(&image.geometry, &grid.geometry) {
-                    told.is_resampled = true;
-                    told.warnings.push(format!("{file} lies on a grid of its own and was resampled to the nearest voxel"));
-                }
-                nearest_voxels(&image.geometry, &grid.geometry).enumerate().filter_map(|(v, f)| Some((f?, v))).for_each(|(f, v)| put(f, v));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What errors of the labels of a case begin with; the case itself is named by whoever tells them.
-const LABELS: &str = "labels";
-
-/// A case whose labels all lie elsewhere would train as one without any.
-fn nothing_laid(chosen: &[&Found], told: &Told) -> Error {
-    let files = chosen.iter().map(|f| f.file()).collect::<Vec<_>>().join(", ");
-    let skipped = told.skipped.iter().map(|(why, n)| format!("{n} contours: {why}"));
-    let mut why: Vec<String> = told.warnings.iter().cloned().chain(skipped).collect();
-    if why.is_empty() {
-        why.push("they are empty or lie beside the image".into());
-    }
-    Error::Labels { what: files, why: format!("none of its labels gives a voxel of the image a class ({})", why.join("; ")) }
-}
-
-fn fact(m: &Manifest, name: &str) -> String {
-    m.facts.get(name).and_then(Value::as_str).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]
@@ -484,24 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn a_nifti_without_a_value_lacks_its_class() {
-        let stage = stage(serde_json::json!({ "classes": { "A": 1, "B": 2 }, "nifti": { "values": { "B": 7 } } }));
-        let geometry = voxmill_schemas::geometry::Geometry::axis_aligned(
-            voxmill_schemas::geometry::Zyx::splat(1),
-            voxmill_schemas::geometry::Zyx::splat(1.0),
-        );
-        let image = Image { geometry, channels: 1, voxels: crate::volume::Voxels::U8(vec![7]), is_placed: true };
-        let found = Found::Nifti { file: "f".into(), image: Box::new(image), voxels: vec![7], values: BTreeSet::from([7]) };
-        assert_eq!((stage.matches(&found, "A"), stage.matches(&found, "B")), (vec![], vec![0]));
-        let e = stage.choose(&[found]).err().unwrap().to_string();
-        assert!(e.starts_with("labels: no label is called A: there are value 7"), "{e}");
-    }
-
-    #[test]
-    fn a_case_without_a_labelled_voxel_is_refused_with_the_reason() {
-        let found = Found::RtStruct(rtstruct::RtStruct { file: "plan.dcm".into(), rois: Vec::new(), made: String::new() });
-        let told = Told { skipped: BTreeMap::from([("outside the image".into(), 3)]), ..Told::default() };
-        let e = nothing_laid(&[&found], &told).to_string();
-        assert_eq!(e, "plan.dcm: none of its labels gives a voxel of the image a class (3 contours: outside the image)");
+    fn a_priority_names_every_class_once() {
+        let found = |priority: serde_json::Value| {
+            let with = serde_json::json!({ "classes": { "A": 1, "B": 2 }, "overlap": { "priority": priority } });
+            Stage::check(&stage(with)).into_iter().map(|f| f.message).collect::<Vec<_>>()
+        };
+        assert!(found(serde_json::json!(["B", "A"])).is_empty());
+        assert_eq!(found(serde_json::json!(["B"])), ["A stands 0 times in the list"]);
+        assert_eq!(found(serde_json::json!(["B", "A", "B", "C"])), ["B stands 2 times in the list", "C is no class"]);
     }
 }

@@ -1,6 +1,8 @@
 //! Contours → pixels of a slice. Pixel centres are at integers; a pixel belongs to an ROI when its centre lies inside an odd number of
 //! contours, or on a contour ("points in space lying along the path are considered to be part of the ROI", PS3.3 C.8.8.6). Pure.
 
+use std::collections::BTreeMap;
+
 /// How nested contours of one ROI on one slice count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -18,36 +20,125 @@ const ON_PATH: f64 = 1e-3;
 /// A closed polygon in continuous (row, column).
 pub type Polygon = Vec<(f64, f64)>;
 
+/// More contours on a slice are filled, but not compared with one another.
+const MAX_COMPARED: usize = 256;
+
 /// The pixels of `rows × columns` that polygons hold, row by row.
 pub fn fill(polygons: &[Polygon], rows: usize, columns: usize, how: Fill) -> Vec<bool> {
-    let mut inside = vec![false; rows * columns];
-    let mut on_path = vec![false; rows * columns];
-    for polygon in polygons {
-        interior(polygon, rows, columns, |p| match how {
-            Fill::Xor => inside[p] ^= true,
-            Fill::Union => inside[p] = true,
-        });
-        path(polygon, rows, columns, |p| on_path[p] = true);
-    }
-    inside.iter().zip(on_path).map(|(a, b)| *a || b).collect()
+    let mut held = paths(polygons, rows, columns);
+    let counts = counts(polygons, rows, columns);
+    held.iter_mut().zip(counts).for_each(|(h, n)| {
+        *h |= match how {
+            Fill::Xor => n % 2 == 1,
+            Fill::Union => n > 0,
+        }
+    });
+    held
 }
 
-/// Calls `hit` once for every pixel whose centre is inside by the even-odd rule. Which pixels on the edge are hit does not matter: they are on the path.
-fn interior(polygon: &Polygon, rows: usize, columns: usize, mut hit: impl FnMut(usize)) {
+/// How contours of one ROI on one slice lie to one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nesting {
+    /// One lies inside another.
+    pub is_nested: bool,
+    /// Two share pixels and neither lies inside the other, or they are the same.
+    pub is_crossing: bool,
+}
+
+pub fn nesting(polygons: &[Polygon], rows: usize, columns: usize) -> Nesting {
+    let mut out = Nesting::default();
+    if polygons.len() < 2 {
+        return out;
+    }
+    let on_path = paths(polygons, rows, columns);
+    let is_shared = counts(polygons, rows, columns).iter().zip(&on_path).any(|(n, path)| *n > 1 && !path);
+    if !is_shared || polygons.len() > MAX_COMPARED {
+        return Nesting { is_nested: is_shared, ..out };
+    }
+    // Largest first, so that what holds a pixel last is the innermost; then a pair either shares all of the smaller one or crosses.
+    let inside = |p: &Polygon| {
+        let mut n = 0;
+        interior(p, rows, columns, |row, from, to| n += (from..to).filter(|c| !on_path[row * columns + c]).count());
+        n
+    };
+    let mut order: Vec<(usize, &Polygon)> = polygons.iter().map(|p| (inside(p), p)).collect();
+    order.sort_by_key(|(n, _)| std::cmp::Reverse(*n));
+    let mut innermost = vec![usize::MAX; rows * columns];
+    for (i, (n, polygon)) in order.iter().enumerate() {
+        let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
+        interior(polygon, rows, columns, |row, from, to| {
+            for p in (row * columns + from..row * columns + to).filter(|p| !on_path[*p]) {
+                if innermost[p] != usize::MAX {
+                    *shared.entry(innermost[p]).or_default() += 1;
+                }
+                innermost[p] = i;
+            }
+        });
+        for (around, together) in shared {
+            let is_within = together == *n && order[around].1 != *polygon;
+            out.is_nested |= is_within;
+            out.is_crossing |= !is_within;
+        }
+    }
+    out
+}
+
+/// How many polygons hold each pixel by the even-odd rule. Which pixels on the edge are counted does not matter: they are on the path.
+fn counts(polygons: &[Polygon], rows: usize, columns: usize) -> Vec<i32> {
+    // Differences along each row first: a polygon costs its rows, not its area.
+    let width = columns + 1;
+    let mut steps = vec![0i32; rows * width];
+    for polygon in polygons {
+        interior(polygon, rows, columns, |row, from, to| {
+            steps[row * width + from] += 1;
+            steps[row * width + to] -= 1;
+        });
+    }
+    let mut out = Vec::with_capacity(rows * columns);
+    for row in steps.chunks_exact(width) {
+        let mut n = 0;
+        out.extend(row[..columns].iter().map(|step| {
+            n += step;
+            n
+        }));
+    }
+    out
+}
+
+/// The pixels whose centres lie on a contour.
+fn paths(polygons: &[Polygon], rows: usize, columns: usize) -> Vec<bool> {
+    let mut out = vec![false; rows * columns];
+    polygons.iter().for_each(|polygon| path(polygon, rows, columns, |p| out[p] = true));
+    out
+}
+
+/// Calls `hit(row, from, to)` for the runs of columns `from..to` whose centres are inside by the even-odd rule.
+fn interior(polygon: &Polygon, rows: usize, columns: usize, mut hit: impl FnMut(usize, usize, usize)) {
     let mut crossings = Vec::new();
     let (low, high) = polygon.iter().fold((f64::MAX, f64::MIN), |(l, h), (r, _)| (l.min(*r), h.max(*r)));
-    for row in clipped(low, high, rows) {
-        let y = row as f64;
-        crossings.clear();
-        for (a, b) in edges(polygon) {
-            // Half-open in y, so that a vertex counts once.
-            if (a.0 <= y) != (b.0 <= y) {
-                crossings.push(a.1 + (y - a.0) / (b.0 - a.0) * (b.1 - a.1));
-            }
+    let span = clipped(low, high, rows);
+    // Rows → edges that may cross them, so that a long contour is not walked along for every row.
+    let mut starts: Vec<Vec<((f64, f64), (f64, f64))>> = vec![Vec::new(); span.len()];
+    for (a, b) in edges(polygon) {
+        let of_edge = clipped(a.0.min(b.0), a.0.max(b.0), rows);
+        if !of_edge.is_empty() && a.0 != b.0 {
+            starts[of_edge.start - span.start].push((a, b));
         }
+    }
+    let mut open: Vec<((f64, f64), (f64, f64))> = Vec::new();
+    for row in span.clone() {
+        let y = row as f64;
+        open.append(&mut starts[row - span.start]);
+        open.retain(|(a, b)| a.0.max(b.0) >= y);
+        crossings.clear();
+        // Half-open in y, so that a vertex counts once.
+        crossings.extend(open.iter().filter(|(a, b)| (a.0 <= y) != (b.0 <= y)).map(|(a, b)| a.1 + (y - a.0) / (b.0 - a.0) * (b.1 - a.1)));
         crossings.sort_by(f64::total_cmp);
         for pair in crossings.chunks_exact(2) {
-            clipped(pair[0], pair[1], columns).for_each(|c| hit(row * columns + c));
+            let run = clipped(pair[0], pair[1], columns);
+            if !run.is_empty() {
+                hit(row, run.start, run.end);
+            }
         }
     }
 }
@@ -141,6 +232,19 @@ mod tests {
     fn one_and_two_points_are_drawn() {
         assert_eq!(draw(&[vec![(2.2, 3.4)]], Fill::Xor)[2], "...#...");
         assert_eq!(draw(&[vec![(1.0, 1.0), (1.0, 4.0)]], Fill::Xor)[1], ".####..");
+    }
+
+    #[test]
+    fn contours_inside_one_another_and_across_are_told_apart() {
+        let of = |polygons: &[Polygon]| {
+            let n = nesting(polygons, 9, 9);
+            (n.is_nested, n.is_crossing)
+        };
+        assert_eq!(of(&[square(0.0, 8.0), square(2.0, 6.0)]), (true, false));
+        assert_eq!(of(&[square(3.0, 5.0), square(0.0, 8.0), square(2.0, 6.0)]), (true, false));
+        assert_eq!(of(&[square(0.0, 5.0), square(2.0, 8.0)]), (false, true));
+        assert_eq!(of(&[square(1.0, 5.0), square(1.0, 5.0)]), (false, true));
+        assert_eq!(of(&[square(0.0, 3.0), square(4.0, 8.0)]), (false, false));
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub mod rtstruct;
 pub mod scan;
 pub mod seg;
 mod seg_frames;
+mod seg_lay;
 pub mod source;
 pub mod suv;
 pub mod trace;

@@ -7,7 +7,7 @@ use dicom::dictionary_std::{tags, uids};
 use voxmill_schemas::geometry::Lps;
 use voxmill_schemas::tables::InstanceRow;
 
-use super::fill::{Fill, Polygon, fill};
+use super::fill::{Fill, Polygon, fill, nesting};
 use super::place::Grid;
 use super::tree::{self, Dataset};
 use crate::error::Error;
@@ -15,9 +15,11 @@ use crate::error::Error;
 /// Largest spread of a contour's points along the slice normal, mm.
 const COPLANAR_MM: f64 = 0.1;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contour {
     pub points: Vec<Lps>,
+    /// CLOSEDPLANAR_XOR: cuts out of what is around it, however others are filled.
+    pub is_xor: bool,
     /// SOP instances (and frames) of the images it was drawn on, where the file says so.
     pub images: Vec<(String, u32)>,
 }
@@ -51,6 +53,10 @@ pub struct Drawn {
     pub between_slices: usize,
     /// Drawn on another slice than the image they name.
     pub wrong_references: usize,
+    /// Slices on which a contour lies inside another one.
+    pub nested_planes: usize,
+    /// Slices on which contours overlap and neither lies inside the other.
+    pub crossing_planes: usize,
 }
 
 /// `name`: what messages call the file.
@@ -86,7 +92,7 @@ fn of_data(d: &Dataset, name: &str) -> Result<RtStruct, Error> {
                 *roi.skipped.entry(kind).or_default() += 1;
                 continue;
             }
-            match contour(c) {
+            match contour(c, kind == "CLOSEDPLANAR_XOR") {
                 Some(contour) => roi.contours.push(contour),
                 None => *roi.skipped.entry("unreadable".into()).or_default() += 1,
             }
@@ -97,7 +103,7 @@ fn of_data(d: &Dataset, name: &str) -> Result<RtStruct, Error> {
 }
 
 /// `None` when the data are no triplets of finite numbers.
-fn contour(c: &Dataset) -> Option<Contour> {
+fn contour(c: &Dataset, is_xor: bool) -> Option<Contour> {
     let numbers = c.get(tags::CONTOUR_DATA)?.value().to_multi_float64().ok()?;
     if numbers.is_empty() || numbers.len() % 3 != 0 || !numbers.iter().all(|v| v.is_finite() && v.abs() < 1e9) {
         return None;
@@ -107,13 +113,13 @@ fn contour(c: &Dataset) -> Option<Contour> {
         let frame = tree::int(i, tags::REFERENCED_FRAME_NUMBER).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
         Some((tree::text(i, tags::REFERENCED_SOP_INSTANCE_UID)?, frame))
     });
-    Some(Contour { points, images: images.collect() })
+    Some(Contour { points, is_xor, images: images.collect() })
 }
 
 /// Calls `put(voxel)` (C order index) for every voxel of the grid in the ROI.
 pub fn draw(roi: &Roi, grid: &Grid, how: Fill, put: &mut dyn FnMut(usize)) -> Drawn {
     let mut drawn = Drawn { skipped: roi.skipped.clone(), ..Drawn::default() };
-    let mut by_slice: BTreeMap<usize, Vec<Polygon>> = BTreeMap::new();
+    let mut by_slice: BTreeMap<usize, [Vec<Polygon>; 2]> = BTreeMap::new();
     let (rows, columns) = (grid.geometry.size.y, grid.geometry.size.x);
     for c in &roi.contours {
         let mut skip = |why: &str| *drawn.skipped.entry(why.into()).or_default() += 1;
@@ -144,11 +150,17 @@ pub fn draw(roi: &Roi, grid: &Grid, how: Fill, put: &mut dyn FnMut(usize)) -> Dr
         drawn.between_slices += usize::from(d.abs() > 0.1 * gap);
         let named = c.images.iter().find_map(|i| grid.slice_of.get(i));
         drawn.wrong_references += usize::from(named.is_some_and(|n| *n != k));
-        by_slice.entry(k).or_default().push(polygon);
+        by_slice.entry(k).or_default()[usize::from(c.is_xor || how == Fill::Xor)].push(polygon);
     }
-    for (k, polygons) in by_slice {
-        let mask = fill(&polygons, rows, columns, how);
+    for (k, [united, cutting]) in by_slice {
+        let mut mask = vec![false; rows * columns];
+        for (polygons, how) in [(&united, Fill::Union), (&cutting, Fill::Xor)].into_iter().filter(|(p, _)| !p.is_empty()) {
+            mask.iter_mut().zip(fill(polygons, rows, columns, how)).for_each(|(m, v)| *m |= v);
+        }
         mask.into_iter().enumerate().filter(|(_, v)| *v).for_each(|(i, _)| put(k * rows * columns + i));
+        let nesting = nesting(&[united, cutting].concat(), rows, columns);
+        drawn.nested_planes += usize::from(nesting.is_nested);
+        drawn.crossing_planes += usize::from(nesting.is_crossing);
     }
     drawn
 }
@@ -161,7 +173,7 @@ mod tests {
 
     fn square(z: f64, low: f64, high: f64) -> Contour {
         let p = |x: f64, y: f64| Lps([x, y, z]);
-        Contour { points: vec![p(low, low), p(high, low), p(high, high), p(low, high)], images: Vec::new() }
+        Contour { points: vec![p(low, low), p(high, low), p(high, high), p(low, high)], ..Contour::default() }
     }
 
     fn drawn(contours: Vec<Contour>) -> (Vec<usize>, Drawn) {
@@ -191,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_contour_inside_another_cuts_a_hole() {
-        let (slices, _) = drawn(vec![square(3.0, 0.0, 6.0), square(3.0, 2.0, 4.0)]);
+        let (slices, d) = drawn(vec![square(3.0, 0.0, 6.0), square(3.0, 2.0, 4.0)]);
+        assert_eq!((d.nested_planes, d.crossing_planes), (1, 0));
         // Pixels on a contour belong to it, so that of three by three only the middle is cut.
         assert_eq!(slices[1], 49 - 1);
     }

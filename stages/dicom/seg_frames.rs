@@ -19,6 +19,8 @@ pub struct Frames {
     n: usize,
     /// Compressed files: the fragments of each frame.
     fragments: Vec<Vec<Fragment>>,
+    /// Words of two bytes, the more significant first: 16-bit values, and whatever a big endian file calls OW (PS3.5 7.3).
+    is_swapped: bool,
 }
 
 impl Frames {
@@ -35,12 +37,16 @@ impl Frames {
         let (rows, columns, n_frames) = (header.rows as u128, header.columns as u128, header.n_frames as u128);
         let n =
             usize::try_from(rows * columns).ok().filter(|n| *n < 1 << 31).ok_or_else(|| wrong(format!("found {rows}×{columns} pixels")))?;
-        let mut frames = Frames { file: file.to_string(), source, header, n, fragments: Vec::new() };
+        let mut frames = Frames { file: file.to_string(), source, header, n, fragments: Vec::new(), is_swapped: false };
         let pixel = match frames.header.pixel {
             None if n_frames == 0 => return Ok(frames),
             None => return Err(wrong("it has no pixel data".into())),
             Some(pixel) => pixel,
         };
+        if frames.header.is_big_endian && pixel.offset >= 8 {
+            let vr = frames.source.read_at(pixel.offset - 8, 2).map_err(|e| wrong(e.to_string()))?;
+            frames.is_swapped = bits == 16 || vr == b"OW";
+        }
         match pixel.length {
             Some(length) => {
                 let wanted = (rows * columns * n_frames * bits).div_ceil(8);
@@ -63,7 +69,14 @@ impl Frames {
             let start = h.pixel.map_or(0, |p| p.offset);
             // The bits of a frame may begin and end inside a byte.
             let (first, last) = (i * n * bits / 8, ((i + 1) * n * bits).div_ceil(8));
-            let bytes = read(start + first as u64, last - first)?;
+            let bytes = if self.is_swapped {
+                // Whole words, turned around; the last of an odd number of bytes has its word in the padding.
+                let (from, to) = (first / 2 * 2, last.div_ceil(2) * 2);
+                let words = read(start + from as u64, to - from)?;
+                words.chunks_exact(2).flat_map(|w| [w[1], w[0]]).skip(first - from).take(last - first).collect()
+            } else {
+                read(start + first as u64, last - first)?
+            };
             return Ok(values(&bytes, bits, if bits == 1 { i * n % 8 } else { 0 }, n));
         };
         let mut stream = Vec::new();
@@ -126,6 +139,23 @@ mod tests {
         // 3 frames of 3 pixels: 101 | 011 | 110, least significant bit first.
         let f = frames("", 1, 3, 3, vec![0b11110101, 0b0], true).unwrap();
         assert_eq!([f.frame(0).unwrap(), f.frame(1).unwrap(), f.frame(2).unwrap()], [[1, 0, 1], [0, 1, 1], [1, 1, 0]]);
+    }
+
+    #[test]
+    fn words_of_a_big_endian_file_are_turned_around() {
+        // Explicit VR: tag, VR, two reserved bytes, length, value.
+        let read = |bits_allocated: u32, vr: &[u8], columns: u32, value: &[u8]| {
+            let bytes = [&b"\x7f\xe0\x00\x10"[..], vr, &[0; 6], value].concat();
+            let pixel = Some(PixelElement { tag: 0x7fe0_0010, offset: 12, length: Some(value.len() as u32) });
+            let header =
+                Header { is_big_endian: true, rows: 1, columns, n_frames: 2, samples: 1, bits_allocated, pixel, ..Header::default() };
+            let f = Frames::open(Source::of_bytes(bytes).unwrap(), header, "f").unwrap();
+            [f.frame(0).unwrap(), f.frame(1).unwrap()]
+        };
+        assert_eq!(read(16, b"OW", 1, &[1, 2, 3, 4]), [[0x102], [0x304]]);
+        assert_eq!(read(8, b"OB", 1, &[1, 2]), [[1], [2]]);
+        assert_eq!(read(8, b"OW", 3, &[2, 1, 4, 3, 6, 5]), [[1, 2, 3], [4, 5, 6]]);
+        assert_eq!(read(1, b"OW", 3, &[0, 0b101110]), [[0, 1, 1], [1, 0, 1]]);
     }
 
     #[test]

@@ -76,17 +76,19 @@ fn parse(bytes: &[u8], h: &Header) -> Result<Dataset, String> {
         (false, true) => EXPLICIT_VR_LITTLE_ENDIAN.erased(),
         (false, false) => IMPLICIT_VR_LITTLE_ENDIAN.erased(),
     };
-    if !h.is_big_endian && depth(body, is_explicit) > MAX_DEPTH {
+    if depth(body, is_explicit, h.is_big_endian) > MAX_DEPTH {
         return Err(format!("its sequences are nested more than {MAX_DEPTH} deep"));
-    }
-    if h.is_big_endian {
-        return Err("it is big endian, which segmentations and structure sets never were".into());
     }
     Dataset::read_dataset_with_ts(body, &syntax).map_err(|e| format!("it cannot be read as DICOM ({})", chain(&e)))
 }
 
-/// How deep items are nested in a little-endian data set; what is not well formed counts as far as it can be followed.
-fn depth(b: &[u8], is_explicit: bool) -> usize {
+/// How deep items are nested in a data set; what is not well formed counts as far as it can be followed.
+fn depth(b: &[u8], is_explicit: bool, is_big: bool) -> usize {
+    let short = |b: &[u8]| if is_big { u16::from_be_bytes([b[0], b[1]]) } else { u16::from_le_bytes([b[0], b[1]]) };
+    let word = |b: &[u8]| {
+        let b = [b[0], b[1], b[2], b[3]];
+        if is_big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
+    };
     // Open items and sequences: where they end (`None`: at a delimiter) and how they are encoded.
     let mut open: Vec<(Option<usize>, bool)> = Vec::new();
     let (mut at, mut deepest) = (0usize, 0);
@@ -96,8 +98,7 @@ fn depth(b: &[u8], is_explicit: bool) -> usize {
         }
         let explicit = open.last().map_or(is_explicit, |o| o.1);
         let Some(head) = b.get(at..at + 8) else { return deepest };
-        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        let tag = Tag(u16::from_le_bytes([head[0], head[1]]), u16::from_le_bytes([head[2], head[3]]));
+        let tag = Tag(short(&head[..2]), short(&head[2..4]));
         at += 8;
         let vr = [head[4], head[5]];
         let is_item = tag.0 == 0xFFFE;
@@ -111,7 +112,7 @@ fn depth(b: &[u8], is_explicit: bool) -> usize {
                     length = word(long);
                     is_sequence = &vr == b"SQ" || length == u32::MAX;
                 }
-                _ => length = u16::from_le_bytes([head[6], head[7]]) as u32,
+                _ => length = short(&head[6..8]) as u32,
             }
         } else if !is_item {
             let is_known = || StandardDataDictionary.by_tag(tag).is_some_and(|e| e.vr() == VirtualVr::Exact(VR::SQ));
@@ -188,9 +189,15 @@ mod tests {
     #[test]
     fn nesting_is_measured_without_recursion() {
         for is_explicit in [false, true] {
-            assert_eq!(depth(&nested(5, is_explicit), is_explicit), 5);
-            assert!(depth(&nested(1_000_000, is_explicit), is_explicit) > MAX_DEPTH);
+            assert_eq!(depth(&nested(5, is_explicit), is_explicit, false), 5);
+            assert!(depth(&nested(1_000_000, is_explicit), is_explicit, false) > MAX_DEPTH);
         }
+    }
+
+    #[test]
+    fn big_endian_nesting_is_measured_as_well() {
+        let one = b"\x00\x08\x11\x40SQ\0\0\xff\xff\xff\xff\xff\xfe\xe0\x00\xff\xff\xff\xff";
+        assert_eq!(depth(&one.repeat(7), true, true), 7);
     }
 
     #[test]

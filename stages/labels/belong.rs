@@ -1,17 +1,19 @@
 //! Which labels belong to which image: by the series they name, the slices they name, the names of files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use arrow::array::{Array, BooleanArray, RecordBatch, StringArray};
+use arrow::array::{Array, RecordBatch, StringArray};
 use serde_json::Value;
 use voxmill_schemas::artifact::Manifest;
-use voxmill_schemas::tables::{InstanceRow, SeriesRow};
+use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
 use super::Found;
 use crate::dicom::place::Slice;
 use crate::dicom::source;
 use crate::error::Error;
+use crate::stage::Rows;
+use crate::table;
 
 /// The image that is to be labelled.
 pub struct Target {
@@ -57,56 +59,121 @@ fn names(slices: &[Slice]) -> BTreeSet<(String, u32)> {
     slices.iter().map(|s| (s.sop_instance.clone(), s.frame.unwrap_or(1))).collect()
 }
 
+/// An index, turned around: which rows a series has, which label files name it, which NIfTI files could be meant for it. Made once for all cases.
+pub struct LabelIndex {
+    /// Series → rows of the table series and of the table instances.
+    series_rows: HashMap<String, Vec<u32>>,
+    instance_rows: HashMap<String, Vec<u32>>,
+    /// Image series → series of the labels that name it.
+    naming: HashMap<String, Vec<String>>,
+    /// Patient, file or folder, without ending → series of NIfTI files that carry no reference.
+    nifti_called: HashMap<String, Vec<String>>,
+    /// Image series → NIfTI files in or above its folder, where no other image series lies.
+    nifti_beside: HashMap<String, Vec<String>>,
+}
+
+impl LabelIndex {
+    /// - `table`: with `series` and `instances`
+    pub fn of(table: &Rows) -> Result<LabelIndex, Error> {
+        let all: Vec<SeriesRow> = table::rows_of(table)?;
+        let no_instances = InstanceRow::to_batch(&[]);
+        let instances = table.0.get(InstanceRow::TABLE).unwrap_or(&no_instances);
+        let mut out = LabelIndex {
+            series_rows: rows_by(all.iter().map(|r| r.series.as_str())),
+            instance_rows: rows_by(texts(instances, "series")),
+            naming: HashMap::new(),
+            nifti_called: HashMap::new(),
+            nifti_beside: HashMap::new(),
+        };
+        for row in all.iter().filter(|r| r.kind != "image") {
+            for image in &row.references {
+                out.naming.entry(image.clone()).or_default().push(row.series.clone());
+            }
+        }
+        let niftis: Vec<&SeriesRow> = all.iter().filter(|r| r.kind == "nifti" && r.references.is_empty()).collect();
+        if !niftis.is_empty() {
+            out.with_niftis(&all, &niftis, instances);
+        }
+        Ok(out)
+    }
+
+    /// NIfTI files carry no reference. One belongs to a series when it, or a folder above it, is called like the case, patient or series; or
+    /// when it stands in or above the folder of the series and no other image series lies there.
+    fn with_niftis(&mut self, all: &[SeriesRow], niftis: &[&SeriesRow], instances: &RecordBatch) {
+        let mut files: HashMap<&str, &Path> = HashMap::new();
+        // Folder → the image series below it; `None`: several.
+        let mut below: HashMap<&Path, Option<&str>> = HashMap::new();
+        let images: BTreeSet<&str> = all.iter().filter(|r| r.kind == "image").map(|r| r.series.as_str()).collect();
+        let mut before = ("", Path::new(""));
+        for (series, file) in texts(instances, "series").zip(texts(instances, "file")) {
+            files.entry(series).or_insert(Path::new(file));
+            let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+            if (series, folder) == before || !images.contains(series) {
+                continue;
+            }
+            before = (series, folder);
+            for above in folder.ancestors() {
+                below.entry(above).and_modify(|one| *one = one.filter(|s| *s == series)).or_insert(Some(series));
+            }
+        }
+        for row in niftis {
+            let Some(path) = files.get(row.series.as_str()) else { continue };
+            // The index gives a NIfTI file the patient of its name, so that names meet under pseudonyms as well.
+            let parts = path.iter().map(|part| {
+                let name = part.to_string_lossy().into_owned();
+                name.trim_end_matches(".gz").trim_end_matches(".nii").to_string()
+            });
+            for name in parts.chain([row.patient.clone()]).collect::<BTreeSet<_>>() {
+                self.nifti_called.entry(name).or_default().push(row.series.clone());
+            }
+            if let Some(Some(image)) = path.parent().and_then(|folder| below.get(folder)) {
+                self.nifti_beside.entry(image.to_string()).or_default().push(row.series.clone());
+            }
+        }
+    }
+
+    /// The rows of the label files that may label the image and the instances of the image itself.
+    pub fn rows_of(&self, table: &Rows, of: &Manifest, image: &str) -> Rows {
+        let patient = of.facts.get("patient").and_then(Value::as_str).unwrap_or_default();
+        let case = of.case.as_ref().map_or("", |c| c.0.as_str());
+        let called = [case, patient, image].into_iter().filter(|n| !n.is_empty()).filter_map(|n| self.nifti_called.get(n));
+        let found = [self.naming.get(image), self.nifti_beside.get(image)].into_iter().flatten().chain(called);
+        let mine: BTreeSet<&str> = found.flatten().map(String::as_str).collect();
+        let rows = |of: &HashMap<String, Vec<u32>>, series: &mut dyn Iterator<Item = &str>| {
+            let mut rows: Vec<u32> = series.filter_map(|s| of.get(s)).flatten().copied().collect();
+            rows.sort_unstable();
+            rows.dedup();
+            rows
+        };
+        let mut out = BTreeMap::new();
+        if let Some(batch) = table.0.get(SeriesRow::TABLE) {
+            out.insert(SeriesRow::TABLE.to_string(), table::taken(batch, &rows(&self.series_rows, &mut mine.iter().copied())));
+        }
+        if let Some(batch) = table.0.get(InstanceRow::TABLE) {
+            let mut all = mine.iter().copied().chain([image]);
+            out.insert(InstanceRow::TABLE.to_string(), table::taken(batch, &rows(&self.instance_rows, &mut all)));
+        }
+        Rows(out)
+    }
+}
+
+fn rows_by<'a>(names: impl Iterator<Item = &'a str>) -> HashMap<String, Vec<u32>> {
+    let mut out: HashMap<String, Vec<u32>> = HashMap::new();
+    for (row, name) in names.enumerate() {
+        match out.get_mut(name) {
+            Some(rows) => rows.push(row as u32),
+            None => _ = out.insert(name.to_string(), vec![row as u32]),
+        }
+    }
+    out
+}
+
 /// Values of a text column; empty texts where there is none.
-pub fn texts<'a>(batch: &'a RecordBatch, column: &str) -> Box<dyn Iterator<Item = &'a str> + 'a> {
+fn texts<'a>(batch: &'a RecordBatch, column: &str) -> Box<dyn Iterator<Item = &'a str> + 'a> {
     match batch.column_by_name(column).and_then(|c| c.as_any().downcast_ref::<StringArray>()) {
         Some(c) => Box::new((0..c.len()).map(move |i| c.value(i))),
         None => Box::new(std::iter::repeat_n("", batch.num_rows())),
     }
-}
-
-/// The rows with a `true`.
-pub fn filter(batch: &RecordBatch, keep: &[bool]) -> RecordBatch {
-    arrow::compute::filter_record_batch(batch, &BooleanArray::from(keep.to_vec())).expect("one bool a row")
-}
-
-/// NIfTI files carry no reference. One belongs to a series when it, or a folder above it, is called like the case, patient or series; or
-/// when it stands in or above the folder of the series and no other image series lies there.
-pub fn nifti_of(all: &[SeriesRow], instances: &RecordBatch, of: &Manifest, image: &str) -> Vec<String> {
-    let names: Vec<String> =
-        [of.case.as_ref().map(|c| c.0.clone()), of.facts.get("patient").and_then(Value::as_str).map(String::from), Some(image.to_string())]
-            .into_iter()
-            .flatten()
-            .filter(|n| !n.is_empty())
-            .collect();
-    let mut files: BTreeMap<&str, &Path> = BTreeMap::new();
-    let mut folders: Vec<(&str, &Path)> = Vec::new();
-    for (series, file) in texts(instances, "series").zip(texts(instances, "file")) {
-        files.entry(series).or_insert(Path::new(file));
-        if let Some(folder) = Path::new(file).parent() {
-            folders.push((series, folder));
-        }
-    }
-    folders.dedup();
-    let is_image = |s: &str| all.iter().any(|r| r.series == s && r.kind == "image");
-    let belongs = |row: &SeriesRow| {
-        let Some(path) = files.get(row.series.as_str()) else { return false };
-        // The index gives a NIfTI file the patient of its name, so that names meet under pseudonyms as well.
-        if names.contains(&row.patient) {
-            return true;
-        }
-        let stem = |p: &std::ffi::OsStr| {
-            let name = p.to_string_lossy().into_owned();
-            name.trim_end_matches(".gz").trim_end_matches(".nii").to_string()
-        };
-        if path.iter().any(|part| names.contains(&stem(part))) {
-            return true;
-        }
-        let Some(folder) = path.parent() else { return false };
-        let below: BTreeSet<&str> = folders.iter().filter(|(s, f)| f.starts_with(folder) && is_image(s)).map(|(s, _)| *s).collect();
-        below.len() == 1 && below.contains(image)
-    };
-    all.iter().filter(|r| r.kind == "nifti" && r.references.is_empty() && belongs(r)).map(|r| r.series.clone()).collect()
 }
 
 #[cfg(test)]
@@ -119,7 +186,7 @@ mod tests {
     use crate::dicom::rtstruct::{Contour, Roi, RtStruct};
 
     fn drawn_on(sop: &str, frame_of_reference: &str) -> Found {
-        let contours = vec![Contour { points: Vec::new(), images: vec![(sop.to_string(), 1)] }];
+        let contours = vec![Contour { images: vec![(sop.to_string(), 1)], ..Contour::default() }];
         let roi = Roi { contours, frame_of_reference: Some(frame_of_reference.into()), ..Roi::default() };
         Found::RtStruct(RtStruct { file: "plan.dcm".into(), rois: vec![roi], made: String::new() })
     }
@@ -158,5 +225,61 @@ mod tests {
         assert!(image.has(&drawn_on("1.1", "9")).unwrap(), "it names a slice of this volume");
         assert!(image.has(&drawn_on("7.7", "9")).unwrap(), "it names nothing of the series");
         assert!(!image.has(&drawn_on(&other, "9")).unwrap(), "it names a slice of the other volume");
+    }
+
+    #[test]
+    fn a_case_is_given_the_labels_that_name_it_and_the_nifti_files_that_are_called_or_lie_so() {
+        use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Recipe};
+
+        let series = |name: &str, kind: &str, patient: &str, references: &[&str]| SeriesRow {
+            series: name.into(),
+            kind: kind.into(),
+            patient: patient.into(),
+            references: references.iter().map(|s| s.to_string()).collect(),
+            ..SeriesRow::default()
+        };
+        let instance = |series: &str, file: &str| InstanceRow { series: series.into(), file: file.into(), ..InstanceRow::default() };
+        let all = [
+            series("a", "image", "pa", &[]),
+            series("b", "image", "pb", &[]),
+            series("seg", "seg", "pa", &["a", "b"]),
+            series("called", "nifti", "pb", &[]),
+            series("beside", "nifti", "x", &[]),
+            series("above", "nifti", "y", &[]),
+        ];
+        let files = [
+            instance("a", "A/MR/1"),
+            instance("b", "B/MR/1"),
+            instance("seg", "seg"),
+            instance("a", "A/MR/2"),
+            instance("called", "labels/pb.nii.gz"),
+            instance("beside", "A/truth.nii"),
+            instance("above", "truth.nii"),
+        ];
+        let table = Rows(BTreeMap::from([
+            (SeriesRow::TABLE.to_string(), SeriesRow::to_batch(&all)),
+            (InstanceRow::TABLE.to_string(), InstanceRow::to_batch(&files)),
+        ]));
+        let index = LabelIndex::of(&table).unwrap();
+        let given = |image: &str, patient: &str| {
+            let of = Manifest {
+                key: Key::of(b""),
+                content: ContentHash::of(b""),
+                kind: Kind::Volume,
+                case: Some(CaseId(image.into())),
+                recipe: Recipe { stage: "assemble".into(), version: 1, config: Value::Null, inputs: BTreeMap::new(), seed: 0 },
+                input_keys: BTreeMap::new(),
+                facts: serde_json::json!({ "patient": patient }).as_object().cloned().unwrap(),
+                files: BTreeMap::new(),
+                bytes: 0,
+                layout: 1,
+            };
+            let rows = index.rows_of(&table, &of, image);
+            let series: Vec<String> = table::rows_of::<SeriesRow>(&rows).unwrap().into_iter().map(|r| r.series).collect();
+            let files: Vec<String> = table::rows_of::<InstanceRow>(&rows).unwrap().into_iter().map(|r| r.file).collect();
+            (series.join(" "), files.join(" "))
+        };
+        assert_eq!(given("a", "pa"), ("seg beside".to_string(), "A/MR/1 seg A/MR/2 A/truth.nii".to_string()));
+        assert_eq!(given("b", "pb"), ("seg called".to_string(), "B/MR/1 seg labels/pb.nii.gz".to_string()));
     }
 }

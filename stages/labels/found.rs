@@ -12,13 +12,23 @@ use crate::nifti;
 pub enum Found {
     Seg(Box<seg::Seg>),
     RtStruct(rtstruct::RtStruct),
-    /// `values`: those present apart from 0, `voxels`: a value each.
+    /// `values`: those present apart from 0. `layers`: `[z, y, x]` of a value each; several where there is a volume of 0 and 1 for each class.
     Nifti {
         file: String,
         image: Box<nifti::Image>,
-        voxels: Vec<u32>,
+        layers: Vec<Vec<u32>>,
         values: BTreeSet<u32>,
     },
+}
+
+/// What a label is called.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Label {
+    pub name: String,
+    /// `SCT:71341001`, of its type.
+    pub code: Option<String>,
+    /// The same of all that is said of it: category, type, modifiers, region.
+    pub codes: BTreeSet<String>,
 }
 
 impl Found {
@@ -34,25 +44,40 @@ impl Found {
 
     fn nifti(file: &str, image: nifti::Image) -> Result<Found, Error> {
         let wrong = |why: String| Err(Error::Nifti { file: file.into(), why });
-        if image.channels != 1 {
-            return wrong(format!("it holds {} volumes, expected one with a value for each class", image.channels));
+        if image.is_colour {
+            return wrong("it holds colours, expected whole numbers as labels have them".into());
         }
         let read = image.voxels.to_f32();
         if let Some(v) = read.iter().find(|v| v.fract() != 0.0 || !v.is_finite() || **v < 0.0) {
             return wrong(format!("found the value {v}, expected whole numbers from 0 as labels have them"));
         }
-        let voxels: Vec<u32> = read.iter().map(|v| *v as u32).collect();
+        let n = image.geometry.size.count();
+        let layers: Vec<Vec<u32>> = if image.channels == 1 {
+            vec![read.iter().map(|v| *v as u32).collect()]
+        } else {
+            if let Some(v) = read.iter().find(|v| **v > 1.0) {
+                let why = format!(
+                    "it holds {} volumes with values up to {v} (labels over time?), expected one with a value for each class, or one of 0 and 1 for each class",
+                    image.channels
+                );
+                return wrong(why);
+            }
+            // Where every voxel is in exactly one volume, the first is the background.
+            let has_background = (0..n).all(|i| read.iter().skip(i).step_by(n).filter(|v| **v > 0.0).count() == 1);
+            let value = |channel: usize| channel as u32 + u32::from(!has_background);
+            read.chunks_exact(n).enumerate().map(|(c, layer)| layer.iter().map(|v| if *v > 0.0 { value(c) } else { 0 }).collect()).collect()
+        };
         drop(read);
         let mut values = BTreeSet::new();
         let mut last = 0;
-        for v in &voxels {
+        for v in layers.iter().flatten() {
             if *v != last {
                 values.insert(*v);
                 last = *v;
             }
         }
         values.remove(&0);
-        Ok(Found::Nifti { file: file.into(), image: Box::new(image), voxels, values })
+        Ok(Found::Nifti { file: file.into(), image: Box::new(image), layers, values })
     }
 
     /// SOP instances and frames that it says it was drawn on.
@@ -106,16 +131,23 @@ impl Found {
         }
     }
 
-    /// Name and, where it has one, code of every label.
-    pub fn labels(&self) -> Vec<(String, Option<String>)> {
+    /// What its labels are called.
+    pub fn labels(&self) -> Vec<Label> {
         match self {
             Found::Seg(s) => {
-                let code = |x: &seg::Segment| x.kind.as_ref().map(|c| format!("{}:{}", c.scheme, c.value));
-                s.segments.iter().map(|x| (x.label.clone(), code(x))).collect()
+                let text = |c: &seg::Code| format!("{}:{}", c.scheme, c.value);
+                let label = |x: &seg::Segment| Label {
+                    name: x.label.clone(),
+                    code: x.kind.as_ref().map(text),
+                    codes: x.category.iter().chain(&x.kind).chain(&x.modifiers).map(text).collect(),
+                };
+                s.segments.iter().map(label).collect()
             }
-            Found::RtStruct(r) => r.rois.iter().map(|x| (x.name.clone(), None)).collect(),
+            Found::RtStruct(r) => r.rois.iter().map(|x| Label { name: x.name.clone(), ..Label::default() }).collect(),
             // A file may hold any number of values; so many say what it is.
-            Found::Nifti { values, .. } => values.iter().take(20).map(|v| (format!("value {v}"), None)).collect(),
+            Found::Nifti { values, .. } => {
+                values.iter().take(20).map(|v| Label { name: format!("value {v}"), ..Label::default() }).collect()
+            }
         }
     }
 }
@@ -129,12 +161,16 @@ mod tests {
     use crate::volume::Voxels;
 
     fn written(values: Vec<u8>) -> (tempfile::TempDir, InstanceRow) {
+        stacked(1, values)
+    }
+
+    fn stacked(channels: usize, values: Vec<u8>) -> (tempfile::TempDir, InstanceRow) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("labels.nii.gz");
         nifti::write(
             &path,
-            &Geometry::axis_aligned(Zyx::new(1, 1, values.len()), Zyx::splat(1.0)),
-            1,
+            &Geometry::axis_aligned(Zyx::new(1, 1, values.len() / channels), Zyx::splat(1.0)),
+            channels,
             &Voxels::U8(values),
             &nifti::Options::default(),
         )
@@ -147,9 +183,26 @@ mod tests {
     fn a_nifti_holds_the_values_that_are_in_it() {
         let (_dir, row) = written(vec![0, 3, 3, 0, 1]);
         let found = Found::read("nifti", &row).unwrap().unwrap();
-        assert_eq!(found.labels().into_iter().map(|l| l.0).collect::<Vec<_>>(), ["value 1", "value 3"]);
+        assert_eq!(found.labels().into_iter().map(|l| l.name).collect::<Vec<_>>(), ["value 1", "value 3"]);
         let (_dir, row) = written(vec![0; 5]);
         assert!(Found::read("nifti", &row).unwrap().unwrap().labels().is_empty());
+    }
+
+    #[test]
+    fn a_volume_for_each_class_is_read_and_labels_over_time_are_not() {
+        let layers = |channels, values: &[u8]| {
+            let (_dir, row) = stacked(channels, values.to_vec());
+            match Found::read("nifti", &row)? {
+                Some(Found::Nifti { layers, .. }) => Ok::<_, Error>(layers),
+                _ => panic!("it is a NIfTI"),
+            }
+        };
+        // The first of three is the background: every voxel is in one of them.
+        assert_eq!(layers(3, &[1, 0, 0, 0, 1, 0, 0, 0, 1]).unwrap(), [[0, 0, 0], [0, 1, 0], [0, 0, 2]]);
+        // Without a background, and with a voxel of two classes.
+        assert_eq!(layers(2, &[0, 1, 0, 0, 1, 1]).unwrap(), [[0, 1, 0], [0, 2, 2]]);
+        let e = layers(2, &[0, 1, 2, 0]).unwrap_err().to_string();
+        assert!(e.starts_with("labels: it holds 2 volumes with values up to 2 (labels over time?)"), "{e}");
     }
 
     #[test]

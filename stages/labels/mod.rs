@@ -4,8 +4,12 @@ mod belong;
 mod canvas;
 mod codes;
 mod found;
+mod lay;
+mod wanted;
 
-pub use belong::{Target, filter, nifti_of, texts};
+pub use belong::{LabelIndex, Target};
 pub use canvas::{Canvas, Overlap};
 pub use codes::{ClassCodes, CodeSpec};
 pub use found::Found;
+pub use lay::{Align, Laying, Told, nothing_laid};
+pub use wanted::{Choose, LABELS, Missing, Wanted};

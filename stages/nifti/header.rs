@@ -15,6 +15,8 @@ pub enum Dtype {
     I64,
     F32,
     F64,
+    /// Red, green and blue of 8 bits.
+    Rgb24,
 }
 
 impl Dtype {
@@ -30,17 +32,18 @@ impl Dtype {
             1024 => Self::I64,
             16 => Self::F32,
             64 => Self::F64,
+            128 => Self::Rgb24,
             other => {
                 let name = match other {
                     0 => "unknown",
                     1 => "1-bit",
                     32 | 1792 | 2048 => "complex",
-                    128 | 2304 => "colour",
+                    2304 => "colour with transparency",
                     1536 => "128-bit float",
                     _ => "undefined",
                 };
                 return Err(format!(
-                    "its data type is {name} (code {other}): integers of 8 to 64 bits and floats of 32 and 64 bits are read"
+                    "its data type is {name} (code {other}): integers of 8 to 64 bits, floats of 32 and 64 bits and RGB24 are read"
                 ));
             }
         })
@@ -50,6 +53,7 @@ impl Dtype {
         match self {
             Self::U8 | Self::I8 => 1,
             Self::U16 | Self::I16 => 2,
+            Self::Rgb24 => 3,
             Self::U32 | Self::I32 | Self::F32 => 4,
             Self::U64 | Self::I64 | Self::F64 => 8,
         }
@@ -161,7 +165,8 @@ impl Header {
                 return Err(format!("its scaling is {slope} · value + {intercept}"));
             }
         }
-        let is_scaled = slope.is_finite() && intercept.is_finite() && slope != 0.0 && (slope, intercept) != (1.0, 0.0);
+        let is_scaled =
+            dtype != Dtype::Rgb24 && slope.is_finite() && intercept.is_finite() && slope != 0.0 && (slope, intercept) != (1.0, 0.0);
         let (qform, sform) = (code(252, 344), code(254, 348));
         let spacing = |i: usize| Some(pixdim(i).abs()).filter(|s| s.is_finite() && *s > 0.0).unwrap_or(1.0);
         let affine = if sform > 0 {

@@ -21,12 +21,14 @@ const MAX_BYTES: u64 = 16 << 30;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
     pub geometry: Geometry,
-    /// Product of the 4th and later axes: time points, or one-hot classes.
+    /// Product of the 4th and later axes: time points, or one-hot classes. Colours are three each.
     pub channels: usize,
     /// `[c, z, y, x]`, scaled. Integers that fit stay 8- or 16-bit integers; scaled values, wider integers and floats become float32.
     pub voxels: Voxels,
     /// False where the file has neither sform nor qform, so that `geometry` says nothing of the patient.
     pub is_placed: bool,
+    /// Channels are red, green and blue.
+    pub is_colour: bool,
 }
 
 /// Reads `.nii` and `.nii.gz` (told apart by their first bytes, not by their name).
@@ -45,10 +47,12 @@ pub fn read_indexed(row: &InstanceRow) -> Result<Image, Error> {
 
 /// What a file holds and the blake3 hash of all its bytes, which are read once.
 fn read_hashed(path: &Path, member: Option<&str>, name: &str) -> Result<(Result<Image, Error>, String), Error> {
-    let source = Source::raw_at(path, member).map_err(Error::io("open", path))?;
+    // By the name that the index gives it: its path may name a patient.
+    let unread = |e: std::io::Error| Error::Nifti { file: name.into(), why: format!("it cannot be read: {e}") };
+    let source = Source::raw_at(path, member).map_err(unread)?;
     let file_bytes = source.len();
     let mut file = std::io::BufReader::with_capacity(1 << 16, Hashing { file: source.reader(), hasher: blake3::Hasher::new() });
-    let is_gzip = std::io::BufRead::fill_buf(&mut file).map_err(Error::io("read", path))?.starts_with(&[0x1f, 0x8b]);
+    let is_gzip = std::io::BufRead::fill_buf(&mut file).map_err(unread)?.starts_with(&[0x1f, 0x8b]);
     let (image, mut file) = if is_gzip {
         let limit = file_bytes.saturating_mul(MAX_GZIP_RATIO);
         let mut unpacked = MultiGzDecoder::new(file);
@@ -56,7 +60,7 @@ fn read_hashed(path: &Path, member: Option<&str>, name: &str) -> Result<(Result<
     } else {
         (parse(&mut file, file_bytes, name), file)
     };
-    std::io::copy(&mut file, &mut std::io::sink()).map_err(Error::io("read", path))?;
+    std::io::copy(&mut file, &mut std::io::sink()).map_err(unread)?;
     Ok((image, file.into_inner().hasher.finalize().to_hex().to_string()))
 }
 
@@ -95,7 +99,9 @@ fn parse(mut from: impl Read, can_hold: u64, name: &str) -> Result<Image, Error>
         return Err(short(head.len().saturating_sub(header.data_at) as u64));
     }
     let voxels = voxels(&head[header.data_at..end], &header);
-    Ok(Image { geometry: header.geometry, channels: header.channels, voxels, is_placed: header.is_placed })
+    let is_colour = header.dtype == Dtype::Rgb24;
+    let channels = if is_colour { 3 * header.channels } else { header.channels };
+    Ok(Image { geometry: header.geometry, channels, voxels, is_placed: header.is_placed, is_colour })
 }
 
 /// NIfTI stores x fastest, then y, z, t: our C order `[c, z, y, x]` as it stands.
@@ -146,6 +152,11 @@ fn voxels(bytes: &[u8], h: &Header) -> Voxels {
         (Dtype::I64, _) => narrowed!(i64),
         (Dtype::F32, _) => scaled!(f32),
         (Dtype::F64, _) => scaled!(f64),
+        // Triplets → planes, volume by volume.
+        (Dtype::Rgb24, _) => {
+            let volumes = bytes.chunks_exact(3 * h.size.count());
+            Voxels::U8(volumes.flat_map(|v| (0..3).flat_map(move |c| v.iter().skip(c).step_by(3).copied())).collect())
+        }
     }
 }
 

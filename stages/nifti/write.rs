@@ -311,6 +311,8 @@ mod tests {
         write(&path, &tilted(), 3, &Voxels::U8((0..72).collect()), &options).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!((&bytes[40..50], bytes[70], bytes[72]), (&[3, 0, 4, 0, 3, 0, 2, 0, 1, 0][..], 128, 24));
+        let back = read(&path).unwrap();
+        assert_eq!((back.channels, back.is_colour, back.voxels), (3, true, Voxels::U8((0..72).collect())));
         assert_eq!((bytes.len(), &bytes[352..358]), (352 + 72, &[0, 24, 48, 1, 25, 49][..]));
         assert!(write(&path, &tilted(), 1, &Voxels::U8(vec![0; 24]), &options).is_err());
     }
