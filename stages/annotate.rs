@@ -1,7 +1,7 @@
 //! Adds labels to an image: from DICOM SEG, RTSTRUCT or NIfTI files of the archive, laid on the grid the image was assembled on.
 //! Which file is taken, what could not be drawn and what overlapped is told; nothing is guessed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -163,7 +163,7 @@ impl Stage for Annotate {
         let about = &volume.about;
         let grid = Grid::standing(&about.source, &about.z_positions_mm).named(&source.slices);
         let target = Target::new(&source.slices, others, source.frame_of_reference.clone());
-        let found = self.find(&series, &files, &target, cx)?;
+        let (found, by_frame) = self.find(&series, &files, &target, &volume.about.series, cx)?;
         let wanted = self.wanted();
         let chosen = wanted.choose(&found, self.choose, self.missing)?;
         cx.check_cancelled()?;
@@ -172,6 +172,10 @@ impl Stage for Annotate {
         let mut told = Told { missing: wanted.missing(&chosen), ..Told::default() };
         let laying = Laying { wanted, threshold: self.fractional_threshold, fill: self.rtstruct_fill, align: self.nifti.align };
         for file in &chosen {
+            if by_frame.contains(file.file()) {
+                let text = "names no series of the archive and was taken because it lies in the frame of reference of this one";
+                told.warnings.push(format!("{} {text}", file.file()));
+            }
             target.check_frame_of_reference(file)?;
             laying.lay(file, &grid, &mut canvas, &mut told)?;
             cx.check_cancelled()?;
@@ -223,8 +227,17 @@ impl Annotate {
     }
 
     /// Opens every label file of the wanted kind. NIfTI files are opened only where the others lack a class: an archive may hold images as NIfTI.
-    fn find(&self, series: &[SeriesRow], instances: &[InstanceRow], target: &Target, cx: &Cx) -> Result<Vec<Found>, Error> {
+    /// Those that do not name the image, but lie in its frame of reference, are told apart; they stand back where others name it.
+    fn find(
+        &self,
+        series: &[SeriesRow],
+        instances: &[InstanceRow],
+        target: &Target,
+        image: &str,
+        cx: &Cx,
+    ) -> Result<(Vec<Found>, BTreeSet<String>), Error> {
         let mut found: Vec<Found> = Vec::new();
+        let mut by_frame: BTreeSet<String> = BTreeSet::new();
         let mut of_others = 0;
         let kinds: &[&str] = match self.source {
             Source::Auto => &["seg", "rtstruct", "nifti"],
@@ -236,17 +249,23 @@ impl Annotate {
             if *kind == "nifti" && (0..=3).any(|rank| self.wanted().has_all(found.iter().filter(|f| f.rank() == rank))) {
                 break;
             }
-            let is_file = |i: &&InstanceRow| series.iter().any(|r| r.kind == *kind && r.series == i.series && r.volume == i.volume);
-            for i in instances.iter().filter(is_file) {
+            let row_of = |i: &InstanceRow| series.iter().find(|r| r.kind == *kind && r.series == i.series && r.volume == i.volume);
+            for (i, row) in instances.iter().filter_map(|i| Some((i, row_of(i)?))) {
                 cx.check_cancelled()?;
                 cx.bytes(i.size_bytes.max(0) as u64);
                 let Some(file) = Found::read(kind, i)? else { continue };
                 if target.has(&file)? {
+                    if *kind != "nifti" && !row.references.iter().any(|r| r == image) {
+                        by_frame.insert(i.file.clone());
+                    }
                     found.push(file);
                 } else {
                     of_others += 1;
                 }
             }
+        }
+        if found.iter().any(|f| f.rank() < 4 && !by_frame.contains(f.file())) {
+            found.retain(|f| !by_frame.contains(f.file()));
         }
         if found.is_empty() {
             let kind = match self.source {
@@ -262,7 +281,7 @@ impl Annotate {
             return Err(Error::Labels { what: LABELS.into(), why });
         }
         found.sort_by(|a, b| (a.rank(), a.file()).cmp(&(b.rank(), b.file())));
-        Ok(found)
+        Ok((found, by_frame))
     }
 
     fn wanted(&self) -> Wanted<'_> {

@@ -94,7 +94,12 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         description: top.free_text(t::SERIES_DESCRIPTION, &charset),
         body_part: top.text(t::BODY_PART_EXAMINED),
         manufacturer: top.free_text(t::MANUFACTURER, &charset),
-        frame_of_reference: top.text(t::FRAME_OF_REFERENCE_UID),
+        // A structure set says it further down (PS3.3 C.8.8.5).
+        frame_of_reference: std::iter::once(top)
+            .chain(top.items(t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE))
+            .map(|l| l.text(t::FRAME_OF_REFERENCE_UID))
+            .find(|f| !f.is_empty())
+            .unwrap_or_default(),
         image_type: top.texts(t::IMAGE_TYPE),
         instance_number: top.int(t::INSTANCE_NUMBER),
         acquisition_number: top.int(t::ACQUISITION_NUMBER),

@@ -64,7 +64,7 @@ pub struct LabelIndex {
     /// Series → rows of the table series and of the table instances.
     series_rows: HashMap<String, Vec<u32>>,
     instance_rows: HashMap<String, Vec<u32>>,
-    /// Image series → series of the labels that name it.
+    /// Image series → series of the labels that name it, or name none of the archive and share its frame of reference.
     naming: HashMap<String, Vec<String>>,
     /// Patient, file or folder, without ending → series of NIfTI files that carry no reference.
     nifti_called: HashMap<String, Vec<String>>,
@@ -85,9 +85,21 @@ impl LabelIndex {
             nifti_called: HashMap::new(),
             nifti_beside: HashMap::new(),
         };
+        let mut images: BTreeSet<&str> = BTreeSet::new();
+        let mut in_frame: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+        for row in all.iter().filter(|r| r.kind == "image") {
+            images.insert(&row.series);
+            if let Some(frame) = &row.frame_of_reference {
+                in_frame.entry(frame).or_default().insert(&row.series);
+            }
+        }
         for row in all.iter().filter(|r| r.kind != "image") {
-            for image in &row.references {
-                out.naming.entry(image.clone()).or_default().push(row.series.clone());
+            let named: Vec<&str> = row.references.iter().map(String::as_str).collect();
+            // What it names is not here (a converted or renamed series, a wrong reference): its frame of reference says where it lies.
+            let is_lost = named.iter().all(|series| !images.contains(series));
+            let near = row.frame_of_reference.as_deref().filter(|_| is_lost).and_then(|f| in_frame.get(f));
+            for image in named.into_iter().chain(near.into_iter().flatten().copied()) {
+                out.naming.entry(image.to_string()).or_default().push(row.series.clone());
             }
         }
         let niftis: Vec<&SeriesRow> = all.iter().filter(|r| r.kind == "nifti" && r.references.is_empty()).collect();
@@ -246,6 +258,9 @@ mod tests {
             series("called", "nifti", "pb", &[]),
             series("beside", "nifti", "x", &[]),
             series("above", "nifti", "y", &[]),
+            SeriesRow { frame_of_reference: Some("f".into()), ..series("c", "image", "pc", &[]) },
+            SeriesRow { frame_of_reference: Some("f".into()), ..series("lost", "seg", "pc", &["gone"]) },
+            SeriesRow { frame_of_reference: Some("f".into()), ..series("of a", "rtstruct", "pa", &["a"]) },
         ];
         let files = [
             instance("a", "A/MR/1"),
@@ -279,7 +294,12 @@ mod tests {
             let files: Vec<String> = table::rows_of::<InstanceRow>(&rows).unwrap().into_iter().map(|r| r.file).collect();
             (series.join(" "), files.join(" "))
         };
-        assert_eq!(given("a", "pa"), ("seg beside".to_string(), "A/MR/1 seg A/MR/2 A/truth.nii".to_string()));
+        assert_eq!(given("a", "pa"), ("seg beside of a".to_string(), "A/MR/1 seg A/MR/2 A/truth.nii".to_string()));
+        assert_eq!(
+            given("c", "pc"),
+            ("lost".to_string(), String::new()),
+            "it names nothing of the archive and shares the frame of reference"
+        );
         assert_eq!(given("b", "pb"), ("seg called".to_string(), "B/MR/1 seg labels/pb.nii.gz".to_string()));
     }
 }
