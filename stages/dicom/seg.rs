@@ -84,6 +84,13 @@ pub fn read_indexed(row: &InstanceRow) -> Result<Seg, Error> {
     of_opened(tree::open_row(row)?, &row.file)
 }
 
+impl Seg {
+    /// The stored values of a frame, `[row, column]`; 0 or 1 for single bits.
+    pub fn values(&self, frame: usize) -> Result<Vec<u16>, Error> {
+        self.pixels.frame(frame)
+    }
+}
+
 fn of_opened(opened: Opened, name: &str) -> Result<Seg, Error> {
     let Opened { header, data, source } = opened;
     let (d, file) = (&data, name.to_string());

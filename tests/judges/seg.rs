@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use voxmill_stages::dicom::phantom::{self, Phantom};
-use voxmill_stages::dicom::seg::Code;
+use voxmill_stages::dicom::seg::{self, Code};
 use voxmill_stages::dicom::write::Encoding;
 use voxmill_stages::dicom::write_seg::{self, SegOut, SegmentOut};
 use voxmill_stages::dicom::{place, source};
@@ -132,3 +132,37 @@ verify = subprocess.run([str(pathlib.Path(sys.executable).parent / "dciodvfy"), 
 errors = [l for l in (verify.stdout + verify.stderr).splitlines() if l.startswith("Error")]
 print(json.dumps({"misplaced": misplaced, "frames": int(seg.NumberOfFrames), "errors": errors}))
 "#;
+
+/// The test data of highdicom: binary, fractional, overlapping, a labelmap with a palette, without a frame of reference; and slides, which are refused.
+#[test]
+fn every_frame_is_what_highdicom_reads() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("VOXMILL_DATA").map_or(here("tests/data"), std::path::PathBuf::from).join("highdicom");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|f| f.file_name().unwrap().to_string_lossy().starts_with("seg_"));
+    files.sort();
+    let arguments: Vec<&std::path::Path> = std::iter::once(dir.path()).chain(files.iter().map(|f| f.as_path())).collect();
+    let told = ask(&python, include_str!("frames.py"), &arguments);
+    let (mut read, mut refused) = (0, 0);
+    for (i, (file, told)) in files.iter().zip(told.as_array().unwrap()).enumerate() {
+        let s = match seg::read(file, "SEG") {
+            Ok(s) => s,
+            Err(e) => {
+                assert!(told["slide"] == true && e.to_string().contains("microscope slide"), "{told}: {e}");
+                refused += 1;
+                continue;
+            }
+        };
+        assert_eq!(told["slide"], false, "{told}");
+        let wanted = std::fs::read(dir.path().join(format!("{i}.raw"))).unwrap();
+        let n = s.rows * s.columns;
+        assert_eq!(told["shape"], serde_json::json!([s.frames.len(), s.rows, s.columns]));
+        for (f, wanted) in wanted.chunks(n).enumerate() {
+            assert!(s.values(f).unwrap().iter().zip(wanted).all(|(a, b)| *a == u16::from(*b)), "{told}: frame {f}");
+            assert_eq!(told["segments"][f].as_u64(), s.frames[f].segment.map(u64::from), "{told}: frame {f}");
+        }
+        read += 1;
+    }
+    assert!(read >= 5 && refused >= 3, "{read} read, {refused} refused");
+}
