@@ -15,6 +15,7 @@ use crate::dicom::header::NoHeader;
 use crate::dicom::rows::{self, Names};
 use crate::dicom::walk;
 use crate::error::Error;
+use crate::labels::LabelIndex;
 use crate::stage::{Cx, Facts, Info, Inputs, Quarantined, Rows, Stage};
 use crate::table;
 
@@ -137,13 +138,19 @@ impl Index {
         if self.deidentify == Deidentify::Basic && self.key_env.is_none() {
             report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env)".into());
         }
-        let content = Rows(
+        let tables = Rows(
             [(SeriesRow::TABLE, SeriesRow::to_batch(series)), (InstanceRow::TABLE, InstanceRow::to_batch(instances))]
                 .map(|(name, batch)| (name.to_string(), batch))
                 .into(),
-        )
-        .content();
-        Facts { content: Some(content), quarantined: v.quarantined, ..Facts::default() }
+        );
+        // An archive without any image is one of labels, and nothing is missing from it.
+        let is_asked = !images.is_empty() && series.iter().any(|s| s.kind == "nifti");
+        let labels = is_asked.then(|| LabelIndex::of(&tables)).and_then(Result::ok);
+        let alone = labels.map_or_else(Vec::new, |l| l.nifti_of_no_image(series));
+        if !alone.is_empty() {
+            report.push(format!("{} NIfTI files are called like no image and lie beside none", alone.len()));
+        }
+        Facts { content: Some(tables.content()), quarantined: v.quarantined, ..Facts::default() }
             .with("seen", n_seen)
             .with("indexed", indexed)
             .with("skipped", skipped)
@@ -152,6 +159,7 @@ impl Index {
             .with("kinds", count(&|s| &s.kind))
             .with("images", images)
             .with("irregular", irregular)
+            .with("nifti_of_no_image", alone)
             .with("report", report)
     }
 }

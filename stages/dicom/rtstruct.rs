@@ -142,7 +142,9 @@ pub fn draw(roi: &Roi, grid: &Grid, how: Fill, put: &mut dyn FnMut(usize)) -> Dr
         let polygon: Polygon = c.points.iter().map(|p| plane.pixel(*p)).collect();
         let bounds = |pick: fn(&(f64, f64)) -> f64| polygon.iter().map(pick).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
         let ((top, bottom), (left, right)) = (bounds(|p| p.0), bounds(|p| p.1));
-        if bottom < -0.5 || right < -0.5 || top > rows as f64 - 0.5 || left > columns as f64 - 0.5 {
+        // A spacing near nothing puts points anywhere, even at no number.
+        let is_far = polygon.iter().any(|p| !(p.0.abs() < 1e9 && p.1.abs() < 1e9));
+        if is_far || bottom < -0.5 || right < -0.5 || top > rows as f64 - 0.5 || left > columns as f64 - 0.5 {
             skip("outside the image");
             continue;
         }

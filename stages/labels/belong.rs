@@ -144,6 +144,18 @@ impl LabelIndex {
         }
     }
 
+    /// NIfTI files that are called like no image of the archive and lie beside none: labels whose image is missing, or images of their own.
+    pub fn nifti_of_no_image(&self, all: &[SeriesRow]) -> Vec<String> {
+        let images = all.iter().filter(|r| r.kind == "image");
+        let found = images.flat_map(|r| {
+            let called = [&r.series, &r.patient].into_iter().filter_map(|name| self.nifti_called.get(name));
+            called.chain(self.nifti_beside.get(&r.series)).flatten()
+        });
+        let found: BTreeSet<&String> = found.collect();
+        let all: BTreeSet<&String> = self.nifti_called.values().flatten().collect();
+        all.difference(&found).map(|s| s.to_string()).collect()
+    }
+
     /// The rows of the label files that may label the image and the instances of the image itself.
     pub fn rows_of(&self, table: &Rows, of: &Manifest, image: &str) -> Rows {
         let patient = of.facts.get("patient").and_then(Value::as_str).unwrap_or_default();
@@ -276,6 +288,7 @@ mod tests {
             (InstanceRow::TABLE.to_string(), InstanceRow::to_batch(&files)),
         ]));
         let index = LabelIndex::of(&table).unwrap();
+        assert_eq!(index.nifti_of_no_image(&all), ["above"]);
         let given = |image: &str, patient: &str| {
             let of = Manifest {
                 key: Key::of(b""),
