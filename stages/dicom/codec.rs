@@ -1,10 +1,10 @@
 //! Compressed frames → samples. What a codestream says of its size is compared with the header before a decoder may allocate by it, and it says what it is
-//! more truly than the transfer syntax. RLE, JPEG and JPEG-LS are read here: the only other decoder of JPEG-LS is C++, none reads 12-bit JPEG, and
+//! more truly than the transfer syntax. RLE, JPEG and JPEG-LS are read here: the only other decoder of JPEG-LS is C++, none reads lossy JPEG of 12 bits, and
 //! broken input must be an error, not a panic. JPEG 2000 is that of dicom-rs.
 
 pub use super::fragments::{Fragment, frames};
 use super::header::Header;
-use super::{jpeg2000, jpegls, rle};
+use super::{jpeg, jpeg2000, jpegls, rle};
 
 /// Why a frame gives no samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +43,20 @@ impl Samples {
     }
 }
 
-const JPEG_BASELINE: &str = "1.2.840.10008.1.2.4.50";
 const ENCAPSULATED_PLAIN: &str = "1.2.840.10008.1.2.1.98";
 const RLE: &str = "1.2.840.10008.1.2.5";
 const DEFLATED_FRAMES: &str = "1.2.840.10008.1.2.8.1";
 pub(super) const CONVERT: &str = "convert the file first, for example with `gdcmconv --raw`";
+
+impl Samples {
+    /// One byte a sample, where that is enough.
+    fn narrowed(self, precision: u32) -> Samples {
+        match precision <= 8 && self.bytes_per_sample == 2 {
+            true => Samples { bytes: self.bytes.as_chunks::<2>().0.iter().map(|w| w[0]).collect(), bytes_per_sample: 1, ..self },
+            false => self,
+        }
+    }
+}
 
 /// Whether single bits are packed eight in a byte by this syntax.
 pub fn packs_bits(transfer_syntax: &str) -> bool {
@@ -95,21 +104,26 @@ pub(super) struct Stated {
 
 fn jpeg(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     let (marker, stated) = start_of_frame(stream).ok_or_else(|| CodecError::Broken("JPEG codestream without a frame header".into()))?;
-    let unsupported = |syntax: &str| Err(CodecError::Unsupported { syntax: syntax.into(), help: CONVERT.into() });
-    match (marker, stated.precision) {
-        (0xf7, _) => {
-            compare(h, &stated)?;
-            let values = jpegls::decode(stream, h.rows as usize, h.columns as usize).map_err(CodecError::Broken)?;
-            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            return Ok(Samples { bits: stated.precision, shift: 0, ..Samples::as_stored(bytes, 2, h) });
-        }
-        (0xc0..=0xc2, 8) | (0xc3, 2..=16) => {}
-        (0xc0..=0xc2, p) => {
-            return unsupported(&format!("lossy JPEG of {p} bits (process {})", if marker == 0xc2 { "10 and 12" } else { "2 and 4" }));
-        }
-        _ => return unsupported(&format!("JPEG of the kind SOF{}", marker - 0xc0)),
+    compare(h, &stated)?;
+    let (rows, columns, n) = (h.rows as usize, h.columns as usize, h.samples.max(1) as usize);
+    if marker == 0xf7 {
+        let values = jpegls::decode(stream, rows, columns, n).map_err(CodecError::Broken)?;
+        return Ok(Samples { bits: stated.precision, shift: 0, ..Samples::as_stored(words(&values), 2, h).narrowed(stated.precision) });
     }
-    jpeg2000::through_registry(h, stream, &stated, JPEG_BASELINE)
+    let picture = jpeg::decode(stream, rows, columns, n).map_err(|fault| match fault {
+        jpeg::Fault::Broken(why) => CodecError::Broken(why),
+        jpeg::Fault::Unsupported(syntax) => CodecError::Unsupported { syntax, help: CONVERT.into() },
+    })?;
+    // Signed values fill the bits that the header tells, whatever the codestream's precision.
+    let bits = if h.is_signed { h.bits_stored.min(picture.precision) } else { picture.precision };
+    let colours = picture.is_ybr.map(|is_ybr| if is_ybr { Colours::Ybr } else { Colours::Rgb });
+    Ok(Samples { bits, shift: 0, colours, ..Samples::as_stored(words(&picture.samples), 2, h).narrowed(picture.precision) })
+}
+
+fn words(values: &[u16]) -> Vec<u8> {
+    let mut out = vec![0; 2 * values.len()];
+    out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
+    out
 }
 
 /// The first SOF marker of a JPEG or JPEG-LS codestream.

@@ -56,14 +56,14 @@ pub fn decode(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     if n_tiles > stream.len() as u64 / 14 + 1 {
         return Err(CodecError::Broken(format!("{} bytes of JPEG 2000 cannot hold {n_tiles} tiles", stream.len())));
     }
-    let samples = through_registry(h, stream, &stated, JPEG2000)?;
+    let samples = through_registry(h, stream, &stated)?;
     // The decoder has undone the colour transform of the codestream (PS3.5 8.2.4).
     let is_transformed = matches!(h.photometric.as_str(), "YBR_RCT" | "YBR_ICT");
     Ok(Samples { colours: is_transformed.then_some(Colours::Rgb), ..samples })
 }
 
-pub(super) fn through_registry(h: &Header, stream: &[u8], stated: &Stated, syntax: &str) -> Result<Samples, CodecError> {
-    let broken = CodecError::Broken;
+fn through_registry(h: &Header, stream: &[u8], stated: &Stated) -> Result<Samples, CodecError> {
+    let (broken, syntax) = (CodecError::Broken, JPEG2000);
     compare(h, stated)?;
     let bytes_per_sample = if stated.precision <= 8 { 1 } else { 2 };
     let frame = OneFrame {

@@ -1,14 +1,28 @@
-//! JPEG-LS (ISO 14495-1, ITU-T T.87), lossless and near-lossless, of one component: what grey DICOM images use. Names follow the standard's annex A.
+//! JPEG-LS (ISO 14495-1, ITU-T T.87), lossless and near-lossless, of one component or of several (one scan each, by lines, by samples). Names follow the
+//! standard's annex A.
 
 /// Contexts by quantised gradients: 9³ halved by sign, and two for samples that end a run.
 const N_CONTEXTS: usize = 365;
 /// Order of the run length code, by run index (A.2.1).
 const J: [u32; 32] = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// Decodes one scan to samples of 0 … 2^precision − 1, row by row. The size must be what the caller expects: it is compared before allocating.
-pub fn decode(stream: &[u8], rows: usize, columns: usize) -> Result<Vec<u16>, String> {
-    let (p, start) = Parameters::read(stream, rows, columns)?;
-    Decoder::new(p, stream, start).run(rows, columns)
+/// Decodes to samples of 0 … 2^precision − 1, `[pixel, component]`. The size must be what the caller expects: it is compared before allocating.
+pub fn decode(stream: &[u8], rows: usize, columns: usize, components: usize) -> Result<Vec<u16>, String> {
+    let mut out = Vec::new();
+    let mut at = 2;
+    let mut n_done = 0;
+    while n_done < components {
+        let (p, start) = Parameters::read(stream, at, rows, columns, components)?;
+        out.resize(rows * columns * components, 0);
+        let mut decoder = Decoder::new(p, stream, start);
+        decoder.run(rows, columns, components, n_done, &mut out)?;
+        at = start + decoder.bits.at.saturating_sub(8);
+        // The next marker: two bytes that entropy-coded data cannot hold.
+        let rest = stream.get(at..).unwrap_or(&[]);
+        at += rest.windows(2).position(|w| w[0] == 0xff && w[1] >= 0x80).unwrap_or(rest.len());
+        n_done += p.n_components;
+    }
+    Ok(out)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -17,13 +31,16 @@ struct Parameters {
     near: i32,
     t: [i32; 3],
     reset: i32,
+    /// Components of the scan, and whether they are interleaved by samples, not by lines.
+    n_components: usize,
+    is_by_sample: bool,
 }
 
 impl Parameters {
     /// Reads the markers up to the scan; gives the place where its bits begin.
-    fn read(s: &[u8], rows: usize, columns: usize) -> Result<(Parameters, usize), String> {
-        let mut at = 2;
-        let mut frame = None;
+    fn read(s: &[u8], mut at: usize, rows: usize, columns: usize, wanted: usize) -> Result<(Parameters, usize), String> {
+        // Later scans come without a frame header: the first one was compared.
+        let mut frame = if at > 2 { start_of_frame(s) } else { None };
         let mut preset = [0i32; 5];
         loop {
             while s.get(at..at + 2) == Some(&[0xff, 0xff]) {
@@ -41,14 +58,28 @@ impl Parameters {
                 0xdd if word(0) != 0 => return Err("JPEG-LS restart intervals are not read".into()),
                 0xda => {
                     let (precision, r, c, components) = frame.ok_or("a JPEG-LS scan without a frame")?;
-                    let [n, _, mapping, near, _, transform] = *body else { return Err("a JPEG-LS scan of several components".into()) };
-                    if (r, c, components, n, mapping, transform) != (rows, columns, 1, 1, 0, 0) || !(2..=16).contains(&precision) {
+                    let n = *body.first().unwrap_or(&0) as usize;
+                    let (Some(parts), Some(&[near, interleave, transform])) = (body.get(1..1 + 2 * n), body.get(1 + 2 * n..)) else {
+                        return Err("a JPEG-LS scan header of another length than its components need".into());
+                    };
+                    let is_known =
+                        matches!((n, interleave), (1, _) | (_, 1 | 2)) && parts.chunks_exact(2).all(|p| p[1] == 0) && transform == 0;
+                    if (r, c, components as usize) != (rows, columns, wanted)
+                        || !(2..=16).contains(&precision)
+                        || !is_known
+                        || ![1, wanted].contains(&n)
+                    {
                         return Err(format!(
-                            "JPEG-LS frame of {r}×{c} pixels, {components} components, {precision} bits where {rows}×{columns} of 1 are expected"
+                            "JPEG-LS frame of {r}×{c} pixels, {components} components, {precision} bits where {rows}×{columns} of {wanted} are expected"
                         ));
                     }
                     let max = if preset[0] > 0 { preset[0] } else { (1 << precision) - 1 };
-                    return Ok((Parameters::with_defaults(max, near as i32, preset)?, at + 2 + length));
+                    let p = Parameters {
+                        n_components: n,
+                        is_by_sample: interleave == 2 && n > 1,
+                        ..Parameters::with_defaults(max, near as i32, preset)?
+                    };
+                    return Ok((p, at + 2 + length));
                 }
                 _ => {}
             }
@@ -72,8 +103,22 @@ impl Parameters {
         let t1 = if preset[1] > 0 { preset[1] } else { clamp(a, near + 1) };
         let t2 = if preset[2] > 0 { preset[2] } else { clamp(b, t1) };
         let t3 = if preset[3] > 0 { preset[3] } else { clamp(c, t2) };
-        Ok(Parameters { max, near, t: [t1, t2, t3], reset: if preset[4] > 0 { preset[4] } else { 64 } })
+        Ok(Parameters {
+            max,
+            near,
+            t: [t1, t2, t3],
+            reset: if preset[4] > 0 { preset[4] } else { 64 },
+            n_components: 1,
+            is_by_sample: false,
+        })
     }
+}
+
+/// What the first frame header says: precision, rows, columns, components.
+fn start_of_frame(s: &[u8]) -> Option<(u32, usize, usize, u8)> {
+    let at = s.windows(2).position(|w| w == [0xff, 0xf7])?;
+    let b = s.get(at + 4..at + 10)?;
+    Some((b[0] as u32, u16::from_be_bytes([b[1], b[2]]) as usize, u16::from_be_bytes([b[3], b[4]]) as usize, b[5]))
 }
 
 /// Bits of a scan; after a byte 0xFF the next one holds seven (A.1).
@@ -184,22 +229,92 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn run(mut self, rows: usize, columns: usize) -> Result<Vec<u16>, String> {
-        let mut out = vec![0u16; rows * columns];
-        // Two lines with a sample before the first and one after the last.
-        let mut above = vec![0i32; columns + 2];
-        let mut line = vec![0i32; columns + 2];
+    /// - `first`: the component of the scan, or the first of them
+    /// - `out`: `[pixel, component]` of all `n` components
+    fn run(&mut self, rows: usize, columns: usize, n: usize, first: usize, out: &mut [u16]) -> Result<(), String> {
+        let k = self.p.n_components;
+        // Two lines a component, with a sample before the first and one after the last.
+        let mut above = vec![vec![0i32; columns + 2]; k];
+        let mut line = above.clone();
+        let mut run_index = vec![0; k];
         for row in 0..rows {
-            above[columns + 1] = above[columns];
-            line[0] = above[1];
-            self.line(&above, &mut line, columns)?;
+            for c in 0..k {
+                above[c][columns + 1] = above[c][columns];
+                line[c][0] = above[c][1];
+            }
+            if self.p.is_by_sample {
+                self.samples(&above, &mut line, columns)?;
+            } else {
+                for c in 0..k {
+                    self.run_index = run_index[c];
+                    self.line(&above[c], &mut line[c], columns)?;
+                    run_index[c] = self.run_index;
+                }
+            }
             if self.bits.is_exhausted() {
                 return Err(format!("the JPEG-LS scan ends in row {} of {rows}", row + 1));
             }
-            out[row * columns..(row + 1) * columns].iter_mut().zip(&line[1..]).for_each(|(o, v)| *o = *v as u16);
+            for (c, line) in line.iter().enumerate() {
+                let place = out[row * columns * n..(row + 1) * columns * n].iter_mut().skip(first + c).step_by(n);
+                place.zip(&line[1..]).for_each(|(o, v)| *o = *v as u16);
+            }
             std::mem::swap(&mut above, &mut line);
         }
-        Ok(out)
+        Ok(())
+    }
+
+    /// A line of pixels whose samples follow one another (C.2.3): a run is one of all components.
+    fn samples(&mut self, above: &[Vec<i32>], line: &mut [Vec<i32>], columns: usize) -> Result<(), String> {
+        let mut x = 1;
+        while x <= columns {
+            let contexts: Vec<i32> = above.iter().zip(&*line).map(|(up, line)| self.context(up, line, x)).collect();
+            if contexts.iter().any(|q| *q != 0) {
+                for (c, q) in contexts.into_iter().enumerate() {
+                    line[c][x] = self.regular(q, line[c][x - 1], above[c][x], above[c][x - 1]);
+                }
+                x += 1;
+                continue;
+            }
+            let (n, is_broken) = self.run_length(columns + 1 - x)?;
+            for line in line.iter_mut() {
+                let ra = line[x - 1];
+                line[x..x + n].fill(ra);
+            }
+            x += n;
+            if is_broken {
+                for (c, line) in line.iter_mut().enumerate() {
+                    line[x] = self.run_end_of(false, line[x - 1], above[c][x]);
+                }
+                self.run_index = self.run_index.saturating_sub(1);
+                x += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn context(&self, above: &[i32], line: &[i32], x: usize) -> i32 {
+        let (ra, rb, rc, rd) = (line[x - 1], above[x], above[x - 1], above[x + 1]);
+        81 * self.quantise(rd - rb) + 9 * self.quantise(rb - rc) + self.quantise(rc - ra)
+    }
+
+    /// Samples of a run (A.7.1), and whether it ended before the line did.
+    fn run_length(&mut self, left: usize) -> Result<(usize, bool), String> {
+        let mut n = 0;
+        loop {
+            let order = J[self.run_index];
+            if self.bits.take(1) == 0 {
+                n += self.bits.take(order) as usize;
+                return if n < left { Ok((n, true)) } else { Err("a JPEG-LS run leaves its row".into()) };
+            }
+            let length = 1usize << order;
+            if n + length <= left {
+                self.run_index = (self.run_index + 1).min(31);
+            }
+            n = (n + length).min(left);
+            if n == left {
+                return Ok((n, false));
+            }
+        }
     }
 
     fn line(&mut self, above: &[i32], line: &mut [i32], columns: usize) -> Result<(), String> {
@@ -212,30 +327,13 @@ impl<'a> Decoder<'a> {
                 x += 1;
                 continue;
             }
-            // Run mode (A.7).
-            loop {
-                let is_whole = self.bits.take(1) == 1;
-                let order = J[self.run_index];
-                let length = if is_whole { 1usize << order } else { self.bits.take(order) as usize };
-                let left = columns + 1 - x;
-                if !is_whole && length >= left {
-                    return Err("a JPEG-LS run leaves its row".into());
-                }
-                let n = length.min(left);
-                line[x..x + n].fill(ra);
-                x += n;
-                if !is_whole {
-                    line[x] = self.run_end(ra, above[x]);
-                    self.run_index = self.run_index.saturating_sub(1);
-                    x += 1;
-                    break;
-                }
-                if n == length {
-                    self.run_index = (self.run_index + 1).min(31);
-                }
-                if x > columns {
-                    break;
-                }
+            let (n, is_broken) = self.run_length(columns + 1 - x)?;
+            line[x..x + n].fill(ra);
+            x += n;
+            if is_broken {
+                line[x] = self.run_end_of((ra - above[x]).abs() <= self.p.near, ra, above[x]);
+                self.run_index = self.run_index.saturating_sub(1);
+                x += 1;
             }
         }
         Ok(())
@@ -254,7 +352,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn regular(&mut self, q: i32, ra: i32, rb: i32, rc: i32) -> i32 {
-        let sign = q.signum();
+        let sign = if q < 0 { -1 } else { 1 };
         let q = q.unsigned_abs() as usize;
         let predicted = if rc >= ra.max(rb) {
             ra.min(rb)
@@ -294,9 +392,9 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The sample that ends a run (A.7.2).
-    fn run_end(&mut self, ra: i32, rb: i32) -> i32 {
-        let kind = ((ra - rb).abs() <= self.p.near) as usize;
+    /// The sample that ends a run (A.7.2). `is_like`: Ra and Rb are alike.
+    fn run_end_of(&mut self, is_like: bool, ra: i32, rb: i32) -> i32 {
+        let kind = is_like as usize;
         let q = N_CONTEXTS + kind;
         let k = golomb(self.n[q], self.a[q] + if kind == 1 { self.n[q] >> 1 } else { 0 });
         let mapped = self.value(k, self.limit - J[self.run_index] - 1);
@@ -361,9 +459,9 @@ mod tests {
             0x00, 0x00, 0x01, 0xbc, 0x18, 0x00, 0x00, 0x05, 0xd8, 0x00, 0x00, 0x91, 0x60, 0xff, 0xd9,
         ];
         let expected = [0, 0, 90, 74, 68, 50, 43, 205, 64, 145, 145, 145, 100, 145, 145, 145];
-        assert_eq!(decode(&stream, 4, 4).unwrap(), expected);
-        assert!(decode(&stream, 4, 5).is_err());
-        assert!(decode(&stream[..30], 4, 4).unwrap_err().contains("ends in row"));
+        assert_eq!(decode(&stream, 4, 4, 1).unwrap(), expected);
+        assert!(decode(&stream, 4, 5, 1).is_err());
+        assert!(decode(&stream[..30], 4, 4, 1).unwrap_err().contains("ends in row"));
     }
 
     #[test]
@@ -376,7 +474,7 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 stream.push((state >> 33) as u8);
             }
-            let _ = decode(&stream, 16, 16);
+            let _ = decode(&stream, 16, 16, 1);
         }
     }
 }

@@ -16,6 +16,7 @@ mod frames;
 pub mod geometry;
 pub mod group;
 pub mod header;
+mod jpeg;
 mod jpeg2000;
 pub mod jpegls;
 mod knee;
