@@ -4,5 +4,6 @@
 
 mod archive;
 mod compare;
+mod pixels;
 mod stages;
 mod verdicts;
