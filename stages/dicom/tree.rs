@@ -76,63 +76,84 @@ fn parse(bytes: &[u8], h: &Header) -> Result<Dataset, String> {
         (false, true) => EXPLICIT_VR_LITTLE_ENDIAN.erased(),
         (false, false) => IMPLICIT_VR_LITTLE_ENDIAN.erased(),
     };
-    if depth(body, is_explicit, h.is_big_endian) > MAX_DEPTH {
-        return Err(format!("its sequences are nested more than {MAX_DEPTH} deep"));
-    }
+    check(body, is_explicit, h.is_big_endian)?;
     Dataset::read_dataset_with_ts(body, &syntax).map_err(|e| format!("it cannot be read as DICOM ({})", chain(&e)))
 }
 
-/// How deep items are nested in a data set; what is not well formed counts as far as it can be followed.
-fn depth(b: &[u8], is_explicit: bool, is_big: bool) -> usize {
+/// Walks through a data set as the parser will, which allocates what an element claims and recurses as deep as items are nested: refuses what is larger
+/// than the file or deeper than [`MAX_DEPTH`], and what the parser would not understand.
+fn check(b: &[u8], is_explicit: bool, is_big: bool) -> Result<(), String> {
     let short = |b: &[u8]| if is_big { u16::from_be_bytes([b[0], b[1]]) } else { u16::from_le_bytes([b[0], b[1]]) };
     let word = |b: &[u8]| {
         let b = [b[0], b[1], b[2], b[3]];
         if is_big { u32::from_be_bytes(b) } else { u32::from_le_bytes(b) }
     };
-    // Open items and sequences: where they end (`None`: at a delimiter) and how they are encoded.
-    let mut open: Vec<(Option<usize>, bool)> = Vec::new();
-    let (mut at, mut deepest) = (0usize, 0);
+    // Open sequences (true) and items: where they end, `None` at a delimiter.
+    let mut open: Vec<(bool, Option<usize>)> = Vec::new();
+    let mut at = 0usize;
     loop {
-        while open.last().is_some_and(|(end, _)| end.is_some_and(|e| at >= e)) {
+        while open.last().is_some_and(|(_, end)| end.is_some_and(|e| at >= e)) {
             open.pop();
         }
-        let explicit = open.last().map_or(is_explicit, |o| o.1);
-        let Some(head) = b.get(at..at + 8) else { return deepest };
+        let Some(head) = b.get(at..at + 8) else { return Ok(()) };
         let tag = Tag(short(&head[..2]), short(&head[2..4]));
-        at += 8;
-        let vr = [head[4], head[5]];
-        let is_item = tag.0 == 0xFFFE;
+        let wrong = |what: &str| Err(format!("its data set is broken at byte {at} ({what})"));
         let mut length = word(&head[4..8]);
-        let mut is_sequence = is_item && tag.1 == 0xE000;
-        if !is_item && explicit {
-            match &vr {
-                b"OB" | b"OD" | b"OF" | b"OL" | b"OV" | b"OW" | b"SQ" | b"SV" | b"UC" | b"UN" | b"UR" | b"UT" | b"UV" => {
-                    let Some(long) = b.get(at..at + 4) else { return deepest };
-                    at += 4;
-                    length = word(long);
-                    is_sequence = &vr == b"SQ" || length == u32::MAX;
-                }
-                _ => length = short(&head[6..8]) as u32,
+        let mut value = at + 8;
+        let end = |value: usize, length: u32| (length != u32::MAX).then(|| value.saturating_add(length as usize));
+        if open.last().is_some_and(|(is_sequence, _)| *is_sequence) {
+            match tag {
+                Tag(0xFFFE, 0xE000) => open.push((false, end(value, length))),
+                Tag(0xFFFE, 0xE00D | 0xE0DD) => _ = open.pop(),
+                _ => return wrong("something else than an item in a sequence"),
             }
-        } else if !is_item {
-            let is_known = || StandardDataDictionary.by_tag(tag).is_some_and(|e| e.vr() == VirtualVr::Exact(VR::SQ));
-            is_sequence = length == u32::MAX || is_known();
-        } else if !is_sequence {
-            // A delimiter.
+        } else if tag == Tag(0xFFFE, 0xE00D) {
             open.pop();
-            continue;
-        }
-        if is_sequence {
-            let end = (length != u32::MAX).then(|| at.saturating_add(length as usize));
-            open.push((end, explicit && &vr != b"UN"));
-            // A sequence and its item are one level.
-            deepest = deepest.max(open.len().div_ceil(2));
-            if deepest > MAX_DEPTH {
-                return deepest;
-            }
         } else {
-            at = at.saturating_add(length as usize);
+            let vr = [head[4], head[5]];
+            let is_short = matches!(
+                &vr,
+                b"AE"
+                    | b"AS"
+                    | b"AT"
+                    | b"CS"
+                    | b"DA"
+                    | b"DS"
+                    | b"DT"
+                    | b"FL"
+                    | b"FD"
+                    | b"IS"
+                    | b"LO"
+                    | b"LT"
+                    | b"PN"
+                    | b"SH"
+                    | b"SL"
+                    | b"SS"
+            ) || matches!(&vr, b"ST" | b"TM" | b"UI" | b"UL" | b"US");
+            let mut is_sequence = &vr == b"SQ";
+            if !is_explicit {
+                is_sequence = StandardDataDictionary.by_tag(tag).is_some_and(|e| e.vr() == VirtualVr::Exact(VR::SQ));
+            } else if tag.0 != 0xFFFE && is_short {
+                length = short(&head[6..8]) as u32;
+            } else if tag.0 != 0xFFFE {
+                let Some(long) = b.get(value..value + 4) else { return wrong("the file ends inside an element") };
+                length = word(long);
+                value += 4;
+            }
+            if is_sequence || length == u32::MAX {
+                open.push((true, end(value, length)));
+            } else {
+                value = value.saturating_add(length as usize);
+                if value > b.len() {
+                    return wrong("an element is longer than the file");
+                }
+            }
         }
+        // A sequence and its item are one level.
+        if open.len().div_ceil(2) > MAX_DEPTH {
+            return Err(format!("its sequences are nested more than {MAX_DEPTH} deep"));
+        }
+        at = value;
     }
 }
 
@@ -189,15 +210,26 @@ mod tests {
     #[test]
     fn nesting_is_measured_without_recursion() {
         for is_explicit in [false, true] {
-            assert_eq!(depth(&nested(5, is_explicit), is_explicit, false), 5);
-            assert!(depth(&nested(1_000_000, is_explicit), is_explicit, false) > MAX_DEPTH);
+            assert_eq!(check(&nested(MAX_DEPTH, is_explicit), is_explicit, false), Ok(()));
+            assert!(check(&nested(1_000_000, is_explicit), is_explicit, false).is_err_and(|e| e.contains("nested")));
         }
+        let big = b"\x00\x08\x11\x40SQ\0\0\xff\xff\xff\xff\xff\xfe\xe0\x00\xff\xff\xff\xff";
+        assert_eq!(check(&big.repeat(MAX_DEPTH), true, true), Ok(()));
+        assert!(check(&big.repeat(MAX_DEPTH + 1), true, true).is_err());
     }
 
     #[test]
-    fn big_endian_nesting_is_measured_as_well() {
-        let one = b"\x00\x08\x11\x40SQ\0\0\xff\xff\xff\xff\xff\xfe\xe0\x00\xff\xff\xff\xff";
-        assert_eq!(depth(&one.repeat(7), true, true), 7);
+    fn an_element_that_claims_more_than_the_file_holds_is_refused_before_anything_is_allocated() {
+        let claims = [
+            &b"\x08\x00\x60\x00CS\xff\xffSEG"[..],
+            b"\x06\x30\x50\x00OB\0\0\xf0\xff\xff\xff1234",
+            // A VR that is none has a length of 32 bits to the parser.
+            b"\x06\x30\x50\x00\xc3S\0\0\xf0\xff\xff\xff1234",
+        ];
+        for bytes in claims {
+            assert!(check(bytes, true, false).is_err_and(|e| e.contains("longer than the file")));
+        }
+        assert!(check(b"\x06\x30\x50\x00\xf0\xff\xff\xff1234", false, false).is_err());
     }
 
     #[test]
