@@ -109,7 +109,7 @@ const PORT: &str = "series";
 impl Stage for Assemble {
     const INFO: Info = Info {
         name: "assemble",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[Port { name: PORT, kind: Kind::Table, required: true, about: "the index of an archive" }],
         gives: Kind::Volume,

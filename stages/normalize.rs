@@ -1,4 +1,4 @@
-//! Brings the intensities of each volume to a common scale by its own statistics, channel by channel.
+//! Brings the intensities of each volume to a common scale by its own statistics, channel by channel. Padding takes no part in them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use crate::ops::intensity;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Progress, Stage, default_memory_bytes};
 use crate::volume::{Volume, Voxels};
 
-/// Normalises each channel by its own statistics.
+/// Normalises each channel by its own statistics. Pixel padding takes no part in them and becomes the lowest value.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Normalize {
@@ -53,11 +53,14 @@ impl Normalize {
             other => other.to_f32().into_owned(),
         };
         let mut flat = Vec::new();
-        let skips = |v: f32| self.nonzero && v == 0.0;
+        let padding = v.about.padding;
+        let is_padding = |v: f32| padding.is_some_and(|[low, high]| (low..=high).contains(&(v as f64)));
+        let skips = |v: f32| (self.nonzero && v == 0.0) || is_padding(v);
         for (name, values) in v.channels.iter().zip(values.chunks_exact_mut(v.geometry.size.count().max(1))) {
             if !values.iter().any(|v| v.is_finite()) {
                 return Err(Error::Input { what: format!("channel {name}"), found: "no finite voxel".into(), expected: "an image".into() });
             }
+            let padded: Vec<bool> = if padding.is_some() { values.iter().map(|v| is_padding(*v)).collect() } else { Vec::new() };
             let spread = match self.method {
                 Method::Zscore => intensity::zscore(values, |_, v| !skips(v)).1,
                 Method::Percentiles => {
@@ -73,12 +76,16 @@ impl Normalize {
                     }
                 }
             };
+            // Padding is no tissue: it becomes the lowest value of what is, so that nothing stands out.
+            let lowest = values.iter().zip(&padded).filter(|(v, p)| !**p && v.is_finite()).map(|(v, _)| *v).reduce(f32::min);
+            values.iter_mut().zip(&padded).filter(|(_, p)| **p).for_each(|(v, _)| *v = lowest.unwrap_or(0.0));
             if spread == 0.0 {
                 flat.push(name.clone());
             }
         }
         let mut about = v.about;
         about.unit = "normalised".into();
+        about.padding = None;
         Ok((Volume { voxels: Voxels::F32(values), about, ..v }, flat))
     }
 }
@@ -132,6 +139,10 @@ mod tests {
     use crate::volume::About;
 
     fn normalized(with: serde_json::Value, values: Vec<f32>) -> Result<(Vec<f32>, Vec<String>), Error> {
+        padded(with, values, None)
+    }
+
+    fn padded(with: serde_json::Value, values: Vec<f32>, padding: Option<[f64; 2]>) -> Result<(Vec<f32>, Vec<String>), Error> {
         let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 5), Zyx::splat(1.0));
         let text = || "x".to_string();
         let about = About {
@@ -141,6 +152,7 @@ mod tests {
             study: text(),
             series: text(),
             volume: 0,
+            padding,
             ..About::of(geometry)
         };
         let v = Volume { geometry, channels: vec!["T1".into(), "T2".into()], voxels: Voxels::F32(values), labels: None, about };
@@ -165,6 +177,17 @@ mod tests {
         let (v, _) = normalized(serde_json::json!({ "method": "zscore", "nonzero": true }), image).unwrap();
         assert_eq!((v[0], v[3]), (0.0, 0.0));
         assert!(v[2] < 0.0 && v[4] > 0.0);
+    }
+
+    #[test]
+    fn padding_takes_no_part() {
+        let image = vec![-2000., 1., 2., 3., -2000., 0., 1., 2., 3., 4.];
+        let zscore = serde_json::json!({ "method": "zscore" });
+        let (v, _) = padded(zscore, image.clone(), Some([-2000., -2000.])).unwrap();
+        assert_eq!((v[0], v[4], v[2]), (v[1], v[1], 0.0), "{v:?}");
+        let percent = serde_json::json!({ "method": "percentiles", "lower": 0, "upper": 100 });
+        let (v, _) = padded(percent, image, Some([-2000., -1000.])).unwrap();
+        assert_eq!(v[..5], [0., 0., 0.5, 1., 0.]);
     }
 
     #[test]

@@ -99,9 +99,14 @@ impl Window {
             Voxels::F32(x) => x,
             other => other.to_f32().into_owned(),
         };
+        if let Some([from, to]) = v.about.padding {
+            // Padding is no tissue: it goes to the low end, whatever its value.
+            values.iter_mut().filter(|v| (from..=to).contains(&(**v as f64))).for_each(|v| *v = low as f32);
+        }
         intensity::window(&mut values, low as f32, high as f32, self.to_low as f32, self.to_high as f32, self.clip);
         let mut about = v.about;
         about.unit = "normalised".into();
+        about.padding = None;
         Ok(Volume { voxels: Voxels::F32(values), about, ..v })
     }
 }
@@ -181,6 +186,14 @@ mod tests {
         let v = stage(serde_json::json!({ "low": -1000, "high": 1000 })).apply(volume("HU")).unwrap();
         assert_eq!(v.voxels, Voxels::F32(vec![0.0, 0.0, 0.75, 1.0]));
         assert_eq!(v.about.unit, "normalised");
+    }
+
+    #[test]
+    fn padding_goes_to_the_low_end_whatever_its_value() {
+        let mut v = volume("HU");
+        v.about.padding = Some([1000.0, 1000.0]);
+        let v = stage(serde_json::json!({ "low": -1000, "high": 1000 })).apply(v).unwrap();
+        assert_eq!((v.voxels, v.about.padding), (Voxels::F32(vec![0.0, 0.0, 0.75, 0.0]), None));
     }
 
     #[test]
