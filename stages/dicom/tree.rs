@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use dicom::core::dictionary::{DataDictionary, DataDictionaryEntry, VirtualVr};
+use dicom::core::header::Header as _;
 use dicom::core::{Tag, VR};
 use dicom::dictionary_std::StandardDataDictionary;
 use dicom::object::InMemDicomObject;
@@ -77,7 +78,38 @@ fn parse(bytes: &[u8], h: &Header) -> Result<Dataset, String> {
         (false, false) => IMPLICIT_VR_LITTLE_ENDIAN.erased(),
     };
     check(body, is_explicit, h.is_big_endian)?;
-    Dataset::read_dataset_with_ts(body, &syntax).map_err(|e| format!("it cannot be read as DICOM ({})", chain(&e)))
+    let mut data = Dataset::read_dataset_with_ts(body, &syntax).map_err(|e| format!("it cannot be read as DICOM ({})", chain(&e)))?;
+    if is_explicit {
+        name_unknown(&mut data, 0);
+    }
+    Ok(data)
+}
+
+/// Elements that a writer called UN, although the standard knows them: their value is in implicit VR little endian (PS3.5 6.2.2). Writers do so with what is
+/// too long for an explicit VR, and with what was new to them. A value that is not what its tag says stays unknown.
+fn name_unknown(d: &mut Dataset, level: usize) {
+    if level > MAX_DEPTH {
+        return;
+    }
+    let is_known = |tag: Tag| StandardDataDictionary.by_tag(tag).is_some_and(|e| e.vr() != VirtualVr::Exact(VR::UN));
+    let unknown: Vec<Tag> =
+        d.iter().filter(|e| e.vr() == VR::UN && e.value().items().is_none() && is_known(e.tag())).map(|e| e.tag()).collect();
+    for tag in unknown {
+        let Some(bytes) = d.get(tag).and_then(|e| e.value().to_bytes().ok()).map(|b| b.into_owned()) else { continue };
+        let header = [tag.0.to_le_bytes(), tag.1.to_le_bytes()].concat();
+        let element = [header, (bytes.len() as u32).to_le_bytes().to_vec(), bytes].concat();
+        if check(&element, false, false).is_err() {
+            continue;
+        }
+        let named = Dataset::read_dataset_with_ts(&element[..], &IMPLICIT_VR_LITTLE_ENDIAN.erased());
+        if let Some(e) = named.ok().and_then(|n| n.get(tag).cloned()) {
+            d.put(e);
+        }
+    }
+    let sequences: Vec<Tag> = d.iter().filter(|e| e.value().items().is_some()).map(|e| e.tag()).collect();
+    for tag in sequences {
+        d.update_value(tag, |value| value.items_mut().into_iter().flatten().for_each(|item| name_unknown(item, level + 1)));
+    }
 }
 
 /// Walks through a data set as the parser will, which allocates what an element claims and recurses as deep as items are nested: refuses what is larger
@@ -230,6 +262,24 @@ mod tests {
             assert!(check(bytes, true, false).is_err_and(|e| e.contains("longer than the file")));
         }
         assert!(check(b"\x06\x30\x50\x00\xf0\xff\xff\xff1234", false, false).is_err());
+    }
+
+    #[test]
+    fn what_a_writer_called_unknown_is_read_by_its_tag() {
+        // ROIContourSequence, its item, ContourSequence as UN, in it implicit VR: an item with ContourData.
+        let data = [&b"\x06\x30\x50\x00\x06\x00\x00\x001\\2\\3 "[..]].concat();
+        let item = [b"\xfe\xff\x00\xe0", &(data.len() as u32).to_le_bytes()[..], &data].concat();
+        let contours = [b"\x06\x30\x40\x00UN\0\0", &(item.len() as u32).to_le_bytes()[..], &item].concat();
+        let body = [b"\x06\x30\x39\x00SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff", &contours[..]].concat();
+        let end = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0";
+        let modality = &b"\x08\x00\x60\x00CS\x08\x00RTSTRUCT"[..];
+        let d = parse(&[modality, &body, end].concat(), &Header::default()).expect("it is read");
+        let contour = item_of(item_of(&d, 0x3006_0039), 0x3006_0040);
+        assert_eq!(floats::<3>(contour, Tag(0x3006, 0x0050)), Some([1.0, 2.0, 3.0]));
+    }
+
+    fn item_of(d: &Dataset, tag: u32) -> &Dataset {
+        item(d, Tag((tag >> 16) as u16, tag as u16)).expect("an item")
     }
 
     #[test]
