@@ -214,6 +214,43 @@ rows! {
 }
 
 rows! {
+    /// What de-identification did with one file: every file that was seen has a row.
+    DeidentifiedRow = "deidentified" {
+        /// Relative to the archive, as pseudonyms.
+        "voxmill.volatile" file: String,
+        /// `written`, `unchanged` (the same bytes stood there already), `skipped` (nothing to write out, or a copy), `refused` (its pixels may show who
+        /// the patient is) or `failed`.
+        verdict: String,
+        /// What it is (`CT image`), or why it was left out.
+        why: String,
+        /// Pseudonyms, and with `.dcm` the place of the new file: patient / study / series / instance. Empty where none was made.
+        patient: String,
+        study: String,
+        series: String,
+        instance: String,
+        /// Why its pixels may show who the patient is, if they may.
+        risk: Option<String>,
+        /// Whether a face may be made of its slices.
+        may_show_face: bool,
+        /// Elements that stayed, and went.
+        kept: i64,
+        removed: i64,
+        /// Of those that went: private, or in no dictionary.
+        private: i64,
+        emptied: i64,
+        /// Replaced by values that say nothing.
+        replaced: i64,
+        uids: i64,
+        /// Moved dates.
+        dates: i64,
+        /// Ids replaced by pseudonyms.
+        pseudonyms: i64,
+        /// Would have stayed, and held a name or id of the patient.
+        echoes: i64,
+    }
+}
+
+rows! {
     /// The part a case plays in a fold. Without k folds a case has one row, of fold 0; with k folds it has one row a fold, and is `val` in exactly one
     /// of them (or `test` in all). [`SplitRow::parts`] reads it.
     SplitRow = "split" {

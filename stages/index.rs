@@ -13,7 +13,7 @@ use crate::dicom::catalog::{self, Entry, Outcome};
 use crate::dicom::classes::{self, Class};
 use crate::dicom::header::NoHeader;
 use crate::dicom::rows::{self, Names};
-use crate::dicom::walk;
+use crate::dicom::{keys, walk};
 use crate::error::Error;
 use crate::labels::LabelIndex;
 use crate::stage::{Cx, Facts, Info, Inputs, Quarantined, Rows, Stage};
@@ -34,6 +34,9 @@ pub struct Index {
     /// patient's id can find its pseudonym.
     #[serde(default)]
     pub key_env: Option<String>,
+    /// The same from a file that only you can read (mode 0600), instead of `key_env`.
+    #[serde(default)]
+    pub key_file: Option<String>,
 }
 
 /// What leaves the archive under its own name.
@@ -100,13 +103,7 @@ impl Index {
         if self.deidentify == Deidentify::None {
             return Ok(Names::Own);
         }
-        let Some(variable) = &self.key_env else { return Ok(Names::keyed(b"")) };
-        let key = std::env::var(variable).ok().filter(|k| !k.is_empty()).ok_or_else(|| Error::Input {
-            what: format!("key_env: {variable}"),
-            found: "no such environment variable".into(),
-            expected: "the secret key of the pseudonyms in it".into(),
-        })?;
-        Ok(Names::keyed(key.as_bytes()))
+        keys::names(self.key_env.as_deref(), self.key_file.as_deref())
     }
 
     fn facts(&self, series: &[SeriesRow], instances: &[InstanceRow], v: Verdicts, n_seen: usize) -> Facts {
@@ -135,8 +132,8 @@ impl Index {
         if self.deidentify == Deidentify::Basic && !v.quarantined.is_empty() {
             report.push("files are named by pseudonyms: `deidentify: none` shows their names".into());
         }
-        if self.deidentify == Deidentify::Basic && self.key_env.is_none() {
-            report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env)".into());
+        if self.deidentify == Deidentify::Basic && self.key_env.is_none() && self.key_file.is_none() {
+            report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env or key_file)".into());
         }
         let tables = Rows(
             [(SeriesRow::TABLE, SeriesRow::to_batch(series)), (InstanceRow::TABLE, InstanceRow::to_batch(instances))]

@@ -32,6 +32,26 @@ impl Names {
         }
     }
 
+    /// The UID that takes the place of another (PS3.5 B.2: `2.25.` and a 128-bit number), the same wherever and as whatever the other stands.
+    pub fn uid(&self, uid: &str) -> String {
+        let Names::Keyed(key) = self else { return uid.to_string() };
+        let mut h = blake3::Hasher::new_keyed(key);
+        h.update(b"uid").update(&[0]).update(uid.as_bytes());
+        let bytes: [u8; 16] = h.finalize().as_bytes()[..16].try_into().expect("a hash has 32 bytes");
+        // Version 8 (made by the application) and variant 1 of RFC 9562.
+        let n = u128::from_be_bytes(bytes) & !(0xf << 76) & !(0b11 << 62) | 0x8 << 76 | 0b10 << 62;
+        format!("2.25.{n}")
+    }
+
+    /// By how many days the dates of a patient are moved: 1 to 3,650 into the past, 0 with [`Names::Own`].
+    pub fn days_of(&self, patient: &str) -> i64 {
+        let Names::Keyed(key) = self else { return 0 };
+        let mut h = blake3::Hasher::new_keyed(key);
+        h.update(b"days").update(&[0]).update(patient.as_bytes());
+        let drawn = u64::from_le_bytes(h.finalize().as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
+        -1 - (drawn % 3650) as i64
+    }
+
     /// Free text is not kept under a pseudonym.
     pub fn text(&self, text: &str) -> Option<String> {
         (matches!(self, Names::Own) && !text.is_empty()).then(|| text.to_string())

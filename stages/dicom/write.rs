@@ -11,8 +11,8 @@ use super::tree::Dataset;
 use crate::error::{Error, chain};
 
 /// What implementation wrote a file, PS3.7 D.3.3.2.
-const IMPLEMENTATION: &str = "2.25.228914361907713850472161936412034587921";
-const IMPLEMENTATION_NAME: &str = "VOXMILL";
+pub const IMPLEMENTATION: &str = "2.25.228914361907713850472161936412034587921";
+pub const IMPLEMENTATION_NAME: &str = "VOXMILL";
 /// SoftwareVersions of what is written: goes up with the version of the stage `export`, which is in the key of every file. The program's own version is not.
 pub const SOFTWARE: &str = "2";
 
