@@ -33,6 +33,9 @@ enum Command {
     Graph(GraphArgs),
     /// Apply the trained pipeline to a new DICOM study
     Infer(InferArgs),
+    /// Write the DICOM files of an archive without what names a patient
+    #[command(after_long_help = crate::deidentify::HELP)]
+    Deidentify(DeidentifyArgs),
     /// Ask the index and the lineage with SQL
     Query(QueryArgs),
     /// Where an artifact comes from and what was made of it
@@ -139,6 +142,68 @@ pub struct InferArgs {
 }
 
 #[derive(Args)]
+pub struct DeidentifyArgs {
+    /// A folder with DICOM files, at any depth
+    pub archive: PathBuf,
+    /// Where the new files go: OUT/PATIENT/STUDY/SERIES/INSTANCE.dcm under pseudonyms
+    pub out: PathBuf,
+    /// An environment variable with the secret key of pseudonyms, UIDs and days
+    #[arg(long, value_name = "NAME", conflicts_with = "key_file")]
+    pub key_env: Option<String>,
+    /// A file with the secret key (mode 0600)
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Make the key file first; it must not be there yet
+    #[arg(long, requires = "key_file")]
+    pub new_key: bool,
+    /// Keep UIDs as they are [default: replaced by keyed ones]
+    #[arg(long)]
+    pub retain_uids: bool,
+    /// Move dates by a number of days the key gives each patient, or keep them [default: they go]
+    #[arg(long, value_name = "HOW")]
+    pub retain_dates: Option<DatesKept>,
+    /// Keep what names the scanner
+    #[arg(long)]
+    pub retain_device: bool,
+    /// Keep what names the hospital
+    #[arg(long)]
+    pub retain_institution: bool,
+    /// Keep sex, age, size, weight (SUV needs the weight)
+    #[arg(long)]
+    pub retain_characteristics: bool,
+    /// Keep descriptions and names of ROIs that fit a pattern (`*`, `?`); may be given many times [default: all go]
+    #[arg(long, value_name = "PATTERN")]
+    pub clean_descriptors: Vec<String>,
+    /// Keep a private element that is safe, such as "SIEMENS MR HEADER:0019,xx0C"; may be given many times [default: all go]
+    #[arg(long, value_name = "CREATOR:ELEMENT")]
+    pub private: Vec<String>,
+    /// What to do with images whose pixels may show a name
+    #[arg(long, value_name = "HOW", default_value = "refuse")]
+    pub burned_in: BurnedInArg,
+    /// Say what was done as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Files in hand at the same time [default: the number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub jobs: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum DatesKept {
+    Shift,
+    Full,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum BurnedInArg {
+    /// Leave them out
+    Refuse,
+    /// Write them, and say so
+    Flag,
+    /// Write them like any other
+    Keep,
+}
+
+#[derive(Args)]
 #[command(after_long_help = crate::query::HELP)]
 pub struct QueryArgs {
     #[command(flatten)]
@@ -241,6 +306,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Check(a) => commands::check(&a, defs),
         Command::Graph(a) => commands::graph(&a, defs),
         Command::Infer(a) => commands::infer(&a, defs),
+        Command::Deidentify(a) => commands::deidentify(&a),
         Command::Query(a) => commands::query(&a, defs),
         Command::Trace(a) => commands::trace(&a, defs),
         Command::Stages { name, markdown } => commands::stages(name.as_deref(), markdown, defs),

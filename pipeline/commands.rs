@@ -11,14 +11,15 @@ use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Input, StageDef};
 
 use crate::cli::{
-    FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
+    DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, TraceFormat,
+    WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
-use crate::{infer, language, problem, publish, query, status, summary};
+use crate::{deidentify, infer, language, problem, publish, query, status, summary};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -284,6 +285,19 @@ pub fn schema(defs: &'static [StageDef]) -> u8 {
 pub fn query(a: &QueryArgs, defs: &'static [StageDef]) -> u8 {
     let asked = load(&a.file, defs).map_err(Fault::Told).and_then(|plan| query::ask(&plan, a));
     asked.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn deidentify(a: &DeidentifyArgs) -> u8 {
+    with_threads(a.jobs.map_or_else(cores, |j| j as usize));
+    listen_for_ctrl_c();
+    match deidentify::archive(a, &CANCEL) {
+        Ok(code) => code,
+        Err(Fault::Stage(Error::Cancelled)) => {
+            tell("cancelled", "stopped. Nothing half-made is left; the same command goes on where this one stopped.");
+            130
+        }
+        Err(e) => fault(&e),
+    }
 }
 
 pub fn trace(a: &TraceArgs, defs: &'static [StageDef]) -> u8 {

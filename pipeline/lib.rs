@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod deidentify;
 
 // A file becomes a plan.
 pub mod choice;

@@ -4,6 +4,7 @@
 pub mod annotate;
 pub mod assemble;
 pub mod crop_foreground;
+pub mod deidentify;
 pub mod dicom;
 pub mod error;
 pub mod evaluate;
@@ -39,6 +40,7 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<annotate::Annotate>(),
     StageDef::of::<assemble::Assemble>(),
     StageDef::of::<crop_foreground::CropForeground>(),
+    StageDef::of::<deidentify::Deidentify>(),
     StageDef::of::<evaluate::Evaluate>(),
     StageDef::of::<export::Export>(),
     StageDef::of::<index::Index>(),

@@ -20,11 +20,14 @@ use crate::error::Error;
 const WHOLE_BYTES: u64 = 32 << 20;
 /// What stands before the pixels may be this large.
 const MAX_HEAD_BYTES: u64 = 512 << 20;
+const PART_BYTES: u64 = 1 << 20;
 
 /// A file to de-identify.
 #[derive(Clone, Debug)]
 pub struct Item {
     pub path: PathBuf,
+    /// Its place inside `path`, where that is a container.
+    pub member: Option<String>,
     /// What messages and tables call it: pseudonyms.
     pub name: String,
 }
@@ -48,6 +51,106 @@ pub fn run(
     Ok(rows)
 }
 
+/// What was done, in numbers that add up: seen = written + unchanged + skipped + refused + failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    pub seen: u64,
+    pub verdicts: BTreeMap<String, u64>,
+    /// Skipped files by what they are.
+    pub skipped: BTreeMap<String, u64>,
+    /// Elements of all files by what became of them.
+    pub elements: BTreeMap<&'static str, i64>,
+    /// Written files whose pixels may show who the patient is.
+    pub risks: u64,
+    /// Written files of whose slices a face may be made.
+    pub may_show_face: u64,
+}
+
+impl Counts {
+    pub fn of(rows: &[DeidentifiedRow]) -> Self {
+        let mut c = Self { seen: rows.len() as u64, ..Self::default() };
+        c.verdicts = ["written", "unchanged", "skipped", "refused", "failed"].map(|v| (v.to_string(), 0)).into();
+        for r in rows {
+            *c.verdicts.entry(r.verdict.clone()).or_default() += 1;
+            match r.verdict.as_str() {
+                "skipped" => {
+                    let what = if r.instance.is_empty() { r.why.as_str() } else { "copy" };
+                    *c.skipped.entry(what.to_string()).or_default() += 1;
+                }
+                "written" | "unchanged" => {
+                    c.risks += r.risk.is_some() as u64;
+                    c.may_show_face += r.may_show_face as u64;
+                    for (what, n) in [
+                        ("kept", r.kept),
+                        ("removed", r.removed),
+                        ("private", r.private),
+                        ("emptied", r.emptied),
+                        ("replaced", r.replaced),
+                        ("uids", r.uids),
+                        ("dates", r.dates),
+                        ("pseudonyms", r.pseudonyms),
+                        ("echoes", r.echoes),
+                    ] {
+                        *c.elements.entry(what).or_default() += n;
+                    }
+                }
+                _ => {}
+            }
+        }
+        c
+    }
+
+    pub fn verdict(&self, verdict: &str) -> u64 {
+        self.verdicts.get(verdict).copied().unwrap_or(0)
+    }
+
+    /// The same in sentences.
+    pub fn report(&self) -> Vec<String> {
+        let n = |verdict: &str| self.verdict(verdict);
+        let mut out = vec![format!(
+            "{} files: {} written, {} unchanged, {} skipped, {} refused, {} failed",
+            self.seen,
+            n("written"),
+            n("unchanged"),
+            n("skipped"),
+            n("refused"),
+            n("failed")
+        )];
+        if !self.skipped.is_empty() {
+            let list: Vec<_> = self.skipped.iter().map(|(what, n)| format!("{n} {what}")).collect();
+            out.push(format!("skipped: {}", list.join(", ")));
+        }
+        let e = |what: &str| self.elements.get(what).copied().unwrap_or(0);
+        out.push(format!(
+            "elements: {} kept, {} removed ({} private or unknown), {} emptied, {} replaced, {} UIDs, {} dates moved, {} pseudonyms",
+            e("kept"),
+            e("removed"),
+            e("private"),
+            e("emptied"),
+            e("replaced"),
+            e("uids"),
+            e("dates"),
+            e("pseudonyms")
+        ));
+        if e("echoes") > 0 {
+            out.push(format!("{} elements that would have stayed held a name or id of their patient, and do not any more", e("echoes")));
+        }
+        if n("refused") > 0 {
+            out.push(format!(
+                "{} images are left out because their pixels may show who the patient is: look at them, then burned_in: keep or flag",
+                n("refused")
+            ));
+        }
+        if self.risks > 0 {
+            out.push(format!("{} written images may show who the patient is in their pixels", self.risks));
+        }
+        if self.may_show_face > 0 {
+            out.push(format!("of {} written images a face may be made: nothing is done about that", self.may_show_face));
+        }
+        out
+    }
+}
+
 /// How it ended for one file.
 struct End {
     verdict: &'static str,
@@ -67,7 +170,7 @@ impl End {
 struct Input<'a> {
     bytes: &'a [u8],
     len: u64,
-    file: Option<&'a File>,
+    more: Option<&'a Source>,
 }
 
 fn one(
@@ -80,88 +183,84 @@ fn one(
     buffer: &mut Vec<u8>,
 ) -> Result<End, Error> {
     let unread = |e: std::io::Error| Ok(End::none("failed", format!("cannot be read: {e}")));
-    let file = match File::open(&item.path) {
-        Ok(file) => file,
+    let source = match open(item, buffer) {
+        Ok(source) => source,
         Err(e) => return unread(e),
     };
-    let len = match file.metadata() {
-        Ok(meta) => meta.len(),
-        Err(e) => return unread(e),
-    };
+    let len = source.as_ref().map_or(buffer.len() as u64, Source::len);
     step(len)?;
     if len == 0 {
         return Ok(End::none("failed", "an empty file (0 bytes)"));
     }
-    let mut wanted = if len <= WHOLE_BYTES { len } else { 1 << 20 };
-    let unfolded;
+    let Some(source) = source else {
+        let input = Input { bytes: buffer, len, more: None };
+        return Ok(
+            make(index, input, out, rules, claimed)?.unwrap_or_else(|| End::none("failed", "the file ends before its data set begins"))
+        );
+    };
+    let mut wanted = len.min(1 << 20);
     loop {
-        if let Err(e) = read_start(&file, wanted, buffer) {
-            return unread(e);
-        }
-        let mut input = Input { bytes: buffer, len, file: Some(&file) };
-        if is_wrapped(buffer) {
-            unfolded = match Source::open(&item.path) {
-                Ok(Source::Memory { bytes, .. }) => bytes,
-                Ok(Source::Disk { .. }) => return Ok(End::none("failed", "the file has changed while it was read")),
-                Err(e) => return unread(e),
-            };
-            input = Input { bytes: &unfolded, len: unfolded.len() as u64, file: None };
-            return make(index, input, out, rules, claimed);
-        }
-        if (buffer.len() as u64) < len.min(MAX_HEAD_BYTES) {
-            let end = make(index, input, out, rules, claimed)?;
-            if end.verdict != "more" {
-                return Ok(end);
-            }
-            wanted = (wanted * 4).min(len).min(MAX_HEAD_BYTES);
-            continue;
-        }
-        return match make(index, input, out, rules, claimed)? {
-            end if end.verdict == "more" => Ok(End::none("failed", "its header is larger than 512 MiB")),
-            end => Ok(end),
+        let start = match source.read_at(0, wanted as usize) {
+            Ok(start) => start,
+            Err(e) => return unread(e),
         };
+        let input = Input { bytes: &start, len, more: Some(&source) };
+        if let Some(end) = make(index, input, out, rules, claimed)? {
+            return Ok(end);
+        }
+        if wanted == len.min(MAX_HEAD_BYTES) {
+            return Ok(End::none("failed", format!("its header is larger than {} MiB", MAX_HEAD_BYTES >> 20)));
+        }
+        wanted = (wanted * 4).min(len).min(MAX_HEAD_BYTES);
     }
 }
 
-fn read_start(mut file: &File, n: u64, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-    use std::io::{Seek, SeekFrom};
-    let have = buffer.len() as u64;
-    // A buffer of the file before, or the start of this one that was too short: both are read anew.
-    if have != n {
-        buffer.resize(n as usize, 0);
+/// A file of usual size is read whole into the buffer (`None`); everything else is opened: members of containers, what is compressed, what is large.
+fn open(item: &Item, buffer: &mut Vec<u8>) -> std::io::Result<Option<Source>> {
+    if item.member.is_none() {
+        let mut file = File::open(&item.path)?;
+        let len = file.metadata()?.len();
+        if len <= WHOLE_BYTES {
+            buffer.resize(len as usize, 0);
+            file.read_exact(buffer)?;
+            if !is_wrapped(buffer) {
+                return Ok(None);
+            }
+        }
     }
-    file.seek(SeekFrom::Start(0))?;
-    file.read_exact(buffer)
+    Source::open_at(&item.path, item.member.as_deref()).map(Some)
 }
 
 fn is_wrapped(bytes: &[u8]) -> bool {
-    bytes.starts_with(&[0x1f, 0x8b, 8]) || scan::meta(bytes).is_some_and(|m| m.transfer_syntax == DEFLATED)
+    let is_packed = bytes.starts_with(&[0x1f, 0x8b, 8]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+    is_packed || scan::meta(bytes).is_some_and(|m| m.transfer_syntax == DEFLATED)
 }
 
-fn make(index: usize, input: Input, out: &Path, rules: &Rules, claimed: &Mutex<HashMap<PathBuf, usize>>) -> Result<End, Error> {
+/// `None`: the pixels begin behind the bytes that are there.
+fn make(index: usize, input: Input, out: &Path, rules: &Rules, claimed: &Mutex<HashMap<PathBuf, usize>>) -> Result<Option<End>, Error> {
     let made = match file::make(input.bytes, input.len, rules, &|at, n| read_at(&input, at, n)) {
         Outcome::Made(made) => *made,
-        Outcome::Skipped(why) => return Ok(End::none("skipped", why)),
-        Outcome::Refused(why) => return Ok(End::none("refused", why)),
-        Outcome::Failed(why) => return Ok(End::none("failed", why)),
-        Outcome::NeedsMore => return Ok(End::none("more", "")),
+        Outcome::Skipped(why) => return Ok(Some(End::none("skipped", why))),
+        Outcome::Refused(why) => return Ok(Some(End::none("refused", why))),
+        Outcome::Failed(why) => return Ok(Some(End::none("failed", why))),
+        Outcome::NeedsMore => return Ok(None),
     };
     let target = place(out, &made);
     let is_first = *claimed.lock().expect("no thread panics while it claims").entry(target.clone()).or_insert(index) == index;
     let why = made.class.clone();
     if !is_first {
-        return Ok(End { verdict: "skipped", why, made: Some(made), is_late: true });
+        return Ok(Some(End { verdict: "skipped", why, made: Some(made), is_late: true }));
     }
     let verdict = if is_there(&target, &made, &input).unwrap_or(false) {
         "unchanged"
     } else {
         match write(&target, &made, &input) {
             Ok(()) => "written",
-            Err(Fault::Read(e)) => return Ok(End::none("failed", format!("cannot be read: {e}"))),
+            Err(Fault::Read(e)) => return Ok(Some(End::none("failed", format!("cannot be read: {e}")))),
             Err(Fault::Write(e)) => return Err(e),
         }
     };
-    Ok(End { verdict, why, made: Some(Made { head: Vec::new(), tail: Vec::new(), ..made }), is_late: false })
+    Ok(Some(End { verdict, why, made: Some(Made { head: Vec::new(), tail: Vec::new(), ..made }), is_late: false }))
 }
 
 fn place(out: &Path, made: &Made) -> PathBuf {
@@ -169,13 +268,10 @@ fn place(out: &Path, made: &Made) -> PathBuf {
 }
 
 fn read_at(input: &Input, at: u64, n: usize) -> std::io::Result<Vec<u8>> {
-    use std::io::{Error, ErrorKind, Seek, SeekFrom};
-    let is_inside = at.checked_add(n as u64).is_some_and(|end| end <= input.len);
-    let Some(mut file) = input.file.filter(|_| is_inside) else { return Err(Error::from(ErrorKind::UnexpectedEof)) };
-    let mut out = vec![0; n];
-    file.seek(SeekFrom::Start(at))?;
-    file.read_exact(&mut out)?;
-    Ok(out)
+    match input.more {
+        Some(source) => source.read_at(at, n),
+        None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 enum Fault {
@@ -185,27 +281,34 @@ enum Fault {
 
 /// Gives the new file piece by piece.
 fn pieces(made: &Made, input: &Input, give: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
-    use std::io::{Seek, SeekFrom};
+    let pixels = made.pixels.start as usize..made.pixels.end as usize;
     if let Some(from) = made.deflate_from {
-        let body = [&made.head[from..], &input.bytes[made.pixels.start as usize..made.pixels.end as usize], &made.tail].concat();
+        // What was deflated has been unfolded into memory; it is read again only where it is large.
+        let all;
+        let pixels = match (input.bytes.get(pixels.clone()), input.more) {
+            (Some(pixels), _) => pixels,
+            (None, Some(source)) => {
+                all = source.read_at(made.pixels.start, pixels.len()).map_err(Fault::Read)?;
+                &all
+            }
+            (None, None) => return Err(Fault::Read(std::io::ErrorKind::UnexpectedEof.into())),
+        };
         let mut deflated = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
-        deflated.write_all(&body).map_err(Fault::Read)?;
+        [&made.head[from..], pixels, &made.tail].iter().try_for_each(|part| deflated.write_all(part)).map_err(Fault::Read)?;
         let mut deflated = deflated.finish().map_err(Fault::Read)?;
         deflated.extend(std::iter::repeat_n(0, deflated.len() % 2));
         give(&made.head[..from])?;
         return give(&deflated);
     }
     give(&made.head)?;
-    match (input.bytes.get(made.pixels.start as usize..made.pixels.end as usize), input.file) {
+    match (input.bytes.get(pixels.clone()), input.more) {
         (Some(pixels), _) => give(pixels)?,
-        (None, Some(mut file)) => {
-            file.seek(SeekFrom::Start(made.pixels.start)).map_err(Fault::Read)?;
-            let (mut left, mut part) = (made.pixels.end - made.pixels.start, vec![0; 1 << 20]);
-            while left > 0 {
-                let n = left.min(part.len() as u64) as usize;
-                file.read_exact(&mut part[..n]).map_err(Fault::Read)?;
-                give(&part[..n])?;
-                left -= n as u64;
+        (None, Some(source)) => {
+            let (mut at, end) = (made.pixels.start, made.pixels.end);
+            while at < end {
+                let n = (end - at).min(PART_BYTES);
+                give(&source.read_at(at, n as usize).map_err(Fault::Read)?)?;
+                at += n;
             }
         }
         (None, None) => return Err(Fault::Read(std::io::ErrorKind::UnexpectedEof.into())),
@@ -263,9 +366,10 @@ fn settle(ends: &[End], items: &[Item], out: &Path, rules: &Rules, rows: &mut [D
     for (target, mut all) in by_place {
         let mut same = true;
         for i in all.iter().filter(|i| ends[**i].is_late) {
-            let source = Source::open(&items[*i].path).and_then(|s| s.read_at(0, s.len() as usize));
+            let item = &items[*i];
+            let source = Source::open_at(&item.path, item.member.as_deref()).and_then(|s| s.read_at(0, s.len() as usize));
             let is_same = source.is_ok_and(|bytes| {
-                let input = Input { len: bytes.len() as u64, bytes: &bytes, file: None };
+                let input = Input { len: bytes.len() as u64, bytes: &bytes, more: None };
                 let made = file::make(&bytes, input.len, rules, &|at, n| read_at(&input, at, n));
                 matches!(made, Outcome::Made(m) if is_there(&target, &m, &input).unwrap_or(false))
             });

@@ -95,7 +95,7 @@ fn object(
 ) -> Result<Outcome, Stop> {
     let mut l = look::look(b, meta.end, coding)?;
     if l.sop_class.is_empty() {
-        l.sop_class = meta.sop_class.clone();
+        l.sop_class = meta.sop_class.to_string();
     }
     let class = classes::name(&l.sop_class);
     if !l.is_wanted() {

@@ -69,6 +69,24 @@ impl Private {
     }
 }
 
+impl Profile {
+    /// What of it cannot be meant: field, message, help.
+    pub fn mistakes(&self) -> Vec<(String, String, String)> {
+        let mut out = Vec::new();
+        for (i, p) in self.private.iter().enumerate() {
+            if p.place().is_none() {
+                let message = format!("{:?} names no private element", p.element);
+                out.push((format!("private.{i}.element"), message, "an odd group and the block left open, such as 0019,xx0C".into()));
+            }
+            if p.creator.trim().is_empty() {
+                let help = "the private creator as it stands in the files, such as SIEMENS MR HEADER";
+                out.push((format!("private.{i}.creator"), "it is empty".into(), help.into()));
+            }
+        }
+        out
+    }
+}
+
 /// A decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Do {

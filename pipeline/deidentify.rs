@@ -1,0 +1,121 @@
+//! `voxmill deidentify ARCHIVE OUT`: DICOM in, DICOM out, without a pipeline. Every file that is seen gets a verdict, and the counts add up.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+use voxmill_schemas::tables::DeidentifiedRow;
+use voxmill_stages::dicom::deid::archive::{self, Counts, Item};
+use voxmill_stages::dicom::deid::{BurnedIn, Dates, Private, Profile, Rules};
+use voxmill_stages::dicom::{keys, walk};
+use voxmill_stages::error::Error;
+
+use crate::cli::{BurnedInArg, DatesKept, DeidentifyArgs, print};
+use crate::session::Fault;
+
+pub const HELP: &str = "\
+The Basic Application Confidentiality Profile of DICOM PS3.15 (2026c): names, ids, dates, addresses, free text, private and unknown elements go, in nested
+sequences too; UIDs and ids become keyed pseudonyms, the same over the whole archive, over later runs, and in every pipeline whose index has the same key.
+Pixels, transfer syntax and geometry stay. Reports, plans, documents and waveforms are not written. A second run writes only what is new or different.
+
+  voxmill deidentify archive out --key-file study.key --new-key --retain-dates shift --retain-characteristics";
+
+/// Shown before \"and N more\".
+const SHOWN: usize = 8;
+
+pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
+    if !a.archive.exists() {
+        return Err(Fault::NoFolder { path: a.archive.clone() });
+    }
+    apart(&a.archive, &a.out)?;
+    let profile = profile(a)?;
+    if let (Some(file), true) = (&a.key_file, a.new_key) {
+        keys::create(file)?;
+    }
+    let key_file = a.key_file.as_ref().map(|f| f.to_string_lossy().into_owned());
+    let names = keys::names(a.key_env.as_deref(), key_file.as_deref())?;
+    let found = walk::walk(&a.archive).map_err(Error::io("read", &a.archive))?;
+    let items: Vec<Item> = found.files.into_iter().map(|f| Item { name: names.file(&f.file), path: f.path, member: f.member }).collect();
+    let unreadable = found.unreadable.into_iter().map(|(file, why)| DeidentifiedRow {
+        file: names.file(&file),
+        verdict: "failed".into(),
+        why,
+        ..DeidentifiedRow::default()
+    });
+    let unreadable: Vec<DeidentifiedRow> = unreadable.collect();
+    std::fs::create_dir_all(&a.out).map_err(Error::io("make folder", &a.out))?;
+    let rules = Rules::new(profile, names);
+    let mut rows = archive::run(&items, &a.out, &rules, &|_| if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) })?;
+    rows.extend(unreadable);
+    let counts = Counts::of(&rows);
+    let left_out: Vec<&DeidentifiedRow> = rows.iter().filter(|r| matches!(r.verdict.as_str(), "refused" | "failed")).collect();
+    let has_key = a.key_env.is_some() || a.key_file.is_some();
+    if a.json {
+        let problems: Vec<_> = left_out.iter().map(|r| json!({ "file": r.file, "verdict": r.verdict, "why": r.why })).collect();
+        let all = json!({
+            "seen": counts.seen,
+            "written": counts.verdict("written"),
+            "unchanged": counts.verdict("unchanged"),
+            "skipped": counts.verdict("skipped"),
+            "refused": counts.verdict("refused"),
+            "failed": counts.verdict("failed"),
+            "skipped_classes": counts.skipped,
+            "elements": counts.elements,
+            "risks": counts.risks,
+            "may_show_face": counts.may_show_face,
+            "keyed": has_key,
+            "problems": problems,
+        });
+        print(&serde_json::to_string_pretty(&all).expect("plain data"));
+    } else {
+        left_out.iter().take(SHOWN).for_each(|r| eprintln!("{} {}: {}", r.verdict, r.file, r.why));
+        if left_out.len() > SHOWN {
+            eprintln!("and {} more (--json lists all)", left_out.len() - SHOWN);
+        }
+        counts.report().iter().for_each(|line| print(line));
+    }
+    if !has_key {
+        eprintln!("warning: pseudonyms are made without a secret: who knows an id can find its pseudonym (--key-file FILE --new-key)");
+    }
+    Ok(if left_out.is_empty() { 0 } else { 3 })
+}
+
+/// The archive is read only, and what is written must not be read as part of it.
+fn apart(archive: &Path, out: &Path) -> Result<(), Fault> {
+    crate::infer::apart(archive, out).map_err(|_| {
+        let (archive, out) = (archive.display(), out.display());
+        Fault::Wrong(format!("OUT {out} and ARCHIVE {archive} lie in one another: give an OUT that lies elsewhere"))
+    })
+}
+
+fn profile(a: &DeidentifyArgs) -> Result<Profile, Fault> {
+    let mut private = Vec::new();
+    for text in &a.private {
+        let Some((creator, element)) = text.rsplit_once(':') else {
+            return Err(Fault::Wrong(format!("--private {text}: expected CREATOR:ELEMENT, such as \"SIEMENS MR HEADER:0019,xx0C\"")));
+        };
+        private.push(Private { creator: creator.into(), element: element.into() });
+    }
+    let profile = Profile {
+        retain_uids: a.retain_uids,
+        retain_dates: match a.retain_dates {
+            None => Dates::Remove,
+            Some(DatesKept::Shift) => Dates::Shift,
+            Some(DatesKept::Full) => Dates::Full,
+        },
+        retain_device: a.retain_device,
+        retain_institution: a.retain_institution,
+        retain_characteristics: a.retain_characteristics,
+        keep_descriptors: a.clean_descriptors.clone(),
+        private,
+        burned_in: match a.burned_in {
+            BurnedInArg::Refuse => BurnedIn::Refuse,
+            BurnedInArg::Flag => BurnedIn::Flag,
+            BurnedInArg::Keep => BurnedIn::Keep,
+        },
+    };
+    match profile.mistakes().into_iter().next() {
+        Some((field, message, help)) => Err(Fault::Wrong(format!("--{field}: {message}: expected {help}"))),
+        None => Ok(profile),
+    }
+}
