@@ -192,16 +192,27 @@ impl Bits<'_> {
     }
 }
 
+/// What was learnt of one context (A.2.1): sum of sizes of errors, bias, correction, count. Together, since they are always used together.
+#[derive(Clone, Copy)]
+struct Context {
+    a: i32,
+    b: i32,
+    c: i32,
+    n: i32,
+}
+
+/// Gradients of at least this size are looked at one by one.
+const EDGE: i32 = 512;
+
 struct Decoder<'a> {
     p: Parameters,
     bits: Bits<'a>,
     range: i32,
     qbpp: u32,
     limit: u32,
-    a: Vec<i32>,
-    b: Vec<i32>,
-    c: Vec<i32>,
-    n: Vec<i32>,
+    contexts: Vec<Context>,
+    /// Regions of gradients below `EDGE` in size (A.3.3).
+    regions: Vec<i8>,
     /// Of the two run contexts: how many errors were negative.
     nn: [i32; 2],
     run_index: usize,
@@ -213,16 +224,14 @@ impl<'a> Decoder<'a> {
         let log2_ceil = |v: i32| 32 - (v as u32 - 1).leading_zeros();
         let bpp = log2_ceil(p.max + 1).max(2);
         let bits = Bits { bytes: stream.get(start..).unwrap_or(&[]), at: 0, held: 0, n: 0, after_ff: false, beyond: 0 };
-        let n = N_CONTEXTS + 2;
+        let first = Context { a: ((range + 32) / 64).max(2), b: 0, c: 0, n: 1 };
         Decoder {
+            contexts: vec![first; N_CONTEXTS + 2],
+            regions: (-EDGE..EDGE).map(|d| region(&p, d) as i8).collect(),
             bits,
             range,
             qbpp: log2_ceil(range),
             limit: 2 * (bpp + bpp.max(8)),
-            a: vec![((range + 32) / 64).max(2); n],
-            b: vec![0; n],
-            c: vec![0; n],
-            n: vec![1; n],
             nn: [0; 2],
             run_index: 0,
             p,
@@ -340,79 +349,53 @@ impl<'a> Decoder<'a> {
     }
 
     fn quantise(&self, d: i32) -> i32 {
-        let [t1, t2, t3] = self.p.t;
-        let size = match d.abs() {
-            v if v <= self.p.near => 0,
-            v if v < t1 => 1,
-            v if v < t2 => 2,
-            v if v < t3 => 3,
-            _ => 4,
-        };
-        size * d.signum()
+        match self.regions.get((d.wrapping_add(EDGE)) as usize) {
+            Some(region) => *region as i32,
+            None => region(&self.p, d),
+        }
     }
 
     fn regular(&mut self, q: i32, ra: i32, rb: i32, rc: i32) -> i32 {
         let sign = if q < 0 { -1 } else { 1 };
         let q = q.unsigned_abs() as usize;
-        let predicted = if rc >= ra.max(rb) {
-            ra.min(rb)
-        } else if rc <= ra.min(rb) {
-            ra.max(rb)
-        } else {
-            ra + rb - rc
-        };
-        let predicted = (predicted + sign * self.c[q]).clamp(0, self.p.max);
-        let k = golomb(self.n[q], self.a[q]);
+        // The median of the three (A.4.1).
+        let (low, high) = (ra.min(rb), ra.max(rb));
+        let predicted = low.max(high.min(ra + rb - rc));
+        let context = self.contexts[q];
+        let predicted = (predicted + sign * context.c).clamp(0, self.p.max);
+        let k = golomb(context.n, context.a);
         let mapped = self.value(k, self.limit);
-        let mut error = if mapped & 1 == 0 { mapped >> 1 } else { -((mapped + 1) >> 1) };
-        if self.p.near == 0 && k == 0 && 2 * self.b[q] <= -self.n[q] {
+        let mut error = (mapped >> 1) ^ -(mapped & 1);
+        if self.p.near == 0 && k == 0 && 2 * context.b <= -context.n {
             error = -(error + 1);
         }
-        self.update(q, error);
+        self.contexts[q] = context.learnt(error, &self.p);
         self.restore(predicted, sign * error)
-    }
-
-    /// A.6.1 and A.6.2.
-    fn update(&mut self, q: usize, error: i32) {
-        let (a, b, c, n) = (&mut self.a[q], &mut self.b[q], &mut self.c[q], &mut self.n[q]);
-        *a += error.abs();
-        *b += error * (2 * self.p.near + 1);
-        if *n == self.p.reset {
-            *a >>= 1;
-            *b = if *b >= 0 { *b >> 1 } else { -((1 - *b) >> 1) };
-            *n >>= 1;
-        }
-        *n += 1;
-        if *b <= -*n {
-            *b = (*b + *n).max(1 - *n);
-            *c = (*c - 1).max(-128);
-        } else if *b > 0 {
-            *b = (*b - *n).min(0);
-            *c = (*c + 1).min(127);
-        }
     }
 
     /// The sample that ends a run (A.7.2). `is_like`: Ra and Rb are alike.
     fn run_end_of(&mut self, is_like: bool, ra: i32, rb: i32) -> i32 {
         let kind = is_like as usize;
         let q = N_CONTEXTS + kind;
-        let k = golomb(self.n[q], self.a[q] + if kind == 1 { self.n[q] >> 1 } else { 0 });
+        let context = self.contexts[q];
+        let k = golomb(context.n, context.a.saturating_add(if kind == 1 { context.n >> 1 } else { 0 }));
         let mapped = self.value(k, self.limit - J[self.run_index] - 1);
         let shifted = mapped + kind as i32;
         let odd = shifted & 1;
         let size = (shifted + odd) >> 1;
-        let is_negative = (k != 0 || 2 * self.nn[kind] >= self.n[q]) == (odd == 1);
+        let is_negative = (k != 0 || 2 * self.nn[kind] >= context.n) == (odd == 1);
         let error = if is_negative { -size } else { size };
         if error < 0 {
             self.nn[kind] += 1;
         }
-        self.a[q] += (mapped + 1 - kind as i32) >> 1;
-        if self.n[q] == self.p.reset {
-            self.a[q] >>= 1;
-            self.n[q] >>= 1;
+        let context = &mut self.contexts[q];
+        context.a = context.a.saturating_add((mapped + 1 - kind as i32) >> 1);
+        if context.n == self.p.reset {
+            context.a >>= 1;
+            context.n >>= 1;
             self.nn[kind] >>= 1;
         }
-        self.n[q] += 1;
+        context.n += 1;
         if kind == 1 { self.restore(ra, error) } else { self.restore(rb, if rb < ra { -error } else { error }) }
     }
 
@@ -440,9 +423,48 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// The least k with n·2^k ≥ a. Bounded, because hostile bits may drive `a` anywhere.
+/// The region of a gradient (A.3.3).
+fn region(p: &Parameters, d: i32) -> i32 {
+    let [t1, t2, t3] = p.t;
+    let size = match d.abs() {
+        v if v <= p.near => 0,
+        v if v < t1 => 1,
+        v if v < t2 => 2,
+        v if v < t3 => 3,
+        _ => 4,
+    };
+    size * d.signum()
+}
+
+impl Context {
+    /// A.6.1 and A.6.2.
+    fn learnt(self, error: i32, p: &Parameters) -> Context {
+        let Context { mut a, mut b, mut c, mut n } = self;
+        // A hostile RESET would let it grow beyond bounds.
+        a = a.saturating_add(error.abs());
+        b += error * (2 * p.near + 1);
+        if n == p.reset {
+            a >>= 1;
+            b = if b >= 0 { b >> 1 } else { -((1 - b) >> 1) };
+            n >>= 1;
+        }
+        n += 1;
+        if b <= -n {
+            b = (b + n).max(1 - n);
+            c = (c - 1).max(-128);
+        } else if b > 0 {
+            b = (b - n).min(0);
+            c = (c + 1).min(127);
+        }
+        Context { a, b, c, n }
+    }
+}
+
+/// The least k ≤ 16 with n·2^k ≥ a.
 fn golomb(n: i32, a: i32) -> u32 {
-    (0..16).find(|k| (n as i64) << k >= a as i64).unwrap_or(16)
+    // By the places of the highest bits it is that many, or one more.
+    let k = n.leading_zeros().saturating_sub(a.max(1).leading_zeros());
+    (k + (((n as i64) << k) < a as i64) as u32).min(16)
 }
 
 #[cfg(test)]
