@@ -136,43 +136,57 @@ fn check(b: &[u8], is_explicit: bool, is_big: bool) -> Result<(), String> {
         if open.last().is_some_and(|(is_sequence, _)| *is_sequence) {
             match tag {
                 Tag(0xFFFE, 0xE000) => open.push((false, end(value, length))),
-                Tag(0xFFFE, 0xE00D | 0xE0DD) => _ = open.pop(),
+                Tag(0xFFFE, 0xE0DD) => _ = open.pop(),
                 _ => return wrong("something else than an item in a sequence"),
             }
         } else if tag == Tag(0xFFFE, 0xE00D) {
             open.pop();
         } else {
-            let vr = [head[4], head[5]];
-            let is_short = matches!(
-                &vr,
-                b"AE"
-                    | b"AS"
-                    | b"AT"
-                    | b"CS"
-                    | b"DA"
-                    | b"DS"
-                    | b"DT"
-                    | b"FL"
-                    | b"FD"
-                    | b"IS"
-                    | b"LO"
-                    | b"LT"
-                    | b"PN"
-                    | b"SH"
-                    | b"SL"
-                    | b"SS"
-            ) || matches!(&vr, b"ST" | b"TM" | b"UI" | b"UL" | b"US");
-            let mut is_sequence = &vr == b"SQ";
-            if !is_explicit {
-                is_sequence = StandardDataDictionary.by_tag(tag).is_some_and(|e| e.vr() == VirtualVr::Exact(VR::SQ));
-            } else if tag.0 != 0xFFFE && is_short {
-                length = short(&head[6..8]) as u32;
-            } else if tag.0 != 0xFFFE {
-                let Some(long) = b.get(value..value + 4) else { return wrong("the file ends inside an element") };
-                length = word(long);
-                value += 4;
+            let vr = match is_explicit {
+                _ if tag.0 == 0xFFFE => VR::UN,
+                true => VR::from_binary([head[4], head[5]]).unwrap_or(VR::UN),
+                false => StandardDataDictionary.by_tag(tag).map_or(VR::UN, |e| e.vr().relaxed()),
+            };
+            if is_explicit && tag.0 != 0xFFFE {
+                match vr {
+                    VR::AE | VR::AS | VR::AT | VR::CS | VR::DA | VR::DS | VR::DT | VR::FL | VR::FD | VR::IS | VR::LO => {
+                        length = short(&head[6..8]) as u32
+                    }
+                    VR::LT | VR::PN | VR::SH | VR::SL | VR::SS | VR::ST | VR::TM | VR::UI | VR::UL | VR::US => {
+                        length = short(&head[6..8]) as u32
+                    }
+                    _ => {
+                        let Some(long) = b.get(value..value + 4) else { return wrong("the file ends inside an element") };
+                        length = word(long);
+                        value += 4;
+                    }
+                }
             }
-            if is_sequence || length == u32::MAX {
+            let is_sequence = vr == VR::SQ;
+            // The parser takes whole numbers and goes on after the last of them, in the middle of the value.
+            let size = match vr {
+                VR::SS | VR::US | VR::OW => 2,
+                VR::AT | VR::FL | VR::SL | VR::UL | VR::OF | VR::OL => 4,
+                VR::FD | VR::OD | VR::OV | VR::SV | VR::UV => 8,
+                _ => 1,
+            };
+            if length != u32::MAX && length % size != 0 {
+                return wrong("a number is cut off");
+            }
+            if tag == Tag(0x7FE0, 0x0010) && length == u32::MAX {
+                // Fragments (of an icon): items of bytes up to a delimiter.
+                loop {
+                    let Some(item) = b.get(value..value + 8) else { return wrong("the file ends inside pixels") };
+                    let is_fragment = Tag(short(&item[..2]), short(&item[2..4])) == Tag(0xFFFE, 0xE000);
+                    value = value.saturating_add(8 + if is_fragment { word(&item[4..]) as usize } else { 0 });
+                    if value > b.len() {
+                        return wrong("an element is longer than the file");
+                    }
+                    if !is_fragment {
+                        break;
+                    }
+                }
+            } else if is_sequence || length == u32::MAX {
                 open.push((true, end(value, length)));
             } else {
                 value = value.saturating_add(length as usize);
@@ -262,6 +276,8 @@ mod tests {
             assert!(check(bytes, true, false).is_err_and(|e| e.contains("longer than the file")));
         }
         assert!(check(b"\x06\x30\x50\x00\xf0\xff\xff\xff1234", false, false).is_err());
+        // (3006,0000) is a group length, a number of four bytes.
+        assert!(check(b"\x06\x30\x00\x00\x02\x00\x00\x0012", false, false).is_err_and(|e| e.contains("cut off")));
     }
 
     #[test]
