@@ -8,6 +8,8 @@ mod look;
 pub mod policy;
 mod rewrite;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod values;
 
 pub use file::Rules;

@@ -196,6 +196,9 @@ pub fn data_set(b: Bytes, start: usize, coding: Coding, job: &Job, out: &mut Vec
             if is_opaque && decision == Do::Keep {
                 out.extend_from_slice(b.get(h.at, next - h.at, || name(h.tag))?);
                 tally.kept += 1;
+            } else if decision == Do::Empty {
+                header(out, b, &h, coding, 0)?;
+                tally.emptied += 1;
             } else {
                 tally.removed += 1;
             }
@@ -422,7 +425,7 @@ fn header(out: &mut Vec<u8>, b: Bytes, h: &Head, coding: Coding, length: u32) ->
 pub fn put(out: &mut Vec<u8>, coding: Coding, i: &Insert) {
     let of = |n: u32| if coding.big { n.to_be_bytes() } else { n.to_le_bytes() };
     out.extend(tag_bytes(i.tag, coding.big));
-    let is_long = matches!(&i.vr, b"SQ" | b"OB" | b"UN" | b"UT");
+    let is_long = i.vr[0] == b'O' || matches!(&i.vr, b"SQ" | b"UC" | b"UN" | b"UR" | b"UT");
     if coding.explicit {
         out.extend(i.vr);
     }
