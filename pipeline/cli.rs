@@ -22,6 +22,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Turn a DICOM archive into NIfTI, OME-Zarr or de-identified DICOM, with a report; needs no YAML
+    #[command(after_long_help = crate::convert::HELP)]
+    Convert(ConvertArgs),
     /// Make what the file describes; reuse what is already made
     Run(RunArgs),
     /// Say what a run would make, reuse or remake, and why
@@ -87,6 +90,56 @@ impl WorkArgs {
     pub fn style(&self) -> Style {
         Style::choose(self.quiet, self.log.is_some())
     }
+}
+
+/// What `voxmill convert` is told.
+#[derive(Args, Clone)]
+pub struct ConvertArgs {
+    /// The folder with DICOM files, at any depth
+    pub archive: PathBuf,
+    /// The folder for what is made; a second run into it converts only what is new
+    pub out: PathBuf,
+    /// What to write
+    #[arg(long, value_name = "FORMAT")]
+    pub to: ConvertTo,
+    /// Draw the DICOM SEG and RTSTRUCT of the archive on their images as well
+    #[arg(long)]
+    pub labels: bool,
+    /// `basic`: patients, studies and series go by pseudonyms, free text stays behind; `none`: by their own ids
+    #[arg(long, value_name = "PROFILE", default_value = "basic")]
+    pub deidentify: ConvertNames,
+    /// The environment variable that holds the secret key of the pseudonyms
+    #[arg(long, value_name = "NAME", conflicts_with = "key_file")]
+    pub key_env: Option<String>,
+    /// The file that holds it, readable by you alone
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Only series that fit an SQL condition, such as "modality = 'CT'" (columns: voxmill query --help)
+    #[arg(long = "where", value_name = "SQL")]
+    pub condition: Option<String>,
+    /// Missing slices and changing spacing
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    pub gaps: ConvertGaps,
+    /// Colour images
+    #[arg(long, value_name = "POLICY", default_value = "channels")]
+    pub colour: ConvertColour,
+    /// Volumes of one series at one place (time points, b-values): a file each, or one with a fourth axis
+    #[arg(long, value_name = "POLICY", default_value = "stack")]
+    pub repeats: ConvertRepeats,
+    /// Where two labels claim a voxel: leave the labels of that image out, or give it to the first or last name
+    #[arg(long, value_name = "POLICY", default_value = "error", requires = "labels")]
+    pub overlap: ConvertOverlap,
+    /// Where what is needed for the next run is kept [default: OUT/.voxmill; it may be deleted]
+    #[arg(long, value_name = "DIR")]
+    pub workspace: Option<PathBuf>,
+    /// Print the pipeline that this is, and stop
+    #[arg(long)]
+    pub show_yaml: bool,
+    /// Print the counts as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub work: WorkArgs,
 }
 
 #[derive(Args)]
@@ -251,6 +304,46 @@ pub struct PhantomArgs {
     pub seed: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ConvertTo {
+    /// PATIENT/STUDY/SERIES.nii.gz
+    Nifti,
+    /// PATIENT/STUDY/SERIES.ome.zarr: sharded, compressed, checksummed
+    OmeZarr,
+    /// PATIENT/STUDY/SERIES/INSTANCE.dcm: the DICOM files without the patient (dates shifted, sex, age and weight kept; `voxmill deidentify` has the choice)
+    Dicom,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ConvertNames {
+    Basic,
+    None,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ConvertGaps {
+    /// Leave the series out and say where
+    Refuse,
+    /// Slices stay where they are (OME-Zarr; NIfTI cannot say so)
+    Keep,
+    /// A regular grid; what no file holds is interpolated along the stack and named
+    Fill,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ConvertColour {
+    Refuse,
+    /// Red, green and blue
+    Channels,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ConvertRepeats {
+    Separate,
+    Stack,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ConvertOverlap {
+    Error,
+    First,
+    Last,
+}
 #[derive(Clone, Copy, ValueEnum)]
 pub enum LogFormat {
     Json,
@@ -288,6 +381,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         }
     };
     let style = match &cli.command {
+        Command::Convert(a) => a.work.style(),
         Command::Run(a) => a.work.style(),
         Command::Infer(a) => a.work.style(),
         _ => Style::Lines,
@@ -301,6 +395,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         log.init()
     }
     match cli.command {
+        Command::Convert(a) => commands::convert(&a, defs),
         Command::Run(a) => commands::run(&a, defs),
         Command::Plan(a) => commands::plan(&a.file, &a.nodes, a.format, defs),
         Command::Check(a) => commands::check(&a, defs),

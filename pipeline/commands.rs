@@ -11,15 +11,15 @@ use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Input, StageDef};
 
 use crate::cli::{
-    DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs, TraceFormat,
-    WorkArgs, print,
+    ConvertArgs, DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs,
+    TraceFormat, WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
-use crate::{deidentify, infer, language, problem, publish, query, status, summary};
+use crate::{convert, deidentify, infer, language, problem, publish, query, status, summary};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -114,13 +114,54 @@ pub fn run(a: &RunArgs, defs: &'static [StageDef]) -> u8 {
     if a.dry_run {
         return plan_nodes(&plan, &nodes, PlanFormat::Table);
     }
-    match execute(&plan, &a.file, &a.work, a.fail_fast, &nodes, BTreeMap::new(), None) {
+    match execute(&plan, &a.file, &a.work, a.fail_fast, &nodes, BTreeMap::new(), None).and_then(|ended| tell_end(ended, &a.file)) {
         Ok(code) => code,
         Err(e) => fault(&e),
     }
 }
 
-/// Runs nodes with display, lineage and the closing summary. `out`: where files are published (default `WORKSPACE/out`).
+pub fn convert(a: &ConvertArgs, defs: &'static [StageDef]) -> u8 {
+    let made = (|| {
+        let wanted = convert::Wanted::of(a)?;
+        let text = wanted.yaml();
+        if a.show_yaml {
+            // What is shown must run.
+            crate::load_text(Path::new(convert::FILE), text.clone(), defs).map_err(|problems| {
+                tell("mistakes", &problem::render(&problems));
+                Fault::Told(2)
+            })?;
+            print(&text);
+            return Ok(0);
+        }
+        let file = FileArgs { file: wanted.write(&text)?, sets: Vec::new() };
+        let plan = load(&file, defs).map_err(Fault::Told)?;
+        let nodes = (0..plan.nodes.len()).collect();
+        let ended = execute(&plan, &file, &a.work, false, &nodes, BTreeMap::new(), None)?;
+        let told = convert::finish(&wanted, &plan, &ended.session, &ended.summary)?;
+        told.tell(&wanted, &ended.ui, ended.code);
+        ended.recorded?;
+        Ok(ended.code)
+    })();
+    made.unwrap_or_else(|e| fault(&e))
+}
+
+/// How the work of a command ended.
+struct Ended {
+    summary: Summary,
+    code: u8,
+    session: Session,
+    ui: Progressing,
+    /// Whether lineage could be written to its end.
+    recorded: Result<(), Error>,
+}
+
+fn tell_end(ended: Ended, file: &FileArgs) -> Result<u8, Fault> {
+    summary::tell(&ended.ui, &ended.summary, &file.file, ended.code);
+    ended.recorded?;
+    Ok(ended.code)
+}
+
+/// Runs nodes with display and lineage. `out`: where files are published (default `WORKSPACE/out`).
 fn execute(
     plan: &Plan,
     file: &FileArgs,
@@ -129,7 +170,7 @@ fn execute(
     nodes: &BTreeSet<usize>,
     given: BTreeMap<usize, Vec<Input>>,
     out: Option<PathBuf>,
-) -> Result<u8, Fault> {
+) -> Result<Ended, Fault> {
     let jobs = work.jobs.map_or_else(cores, |j| j as usize);
     with_threads(jobs);
     listen_for_ctrl_c();
@@ -165,9 +206,7 @@ fn execute(
         130 => "cancelled",
         _ => "failed",
     });
-    summary::tell(&ui, &summary, &file.file, code);
-    recorded?;
-    Ok(code)
+    Ok(Ended { summary, code, session, ui, recorded })
 }
 
 pub fn plan(file: &FileArgs, nodes: &[String], format: PlanFormat, defs: &'static [StageDef]) -> u8 {
@@ -242,7 +281,7 @@ pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
         if !a.study.is_dir() {
             return Err(Fault::NoFolder { path: a.study.clone() });
         }
-        infer::apart(&a.study, &a.out)?;
+        infer::apart("STUDY", &a.study, &a.out)?;
         let whole = load(&a.file, defs).map_err(Fault::Told)?;
         let part = infer::part_of(&whole, a.node.as_deref())?;
         let sets = infer::sets(&whole, &part, &a.study, &a.file.sets);
@@ -255,7 +294,7 @@ pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
             given
         };
         let nodes = (0..plan.nodes.len()).collect();
-        execute(&plan, &file, &a.work, false, &nodes, given, Some(a.out.clone()))
+        execute(&plan, &file, &a.work, false, &nodes, given, Some(a.out.clone())).and_then(|ended| tell_end(ended, &file))
     })();
     made.unwrap_or_else(|e| fault(&e))
 }

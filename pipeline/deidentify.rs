@@ -82,7 +82,7 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
 
 /// The archive is read only, and what is written must not be read as part of it.
 fn apart(archive: &Path, out: &Path) -> Result<(), Fault> {
-    crate::infer::apart(archive, out).map_err(|_| {
+    crate::infer::apart("ARCHIVE", archive, out).map_err(|_| {
         let (archive, out) = (archive.display(), out.display());
         Fault::Wrong(format!("OUT {out} and ARCHIVE {archive} lie in one another: give an OUT that lies elsewhere"))
     })

@@ -58,12 +58,13 @@ pub fn part_of(plan: &Plan, chosen: Option<&str>) -> Result<BTreeSet<String>, Fa
     Ok(part.into_iter().map(|i| plan.nodes[i].name.clone()).collect())
 }
 
-/// Refuses an OUT in the study or around it: what is written would be read as part of the next study.
-pub fn apart(study: &Path, out: &Path) -> Result<(), Fault> {
+/// Refuses an OUT in what is read or around it: what is written would be read the next time.
+/// - `what`: how the command line calls the first
+pub fn apart(what: &str, study: &Path, out: &Path) -> Result<(), Fault> {
     let (inner, outer) = (real(study), real(out));
     if inner.starts_with(&outer) || outer.starts_with(&inner) {
         return Err(Fault::Wrong(format!(
-            "OUT {} and STUDY {} lie in one another: give an OUT that lies elsewhere",
+            "OUT {} and {what} {} lie in one another: give an OUT that lies elsewhere",
             out.display(),
             study.display()
         )));

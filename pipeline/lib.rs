@@ -24,6 +24,11 @@ pub mod session;
 pub mod status;
 pub mod summary;
 
+// An archive becomes files without a file of ours.
+pub mod archive_page;
+pub mod convert;
+pub mod thumbs;
+
 // Artifacts answer questions.
 pub mod lineage;
 pub mod query;
@@ -43,8 +48,20 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Reads a pipeline with what is set from outside (`KEY=VALUE` each), or says everything that is wrong with it. Warnings come with either.
 pub fn load(file: &Path, sets: &[String], defs: &'static [StageDef]) -> Result<Plan, Vec<Problem>> {
+    load_from(file, sets, defs, &text_of)
+}
+
+/// The same of a text that stands in no file. `name`: how messages call it.
+pub fn load_text(name: &Path, text: String, defs: &'static [StageDef]) -> Result<Plan, Vec<Problem>> {
+    load_from(name, &[], defs, &|path| if path == name { Ok(text.clone()) } else { text_of(path) })
+}
+
+/// A text, or why there is none (message, help).
+type Text = Result<String, (String, String)>;
+
+fn load_from(file: &Path, sets: &[String], defs: &'static [StageDef], text_of: &dyn Fn(&Path) -> Text) -> Result<Plan, Vec<Problem>> {
     let variable = |name: &str| std::env::var(name).ok();
-    let (spec, mistakes) = spec::read(file, &World { text_of: &text_of, variable: &variable, sets });
+    let (spec, mistakes) = spec::read(file, &World { text_of, variable: &variable, sets });
     let mut problems: Vec<Problem> = mistakes.into_iter().map(Problem::from).collect();
     let has_mistakes = !problems.is_empty();
     let plan = spec.and_then(|spec| plan::make(&spec, defs, &mut problems));
@@ -55,8 +72,8 @@ pub fn load(file: &Path, sets: &[String], defs: &'static [StageDef]) -> Result<P
     }
 }
 
-/// The text of a file, or why there is none (message, help).
-fn text_of(path: &Path) -> Result<String, (String, String)> {
+/// The text of a file.
+fn text_of(path: &Path) -> Text {
     let name = path.display();
     let wrong = |message: String, help: &str| Err((message, help.to_string()));
     let meta = match std::fs::metadata(path) {

@@ -117,7 +117,7 @@ fn lock(store: &Store, place: &Path) -> Result<voxmill_stages::store::Lock, Erro
 }
 
 /// A hard link, or a copy where the place is on another disk. `to` may name a file (with an empty last part: `beside/` is `beside`).
-fn link(from: &Path, to: &Path) -> Result<(), Error> {
+pub(crate) fn link(from: &Path, to: &Path) -> Result<(), Error> {
     let to: PathBuf = to.components().collect();
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("make folder", parent))?;
@@ -131,7 +131,7 @@ fn link(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 /// Removes a file or folder of ours; nothing there is as good.
-fn remove(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),

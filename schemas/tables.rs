@@ -251,6 +251,55 @@ rows! {
 }
 
 rows! {
+    /// What became of one image or label file of an archive: the table `series.parquet` that `voxmill convert` writes.
+    ArchiveRow = "archive" {
+        patient: String,
+        study: String,
+        series: String,
+        volume: i64,
+        /// `image`, `seg`, `rtstruct` or `nifti`.
+        kind: String,
+        modality: String,
+        /// Free text of the scanner: empty unless `deidentify: none`.
+        description: Option<String>,
+        body_part: Option<String>,
+        n_instances: i64,
+        n_frames: i64,
+        /// Voxels along z, y, x; empty where there is no volume.
+        size_zyx: Vec<i64>,
+        spacing_zyx_mm: Vec<f64>,
+        tilt_degrees: Option<f64>,
+        dtype: Option<String>,
+        /// What a voxel value means: `HU`, `stored`, `SUV`.
+        unit: Option<String>,
+        channels: Vec<String>,
+        /// `converted`, `refused` or `left out`.
+        verdict: String,
+        /// Why it was refused or left out.
+        why: Option<String>,
+        /// What was decided on the way and a reader should know.
+        notes: Vec<String>,
+        /// What was made of it, relative to the folder of the table.
+        files: Vec<String>,
+        /// Images: the classes drawn on it. Labels: the names of segments or ROIs.
+        labels: Vec<String>,
+        /// Why its labels could not be drawn.
+        labels_why: Option<String>,
+    }
+}
+
+rows! {
+    /// A label that is a class of an image, where no class was named (`classes: all`).
+    ClassRow = "classes" {
+        name: String,
+        /// 1 to 255.
+        id: i64,
+        /// Whether the number is the same in every image of the archive.
+        is_of_archive: bool,
+    }
+}
+
+rows! {
     /// The part a case plays in a fold. Without k folds a case has one row, of fold 0; with k folds it has one row a fold, and is `val` in exactly one
     /// of them (or `test` in all). [`SplitRow::parts`] reads it.
     SplitRow = "split" {

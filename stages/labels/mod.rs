@@ -2,6 +2,7 @@
 
 mod belong;
 mod canvas;
+mod classes;
 mod codes;
 mod found;
 mod lay;
@@ -9,6 +10,7 @@ mod wanted;
 
 pub use belong::{LabelIndex, Target};
 pub use canvas::{Canvas, Overlap};
+pub use classes::{Classes, Every, numbered};
 pub use codes::{ClassCodes, CodeSpec};
 pub use found::Found;
 pub use lay::{Align, Laying, Told, nothing_laid};

@@ -1,0 +1,155 @@
+//! The end of a conversion in counts that reconcile: for people on the terminal, for programs as one JSON object.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+use voxmill_schemas::tables::ArchiveRow;
+use voxmill_stages::stage::Input;
+
+use super::Wanted;
+use super::verdicts::Verdicts;
+use crate::cli::print;
+use crate::progress::{Progressing, Style};
+use crate::run::Summary;
+
+/// Refusals shown on the terminal; the report has them all.
+const SHOWN: usize = 12;
+
+/// What became of an archive.
+#[derive(Default)]
+pub struct Told {
+    pub rows: Vec<ArchiveRow>,
+    /// Row → its volume.
+    pub made: Vec<(usize, Input)>,
+    /// Facts of the index.
+    index: Map<String, Value>,
+    pub report: Option<PathBuf>,
+    /// Why nothing could be done at all.
+    failed: Vec<String>,
+    cancelled: bool,
+}
+
+/// seen = indexed + skipped + failed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Files {
+    pub seen: u64,
+    pub indexed: u64,
+    pub skipped: u64,
+    pub failed: u64,
+    /// Skipped files by what they are.
+    pub classes: BTreeMap<String, u64>,
+}
+
+/// all = converted + refused + left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    pub all: usize,
+    pub converted: usize,
+    pub refused: usize,
+    pub left_out: usize,
+}
+
+impl Told {
+    pub fn of(summary: &Summary, index: Option<Map<String, Value>>, verdicts: Verdicts) -> Self {
+        let failed = summary.nodes.iter().filter_map(|n| Some(format!("{}: {}", n.name, n.failed.as_ref()?))).collect();
+        Self {
+            rows: verdicts.rows,
+            made: verdicts.made,
+            index: index.unwrap_or_default(),
+            report: None,
+            failed,
+            cancelled: summary.cancelled,
+        }
+    }
+
+    pub fn files(&self) -> Files {
+        let n = |name: &str| self.index.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let classes = self.index.get("skipped_classes").and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
+        Files { seen: n("seen"), indexed: n("indexed"), skipped: n("skipped"), failed: n("failed"), classes }
+    }
+
+    fn tally(&self, is: impl Fn(&ArchiveRow) -> bool) -> Tally {
+        let mut t = Tally::default();
+        for row in self.rows.iter().filter(|r| is(r)) {
+            t.all += 1;
+            *match row.verdict.as_str() {
+                "converted" => &mut t.converted,
+                "refused" => &mut t.refused,
+                _ => &mut t.left_out,
+            } += 1;
+        }
+        t
+    }
+
+    pub fn images(&self) -> Tally {
+        self.tally(|r| r.kind == "image")
+    }
+
+    pub fn labels(&self) -> Tally {
+        self.tally(|r| matches!(r.kind.as_str(), "seg" | "rtstruct"))
+    }
+
+    pub fn tell(&self, wanted: &Wanted, ui: &Progressing, code: u8) {
+        if wanted.is_json() {
+            return print(&serde_json::to_string_pretty(&self.json(wanted, code)).expect("plain data"));
+        }
+        if self.cancelled {
+            return eprintln!("\nstopped. Nothing half-made is left; the same command goes on where this one stopped.");
+        }
+        let refused: Vec<&ArchiveRow> = self.rows.iter().filter(|r| r.verdict == "refused").collect();
+        if !refused.is_empty() {
+            eprintln!();
+        }
+        for r in refused.iter().take(SHOWN) {
+            let volume = if r.volume > 0 { format!(" volume {}", r.volume) } else { String::new() };
+            eprintln!("refused {}{volume}: {}", r.series, r.why.as_deref().unwrap_or_default());
+        }
+        if refused.len() > SHOWN {
+            eprintln!("and {} more: see the report", refused.len() - SHOWN);
+        }
+        if ui.style == Style::Quiet || self.index.is_empty() {
+            return;
+        }
+        let f = self.files();
+        let classes = f.classes.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
+        let classes = if classes.is_empty() { classes } else { format!(" ({classes})") };
+        print("");
+        print(&format!("files   {} seen = {} indexed + {} skipped{classes} + {} failed", f.seen, f.indexed, f.skipped, f.failed));
+        let sum = |t: Tally| {
+            let left_out = if t.left_out > 0 { format!(" + {} left out", t.left_out) } else { String::new() };
+            format!("{} = {} converted + {} refused{left_out}", t.all, t.converted, t.refused)
+        };
+        print(&format!("images  {}", sum(self.images())));
+        if wanted.has_labels() {
+            print(&format!("labels  {}", sum(self.labels())));
+        }
+        if let Some(report) = &self.report {
+            print(&format!("report  {}", report.display()));
+        }
+    }
+
+    fn json(&self, wanted: &Wanted, code: u8) -> Value {
+        let f = self.files();
+        let tally = |t: Tally| json!({ "all": t.all, "converted": t.converted, "refused": t.refused, "left_out": t.left_out });
+        let refused: Vec<Value> = self
+            .rows
+            .iter()
+            .filter(|r| r.verdict == "refused")
+            .map(
+                |r| json!({ "patient": r.patient, "study": r.study, "series": r.series, "volume": r.volume, "kind": r.kind, "why": r.why }),
+            )
+            .collect();
+        json!({
+            "exit_code": code,
+            "out": wanted.out,
+            "report": self.report,
+            "files": { "seen": f.seen, "indexed": f.indexed, "skipped": f.skipped, "failed": f.failed, "skipped_classes": f.classes },
+            "images": tally(self.images()),
+            "labels": tally(self.labels()),
+            "refused": refused,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+        })
+    }
+}

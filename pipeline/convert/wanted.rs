@@ -1,0 +1,149 @@
+//! What was typed behind `voxmill convert`, and the pipeline that it stands for.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use voxmill_stages::error::Error;
+
+use super::{FILES, IMAGES, INDEX, LABELS};
+use crate::cli::{ConvertArgs, ConvertNames, ConvertTo};
+use crate::infer;
+use crate::session::Fault;
+
+/// The built-in pipeline is kept under this name in the workspace: `voxmill query` and `voxmill trace` take it.
+pub const FILE: &str = "convert.yaml";
+
+/// A conversion, with its places made absolute.
+pub struct Wanted {
+    pub archive: String,
+    pub out: PathBuf,
+    pub workspace: PathBuf,
+    args: ConvertArgs,
+}
+
+impl Wanted {
+    pub fn of(a: &ConvertArgs) -> Result<Self, Fault> {
+        if !a.archive.exists() {
+            return Err(Fault::Wrong(format!("there is no archive {}: give the folder that holds the DICOM files", a.archive.display())));
+        }
+        infer::apart("ARCHIVE", &a.archive, &a.out)?;
+        if a.to == ConvertTo::Dicom && (a.labels || a.condition.is_some() || a.deidentify == ConvertNames::None) {
+            return Err(Fault::Wrong(
+                "--to dicom writes every DICOM file de-identified: it takes no --labels, no --where and no --deidentify none".into(),
+            ));
+        }
+        if a.key_env.is_some() && a.deidentify == ConvertNames::None {
+            return Err(Fault::Wrong("--key-env is for pseudonyms, and --deidentify none makes none: leave one of them out".into()));
+        }
+        if let Some(workspace) = &a.workspace {
+            infer::apart("ARCHIVE", &a.archive, workspace)?;
+        }
+        let absolute = |p: &Path| std::path::absolute(p).unwrap_or_else(|_| p.to_path_buf());
+        let out = absolute(&a.out);
+        let workspace = a.workspace.as_deref().map_or_else(|| out.join(".voxmill"), absolute);
+        Ok(Self { archive: utf8(&absolute(&a.archive))?, out, workspace, args: a.clone() })
+    }
+
+    pub fn format(&self) -> &'static str {
+        match self.args.to {
+            ConvertTo::Nifti => "nifti",
+            ConvertTo::OmeZarr => "ome-zarr",
+            ConvertTo::Dicom => "dicom",
+        }
+    }
+
+    pub fn has_labels(&self) -> bool {
+        self.args.labels
+    }
+
+    pub fn is_json(&self) -> bool {
+        self.args.json
+    }
+
+    /// Whether patients go by pseudonyms.
+    pub fn is_hidden(&self) -> bool {
+        self.args.deidentify == ConvertNames::Basic
+    }
+
+    /// What the page says of how it was made; no place of this machine.
+    pub fn said(&self) -> Vec<(String, String)> {
+        let mut said = vec![
+            ("Format".to_string(), self.format().to_string()),
+            ("De-identification".into(), word(self.args.deidentify)),
+            ("Gaps".into(), word(self.args.gaps)),
+            ("Repeats".into(), word(self.args.repeats)),
+            ("Colour".into(), word(self.args.colour)),
+        ];
+        said.extend(self.args.condition.iter().map(|c| ("Where".to_string(), c.clone())));
+        said.push(("Made by".into(), format!("voxmill {}", env!("CARGO_PKG_VERSION"))));
+        said
+    }
+
+    /// The pipeline that is run.
+    pub fn yaml(&self) -> String {
+        let a = &self.args;
+        let mut index = vec![("archive", text(&self.archive)), ("deidentify", word(a.deidentify))];
+        index.extend(a.key_env.iter().map(|k| ("key_env", text(k))));
+        index.extend(a.key_file.iter().map(|k| ("key_file", text(&k.to_string_lossy()))));
+        let mut image: Vec<(&str, String)> = a.condition.iter().map(|c| ("where", text(c))).collect();
+        image.extend([
+            ("gaps", word(a.gaps)),
+            ("repeats", word(a.repeats)),
+            ("colour", word(a.colour)),
+            ("geometry", "unknown".into()),
+            ("single_slice", "keep".into()),
+        ]);
+        let mut files = vec![("format", self.format().to_string())];
+        if a.to == ConvertTo::Nifti {
+            files.push(("content", "both".into()));
+        }
+        files.extend([("names", "series".into()), ("sidecar", "true".into())]);
+        let list = |with: &[(&str, String)]| with.iter().map(|(k, v)| format!("      {k}: {v}\n")).collect::<String>();
+        let mut out = format!(
+            "# What `voxmill convert` runs. Save it, change it, and go on with `voxmill run`.\nname: convert\nworkspace: {}\nstages:\n",
+            text(&self.workspace.to_string_lossy())
+        );
+        if a.to == ConvertTo::Dicom {
+            out += &format!("  {INDEX}:\n    uses: index\n    with:\n{}", list(&index));
+            out += &format!("  {FILES}:\n    uses: deidentify\n    from: {INDEX}\n    with:\n");
+            out += &list(&[("retain_dates", "shift".into()), ("retain_characteristics", "true".into())]);
+            return out;
+        }
+        out += &format!("  {INDEX}:\n    uses: index\n    with:\n{}", list(&index));
+        out += &format!("  {IMAGES}:\n    uses: assemble\n    from: {INDEX}\n    with:\n{}", list(&image));
+        let mut last = IMAGES;
+        if a.labels {
+            let labels = [("classes", "all".to_string()), ("overlap", word(a.overlap)), ("unlabelled", "keep".into())];
+            out +=
+                &format!("  {LABELS}:\n    uses: annotate\n    from: {{ image: {IMAGES}, series: {INDEX} }}\n    with:\n{}", list(&labels));
+            last = LABELS;
+        }
+        out += &format!("  {FILES}:\n    uses: export\n    from: {{ prediction: {last}, series: {INDEX} }}\n    with:\n{}", list(&files));
+        out
+    }
+
+    /// Keeps the pipeline in the workspace; where it stands.
+    pub fn write(&self, yaml: &str) -> Result<PathBuf, Fault> {
+        utf8(&self.workspace)?;
+        std::fs::create_dir_all(&self.workspace).map_err(|source| Fault::Workspace { path: self.workspace.clone(), source })?;
+        let path = self.workspace.join(FILE);
+        std::fs::write(&path, yaml).map_err(Error::io("write", &path))?;
+        Ok(path)
+    }
+}
+
+/// The word that was typed is the word of the YAML.
+fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
+}
+
+/// A text in YAML: JSON's quotes and escapes are YAML's as well, and a `${` must not become a variable.
+fn text(s: &str) -> String {
+    serde_json::to_string(s).expect("a text is plain data").replace("${", "$${")
+}
+
+fn utf8(path: &Path) -> Result<String, Fault> {
+    path.to_str()
+        .map(String::from)
+        .ok_or_else(|| Fault::Wrong(format!("{} is not UTF-8, and a pipeline is a text: give the folder another name", path.display())))
+}
