@@ -90,12 +90,8 @@ pub fn decode(stream: &[u8], rows: usize, columns: usize, components: usize) -> 
     let (mut dct, mut lossless) = (None, None);
     let (mut restart, mut n_scans, mut adobe, mut is_jfif) = (0, 0, None, false);
     let mut at = 2;
-    loop {
-        // Anything between segments is stepped over, as others do.
-        let Some(found) = stream.get(at..).and_then(|s| s.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0 | 0xff | 0xd0..=0xd7)))
-        else {
-            break;
-        };
+    // Anything between segments is stepped over, as others do.
+    while let Some(found) = next_marker(stream, at) {
         at += found;
         let marker = stream[at + 1];
         if marker == 0xd9 {
@@ -163,6 +159,11 @@ pub fn decode(stream: &[u8], rows: usize, columns: usize, components: usize) -> 
         _ => None,
     };
     Ok(Picture { samples, precision: frame.precision, is_ybr })
+}
+
+/// How far on the next marker of a segment stands.
+fn next_marker(stream: &[u8], at: usize) -> Option<usize> {
+    stream.get(at..)?.windows(2).position(|w| w[0] == 0xff && !matches!(w[1], 0 | 0xff | 0xd0..=0xd7))
 }
 
 impl Frame {
