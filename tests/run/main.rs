@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod bytes;
 mod crash;
+mod deidentify;
 mod lineage;
 mod publish;
 mod reuse;
