@@ -1,5 +1,5 @@
-//! `index`: looks at every file of an archive and writes what is there as tables: series, instances, and a verdict on each file. Reads headers and takes
-//! hashes, decodes no pixels. What makes a volume of slices is decided in `dicom::group`; `dicom::order` says here already what is irregular.
+//! `index`: looks at every file of an archive and writes what is there as tables: series, instances, and a verdict on each file. Reads headers alone, in
+//! folders and in containers. What makes a volume of slices is decided in `dicom::group`; `dicom::order` says here already what is irregular.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Scope};
 use voxmill_schemas::tables::{FileRow, InstanceRow, Row, SeriesRow};
 
-use crate::dicom::catalog::{self, Entry, Outcome};
-use crate::dicom::classes::{self, Class};
-use crate::dicom::header::NoHeader;
+use crate::dicom::catalog::{self, Catalog, Outcome, missing};
 use crate::dicom::rows::{self, Names};
 use crate::dicom::{keys, walk};
 use crate::error::Error;
@@ -23,7 +21,9 @@ use crate::table;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Index {
-    /// The folder with DICOM (and NIfTI) files, at any depth; a relative path starts where the program is started.
+    /// The folder with DICOM (and NIfTI) files, at any depth, or one file; a relative path starts where the program is started. Containers (`.zip`,
+    /// `.tar`, `.tar.gz`, `.tar.zst`, one in another three deep) are looked into, and each of their members is a file of the archive; `.gz` and `.zst` of
+    /// one file are read as that file.
     pub archive: String,
     /// `basic`: ids become pseudonyms, free text of the scanner is dropped, and files and folders of the archive (often named after patients) go by
     /// pseudonyms too; their real places stand in the column `path` of the table instances alone, since the files are read from there. Names of labels
@@ -65,24 +65,26 @@ impl Stage for Index {
     fn run(&self, _inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let names = self.names()?;
         let root = Path::new(&self.archive);
-        let found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
-        let n_seen = found.files.len() + found.unreadable.len();
-        let entries = catalog::read_all(found.files, &names, cx.memo, &|bytes| {
+        let mut found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
+        let unreadable = std::mem::take(&mut found.unreadable);
+        let catalog = catalog::read_all(found, &names, cx.memo, &|bytes| {
             cx.bytes(bytes);
             cx.check_cancelled()
         })?;
+        let missing = missing(&catalog);
+        let n_seen = catalog.entries.len() + unreadable.len() + missing.len();
         let mut verdicts = Verdicts::default();
-        found.unreadable.into_iter().for_each(|(file, why)| verdicts.failed(names.file(&file), why));
-        let sorted = verdicts.sort(entries);
-        if sorted.is_empty() {
+        unreadable.into_iter().for_each(|(file, why)| verdicts.failed(names.file(&file), why));
+        missing.iter().for_each(|file| verdicts.failed(names.file(file), "named by DICOMDIR, not there".into()));
+        if verdicts.of(&catalog, &names) == 0 {
             let what = if n_seen == 0 { "no file at all".into() } else { verdicts.nothing_usable() };
             return Err(self.wrong(&what, "at least one DICOM image, DICOM SEG, RTSTRUCT or NIfTI file"));
         }
-        let made =
-            rows::of(sorted, &verdicts.damaged, &names, &|e| std::path::absolute(&e.seen.path).unwrap_or_else(|_| e.seen.path.clone()));
-        made.indexed.iter().for_each(|(file, what)| verdicts.indexed(file.clone(), what.clone()));
-        made.copies.iter().for_each(|(file, why)| verdicts.skipped(file.clone(), why.clone(), "copy"));
-        made.conflicts.iter().for_each(|(file, why)| verdicts.failed(file.clone(), why.clone()));
+        let made = rows::of(&catalog, &verdicts.damaged, &names);
+        drop(catalog);
+        made.indexed.into_iter().for_each(|(file, what)| verdicts.indexed(file, what));
+        made.copies.into_iter().for_each(|(file, why)| verdicts.skipped(file, why, "copy"));
+        made.conflicts.into_iter().for_each(|(file, why)| verdicts.failed(file, why));
         for file in labels_of_no_image(&made.series, &made.instances) {
             verdicts.quarantined.push(Quarantined { what: file, why: "labels of a series that is not in this archive".into() });
         }
@@ -208,33 +210,25 @@ impl Verdicts {
         self.files.push(FileRow { path, verdict: "failed".into(), why });
     }
 
-    /// Keeps what has a place in the index; everything else gets its verdict here.
-    fn sort(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
-        let mut kept = Vec::new();
-        for e in entries {
-            let file = e.name.clone();
+    /// The verdicts on what has no place in the index. Returns the number of files that have one: theirs come out when the rows are made.
+    fn of(&mut self, catalog: &Catalog, names: &Names) -> usize {
+        let mut n_kept = 0;
+        for e in &catalog.entries {
+            let name = || names.file(&e.seen.place());
             match &e.outcome {
-                Outcome::Nifti => kept.push(e),
-                Outcome::Dicom(h) => match classes::of(h) {
-                    Class::Other(name) => self.skipped(file, name.clone(), &name),
-                    _ => kept.push(e),
-                },
-                Outcome::None(NoHeader::NotDicom) if is_called_dicom(&e.seen.file) => {
-                    self.failed(file, "not DICOM, although its name says so".into());
-                }
-                Outcome::None(NoHeader::NotDicom) => self.skipped(file, "not DICOM".into(), "not DICOM"),
-                Outcome::None(NoHeader::Empty) => self.failed(file, "an empty file (0 bytes)".into()),
-                Outcome::None(NoHeader::Broken { why, series }) => {
+                Outcome::Nifti | Outcome::Dicom(_) => n_kept += 1,
+                Outcome::Skipped { class, why } => self.skipped(name(), why.clone(), class),
+                Outcome::Dicomdir(files) => self.skipped(name(), format!("DICOMDIR of {} files", files.len()), "DICOMDIR"),
+                Outcome::Failed { why, series } => {
                     if let Some(series) = series {
-                        self.damaged.entry(series.clone()).or_default().insert(file.clone());
+                        self.damaged.entry(series.clone()).or_default().insert(name());
                     }
-                    self.failed(file, why.clone());
+                    self.failed(name(), why.clone());
                 }
-                Outcome::Container => self.skipped(file, "an archive file, not looked into: unpack it first".into(), "archive file"),
-                Outcome::Unreadable(why) => self.failed(file, format!("cannot be read: {why}")),
+                Outcome::Unreadable(why) => self.failed(name(), format!("cannot be read: {why}")),
             }
         }
-        kept
+        n_kept
     }
 
     fn nothing_usable(&self) -> String {
@@ -246,11 +240,6 @@ impl Verdicts {
         let first = self.quarantined.first().map(|q| format!("; the first broken one, {}: {}", q.what, q.why)).unwrap_or_default();
         format!("only {}{first}", parts.join(", "))
     }
-}
-
-fn is_called_dicom(file: &str) -> bool {
-    let lower = file.to_ascii_lowercase();
-    [".dcm", ".dicom", ".ima"].iter().any(|e| lower.ends_with(e))
 }
 
 #[cfg(test)]

@@ -75,7 +75,12 @@ impl Source {
 
     pub fn of_file(file: File) -> Result<Source> {
         let len = file.metadata()?.len();
-        Ok(Source { base: Base::Disk(Arc::new(file)), start: 0, len, wrapping: Wrapping::None })
+        Ok(Source::of_open(file, len))
+    }
+
+    /// A file of known length.
+    pub fn of_open(file: File, len: u64) -> Source {
+        Source { base: Base::Disk(Arc::new(file)), start: 0, len, wrapping: Wrapping::None }
     }
 
     /// Bytes in memory, as they are.

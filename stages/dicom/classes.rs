@@ -1,9 +1,11 @@
 //! What a DICOM file is, by its SOP class (PS3.4 B.5, PS3.6 annex A).
 
+use serde::{Deserialize, Serialize};
+
 use super::header::Header;
 
 /// What the program does with a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Class {
     Image,
     Seg,
@@ -106,7 +108,14 @@ pub fn of(h: &Header) -> Class {
         return Class::Rtstruct;
     }
     let has_pixels = h.pixel.is_some() && h.rows > 0 && h.columns > 0;
-    if has_pixels && !NO_IMAGE.contains(&h.sop_class.as_str()) { Class::Image } else { Class::Other(name(&h.sop_class)) }
+    let name = name(&h.sop_class);
+    match (has_pixels, NO_IMAGE.contains(&h.sop_class.as_str())) {
+        (true, false) => Class::Image,
+        (false, false) if ["image", "capture", "loop", "processing", "photograph"].iter().any(|e| name.ends_with(e)) => {
+            Class::Other(format!("{name} without pixels"))
+        }
+        _ => Class::Other(name),
+    }
 }
 
 #[cfg(test)]

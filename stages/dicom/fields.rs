@@ -36,7 +36,7 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
 
 pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     let top = Level::new(bytes, &s.elements, s.is_big_endian);
-    let charset = top.texts(t::SPECIFIC_CHARACTER_SET).into_iter().rfind(|c| !c.is_empty()).unwrap_or_default();
+    let charset = top.texts(t::SPECIFIC_CHARACTER_SET);
     let shown = match (s.is_big_endian, s.is_explicit) {
         (true, _) => "1.2.840.10008.1.2.2",
         (false, true) => "1.2.840.10008.1.2.1",
@@ -87,6 +87,7 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         // DICOMDIR says what it is in the meta group only.
         sop_class: Some(top.text(t::SOP_CLASS_UID)).filter(|c| !c.is_empty()).unwrap_or_else(|| s.media_class.into()),
         sop_instance: top.text(t::SOP_INSTANCE_UID),
+        odd_uids: odd_uids(&top),
         study: top.text(t::STUDY_INSTANCE_UID),
         series: top.text(t::SERIES_INSTANCE_UID),
         patient: top.free_text(t::PATIENT_ID, &charset),
@@ -136,6 +137,23 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         referenced_instances,
         labels: labels.chain(rois).filter(|l| !l.is_empty()).collect(),
     }
+}
+
+/// A UID is up to 64 characters: numbers without leading zeros between dots.
+fn odd_uids(top: &Level) -> Vec<String> {
+    let uids = [
+        (t::SOP_INSTANCE_UID, "SOPInstanceUID"),
+        (t::STUDY_INSTANCE_UID, "StudyInstanceUID"),
+        (t::SERIES_INSTANCE_UID, "SeriesInstanceUID"),
+        (t::FRAME_OF_REFERENCE_UID, "FrameOfReferenceUID"),
+    ];
+    let is_number = |n: &[u8]| n.iter().all(u8::is_ascii_digit) && (n == b"0" || n.first().is_some_and(|d| *d != b'0'));
+    let is_odd = |tag| {
+        let value = top.bytes(tag).trim_ascii_end();
+        let uid = value.strip_suffix(b"\0").unwrap_or(value);
+        !uid.is_empty() && (uid.len() > 64 || !uid.split(|b| *b == b'.').all(is_number))
+    };
+    uids.iter().filter(|(tag, _)| is_odd(*tag)).map(|(_, name)| name.to_string()).collect()
 }
 
 /// So many frames are taken from any file, more only where each has so many bytes of header.

@@ -20,6 +20,8 @@ pub struct Header {
     pub wrapping: Wrapping,
     pub sop_class: String,
     pub sop_instance: String,
+    /// Names of the UIDs that are none by PS3.5 section 9.1 (too long, leading zeros, other characters), kept as found.
+    pub odd_uids: Vec<String>,
     pub study: String,
     pub series: String,
     pub patient: String,
@@ -180,7 +182,8 @@ fn parse(bytes: &[u8], file_len: u64, wrapping: Wrapping) -> Parsed {
             let mut h = header_of(bytes, &s);
             h.wrapping = wrapping;
             if h.sop_class.is_empty() && h.series.is_empty() {
-                return if s.transfer_syntax.is_empty() && s.elements.is_empty() {
+                let is_marked = [bytes.get(128..132), bytes.get(..4)].contains(&Some(b"DICM"));
+                return if !is_marked && s.transfer_syntax.is_empty() && s.elements.is_empty() {
                     Parsed::Done(Box::new(Err(NoHeader::NotDicom)))
                 } else {
                     broken("neither SOPClassUID nor SeriesInstanceUID".into(), None)

@@ -1,8 +1,8 @@
 //! The values of one data set or item, asked by tag: the types that PS3.6 gives to the tags we read, whatever VR the file wrote.
 
 use dicom::core::Tag;
-use dicom::encoding::text::{SpecificCharacterSet, TextCodec};
 
+use super::charset;
 use super::scan::{self, Element};
 
 /// The elements of one data set or item, asked by tag.
@@ -60,14 +60,9 @@ impl<'a> Level<'a> {
         if text.is_empty() { Vec::new() } else { text.split('\\').map(|s| s.trim().to_string()).collect() }
     }
 
-    /// A value in the file's character set.
-    pub fn free_text(&self, tag: Tag, charset: &str) -> String {
-        let bytes = self.bytes(tag);
-        let decoded = SpecificCharacterSet::from_code(charset).and_then(|c| c.decode(bytes).ok());
-        match decoded {
-            Some(text) => text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_string(),
-            None => scan::text(bytes),
-        }
+    /// A value in the character sets of the file.
+    pub fn free_text(&self, tag: Tag, charset: &[String]) -> String {
+        charset::decode(self.bytes(tag), charset)
     }
 
     /// DS values; values that are no numbers are left out, so a broken triple has another length and counts as absent.

@@ -3,11 +3,13 @@
 
 pub mod bytes;
 pub mod catalog;
+mod charset;
 pub mod classes;
 pub mod codec;
 mod colour;
 pub mod containers;
 pub mod contents;
+mod directory;
 pub mod deid;
 mod extras;
 mod fields;
@@ -24,6 +26,7 @@ pub mod keys;
 mod knee;
 pub mod level;
 mod lut;
+pub mod memory;
 pub mod names;
 pub mod order;
 pub mod pack;

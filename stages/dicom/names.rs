@@ -52,6 +52,15 @@ impl Names {
         -1 - (drawn % 3650) as i64
     }
 
+    /// What a place in the archive is remembered by: under another key by something else.
+    pub fn place(&self, file: &str) -> [u8; 16] {
+        let hash = match self {
+            Names::Own => blake3::hash(file.as_bytes()),
+            Names::Keyed(key) => blake3::keyed_hash(key, file.as_bytes()),
+        };
+        hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes")
+    }
+
     /// Free text is not kept under a pseudonym.
     pub fn text(&self, text: &str) -> Option<String> {
         (matches!(self, Names::Own) && !text.is_empty()).then(|| text.to_string())

@@ -3,7 +3,8 @@
 //! know the type, and the layout may change with every version.
 
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
-use serde::ser::{self, Serialize};
+use serde::ser;
+use serde::{Deserialize, Serialize};
 
 /// Why bytes are not what they should be (or data cannot be packed).
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,7 @@ impl de::Error for Broken {
 }
 
 /// Texts and floats in the order in which they are met.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Template {
     texts: Vec<String>,
     floats: Vec<u64>,

@@ -1,17 +1,33 @@
 //! Every file below a folder, once. Links are followed, loops are not; what cannot be listed is told, not skipped in silence.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A file that was seen.
+use rayon::prelude::*;
+
+use super::containers::INSIDE;
+
+/// A file that was seen: one of the folder, or the member of a container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seen {
     /// Relative to the archive, `/` between folders on every system.
     pub file: String,
-    pub path: PathBuf,
-    /// Its place inside `path`, where that is a container.
-    pub member: Option<String>,
+    /// Its place inside `file`, where that is a container.
+    pub member: Option<Box<str>>,
     pub stat: Stat,
+    /// Its own length: of a member that of the member.
+    pub bytes: u64,
+}
+
+impl Seen {
+    /// The place relative to the archive, members as `FILE!/MEMBER`.
+    pub fn place(&self) -> Cow<'_, str> {
+        match &self.member {
+            None => Cow::Borrowed(&self.file),
+            Some(m) => Cow::Owned(format!("{}{INSIDE}{m}", self.file)),
+        }
+    }
 }
 
 /// What tells that a file is the one that was read before.
@@ -26,61 +42,94 @@ pub struct Stat {
 /// All that stands below a folder (or the one file that `root` is), sorted by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
+    /// The folder that the names are relative to.
+    pub root: PathBuf,
     pub files: Vec<Seen>,
     /// Files and folders that could not be looked at, relative to the archive, with the reason.
     pub unreadable: Vec<(String, String)>,
 }
 
 pub fn walk(root: &Path) -> std::io::Result<Found> {
-    let mut found = Found::default();
-    let mut visited = BTreeSet::new();
+    let mut found = Found { root: root.to_path_buf(), ..Found::default() };
     let meta = std::fs::metadata(root)?;
     if meta.is_file() {
         let file = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.files.push(Seen { file, path: root.to_path_buf(), member: None, stat: Stat::of(&meta) });
+        found.root = root.parent().map(Path::to_path_buf).unwrap_or_default();
+        found.files.push(Seen { file, member: None, stat: Stat::of(&meta), bytes: meta.len() });
         return Ok(found);
     }
     std::fs::read_dir(root)?;
-    let mut todo = vec![root.to_path_buf()];
-    while let Some(folder) = todo.pop() {
-        let relative = |p: &Path| {
-            let r = p.strip_prefix(root).unwrap_or(p);
-            r.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
-        };
+    let mut visited = BTreeSet::new();
+    // Folders of one depth, each with its place.
+    let mut todo = vec![(root.to_path_buf(), String::new())];
+    while !todo.is_empty() {
         // The same folder by another way (a link upwards) was or will be seen.
-        let real = std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.clone());
-        if !visited.insert(real) {
-            continue;
+        todo.retain(|(path, _)| visited.insert(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())));
+        let listed: Vec<Listed> = todo.par_iter().map(|(path, place)| list(path, place)).collect();
+        todo.clear();
+        for l in listed {
+            todo.extend(l.folders);
+            found.files.extend(l.files);
+            found.unreadable.extend(l.unreadable);
         }
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) => {
-                found.unreadable.push((relative(&folder), format!("the folder cannot be listed: {e}")));
-                continue;
-            }
-        };
-        for entry in entries {
-            let path = match entry {
-                Ok(e) => e.path(),
-                Err(e) => {
-                    found.unreadable.push((relative(&folder), format!("the folder cannot be listed: {e}")));
-                    continue;
-                }
-            };
-            match std::fs::metadata(&path) {
-                Ok(m) if m.is_dir() => todo.push(path),
-                Ok(m) if m.is_file() => found.files.push(Seen { file: relative(&path), stat: Stat::of(&m), path, member: None }),
-                Ok(_) => found.unreadable.push((relative(&path), "neither a file nor a folder".into())),
-                Err(e) if std::fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) => {
-                    found.unreadable.push((relative(&path), format!("the link leads nowhere: {e}")));
-                }
-                Err(e) => found.unreadable.push((relative(&path), format!("the file cannot be looked at: {e}"))),
-            }
-        }
+        todo.sort();
     }
-    found.files.sort();
+    found.files.par_sort();
     found.unreadable.sort();
     Ok(found)
+}
+
+#[derive(Default)]
+struct Listed {
+    folders: Vec<(PathBuf, String)>,
+    files: Vec<Seen>,
+    unreadable: Vec<(String, String)>,
+}
+
+/// One folder. `place`: relative to the archive.
+fn list(folder: &Path, place: &str) -> Listed {
+    let mut out = Listed::default();
+    let unlisted = |e: std::io::Error| (place.to_string(), format!("the folder cannot be listed: {e}"));
+    let mut entries = Vec::new();
+    match std::fs::read_dir(folder) {
+        Ok(found) => found.for_each(|e| match e {
+            Ok(e) => entries.push(e),
+            Err(e) => out.unreadable.push(unlisted(e)),
+        }),
+        Err(e) => out.unreadable.push(unlisted(e)),
+    }
+    enum Is {
+        Folder(PathBuf, String),
+        File(Seen),
+        Unreadable(String, String),
+    }
+    let look = |e: &std::fs::DirEntry| {
+        let name = e.file_name();
+        let at = |name: &str| if place.is_empty() { name.to_string() } else { format!("{place}/{name}") };
+        let Some(name) = name.to_str() else {
+            // Its place could not be written down so that it is found again.
+            return Is::Unreadable(at(&name.to_string_lossy()), "its name is not UTF-8: rename it".into());
+        };
+        let is_link = e.file_type().is_ok_and(|t| t.is_symlink());
+        // Along the open folder where there is no link to follow: the way there is not walked again.
+        let meta = if is_link { std::fs::metadata(e.path()) } else { e.metadata() };
+        match meta {
+            Ok(m) if m.is_dir() => Is::Folder(e.path(), at(name)),
+            Ok(m) if m.is_file() => Is::File(Seen { file: at(name), member: None, stat: Stat::of(&m), bytes: m.len() }),
+            Ok(_) => Is::Unreadable(at(name), "neither a file nor a folder".into()),
+            Err(e) if is_link => Is::Unreadable(at(name), format!("the link leads nowhere: {e}")),
+            Err(e) => Is::Unreadable(at(name), format!("the file cannot be looked at: {e}")),
+        }
+    };
+    let looked: Vec<Is> = entries.par_iter().with_min_len(64).map(look).collect();
+    for is in looked {
+        match is {
+            Is::Folder(path, place) => out.folders.push((path, place)),
+            Is::File(seen) => out.files.push(seen),
+            Is::Unreadable(place, why) => out.unreadable.push((place, why)),
+        }
+    }
+    out
 }
 
 impl Stat {
@@ -132,5 +181,7 @@ mod tests {
         assert_eq!(found.files.len(), 1);
         assert_eq!(found.unreadable.len(), 1);
         assert_eq!(found.unreadable[0].0, "dead");
+        let one = walk(&dir.path().join("a/f")).unwrap();
+        assert_eq!((one.files[0].file.as_str(), one.root), ("f", dir.path().join("a")));
     }
 }

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use voxmill_schemas::tables::{InstanceRow, SeriesRow};
-use voxmill_stages::dicom::catalog::{self, Entry, Outcome};
-use voxmill_stages::dicom::classes::{self, Class};
+use voxmill_stages::dicom::catalog;
 use voxmill_stages::dicom::read::{self, Reading, Stacked};
 use voxmill_stages::dicom::rows::{self, Made, Names};
 use voxmill_stages::dicom::walk;
@@ -19,16 +18,13 @@ pub fn is_whole() -> bool {
 }
 
 pub struct Archive {
-    pub entries: Vec<Entry>,
     pub made: Made,
 }
 
 pub fn open(folder: &Path) -> Archive {
     let memo = tempfile::tempdir().unwrap();
-    let entries = catalog::read_all(walk::walk(folder).unwrap().files, &Names::Own, memo.path(), &|_| Ok(())).unwrap();
-    let has_place = |e: &&Entry| matches!(&e.outcome, Outcome::Dicom(h) if !matches!(classes::of(h), Class::Other(_)));
-    let usable = entries.iter().filter(has_place).cloned().collect();
-    Archive { made: rows::of(usable, &Default::default(), &Names::Own, &|e| e.seen.path.clone()), entries }
+    let catalog = catalog::read_all(walk::walk(folder).unwrap(), &Names::Own, memo.path(), &|_| Ok(())).unwrap();
+    Archive { made: rows::of(&catalog, &Default::default(), &Names::Own) }
 }
 
 impl Archive {

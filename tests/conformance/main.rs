@@ -4,6 +4,7 @@
 
 mod archive;
 mod compare;
+mod files;
 mod pixels;
 mod stages;
 mod verdicts;

@@ -15,8 +15,9 @@ use voxmill_stages::store::{Limits, Store};
 use voxmill_stages::table;
 use voxmill_stages::volume::Volume;
 
-struct Bench {
+pub struct Bench {
     dir: tempfile::TempDir,
+    archive: PathBuf,
     store: Store,
     runs: AtomicU64,
     /// Bytes that the last stage said it read.
@@ -25,10 +26,8 @@ struct Bench {
 
 impl Bench {
     /// An archive with the MR series and labels of two real cases.
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&Limits { disk_dir: dir.path().join("store"), ..Limits::default() }).unwrap();
-        let bench = Self { dir, store, runs: AtomicU64::new(0), read: AtomicU64::new(0) };
+    pub fn new() -> Self {
+        let bench = Self::over(Path::new(""));
         for case in ["hippocampus_001", "hippocampus_004"] {
             let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/hippocampus").join(case);
             copy_tree(&from, &bench.archive().join(case));
@@ -36,11 +35,19 @@ impl Bench {
         bench
     }
 
-    fn archive(&self) -> PathBuf {
-        self.dir.path().join("archive")
+    /// An archive that stands elsewhere; of no name, an empty one.
+    pub fn over(archive: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Limits { disk_dir: dir.path().join("store"), ..Limits::default() }).unwrap();
+        let archive = if archive.as_os_str().is_empty() { dir.path().join("archive") } else { archive.to_path_buf() };
+        Self { dir, archive, store, runs: AtomicU64::new(0), read: AtomicU64::new(0) }
     }
 
-    fn slices(&self, case: &str) -> Vec<PathBuf> {
+    pub fn archive(&self) -> PathBuf {
+        self.archive.clone()
+    }
+
+    pub fn slices(&self, case: &str) -> Vec<PathBuf> {
         let mut files: Vec<_> = std::fs::read_dir(self.archive().join(case).join("MR")).unwrap().map(|e| e.unwrap().path()).collect();
         files.sort();
         files
@@ -70,7 +77,7 @@ impl Bench {
         Ok((stage.run(inputs, &cx)?, draft))
     }
 
-    fn index(&self, deidentify: &str) -> (Facts, Rows) {
+    pub fn index(&self, deidentify: &str) -> (Facts, Rows) {
         let with = serde_json::json!({ "archive": self.archive(), "deidentify": deidentify });
         let (facts, draft) = self.run(&serde_json::from_value::<Index>(with).unwrap(), &Inputs::default()).unwrap();
         (facts, table::open(&draft).unwrap())
@@ -97,7 +104,7 @@ impl Bench {
     }
 
     /// The cases by name, each with its volume or why there is none.
-    fn volumes(&self, rows: &Rows) -> BTreeMap<String, Result<Volume, String>> {
+    pub fn volumes(&self, rows: &Rows) -> BTreeMap<String, Result<Volume, String>> {
         let stage: Assemble = serde_json::from_value(serde_json::json!({ "where": "modality = 'MR'", "case_name": "patient" })).unwrap();
         let opened = stage.cases(&[("series".to_string(), rows.clone())].into()).unwrap();
         opened.iter().map(|o| (o.case.0.clone(), self.assemble(o))).collect()
@@ -117,7 +124,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-fn verdicts(rows: &Rows) -> BTreeMap<String, (String, String)> {
+pub fn verdicts(rows: &Rows) -> BTreeMap<String, (String, String)> {
     table::rows_of::<FileRow>(rows).unwrap().into_iter().map(|f| (f.path, (f.verdict, f.why))).collect()
 }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use voxmill_stages::dicom::catalog::Outcome;
 use voxmill_stages::nifti;
 use voxmill_stages::volume::Voxels;
 
@@ -222,15 +221,6 @@ fn odd_files_get_a_verdict_and_never_a_panic() {
         return assert!(!is_whole(), "{} is missing", folder.display());
     }
     let archive = open(&folder);
-    for e in &archive.entries {
-        let said = match &e.outcome {
-            Outcome::Dicom(h) => {
-                format!("{:?} {} {}×{}×{}", voxmill_stages::dicom::classes::of(h), h.transfer_syntax, h.n_frames, h.rows, h.columns)
-            }
-            other => format!("{other:?}").chars().take(120).collect(),
-        };
-        println!("{:60} {said}", e.seen.file);
-    }
     let mut read = 0;
     for s in archive.images() {
         let file = archive.made.instances.iter().find(|i| (&i.series, i.volume) == (&s.series, s.volume)).map(|i| i.file.clone());

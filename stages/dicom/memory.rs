@@ -1,0 +1,131 @@
+//! What was learnt of an archive, kept between runs: one small record a file, told apart by its place and how it stood there. Headers in it carry pseudonyms
+//! where those were asked for, and no place stands in it but those of members in their containers. It may be lost or torn at any time: then files are read.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::catalog::{Catalog, Entry, Outcome, Packed, SeriesKey};
+use super::names::Names;
+use super::pack::{Template, pack, unpack};
+use super::walk::Stat;
+
+/// The name goes up when what is read from a file changes, so that older memories are read again.
+pub const FILE: &str = "files-3";
+/// A file touched this shortly before it was read may change again without a new time stamp.
+const TOO_FRESH_NS: i64 = 100_000_000;
+const HASH_BYTES: usize = 32;
+
+/// Where a file stands, without saying it.
+pub type Place = [u8; 16];
+
+#[derive(Serialize, Deserialize)]
+struct Memory {
+    series: Vec<SeriesKey>,
+    files: Vec<(Place, Remembered)>,
+}
+
+/// A file as it stood, and what was found in it: itself, or the members of a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Remembered {
+    pub stat: Stat,
+    pub found: Vec<FoundIn>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FoundIn {
+    pub member: Option<Box<str>>,
+    pub bytes: u64,
+    pub outcome: Outcome,
+}
+
+pub fn recall(memo: &Path) -> (HashMap<Place, Remembered>, Vec<SeriesKey>) {
+    let bytes = std::fs::read(memo.join(FILE)).unwrap_or_default();
+    let Some((hash, packed)) = bytes.split_at_checked(HASH_BYTES) else { return Default::default() };
+    if blake3::hash(packed).as_bytes() != hash {
+        return Default::default();
+    }
+    match unpack::<Memory>(packed, &Template::default()) {
+        Ok(m) => (m.files.into_iter().collect(), m.series),
+        Err(_) => Default::default(),
+    }
+}
+
+/// Written beside under a name of its own (two processes may look at one archive), then put in place.
+pub fn remember(memo: &Path, names: &Names, catalog: &Catalog) -> std::io::Result<()> {
+    static N: AtomicU64 = AtomicU64::new(0);
+    let packed = pack(&memory_of(names, catalog), &Template::default());
+    let beside = memo.join(format!("{FILE}.{}-{}.new", std::process::id(), N.fetch_add(1, Ordering::Relaxed)));
+    let written = write(&beside, &packed).and_then(|()| std::fs::rename(&beside, memo.join(FILE)));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+fn write(path: &Path, packed: &[u8]) -> std::io::Result<()> {
+    let mut how = std::fs::OpenOptions::new();
+    how.write(true).create(true).truncate(true);
+    // Headers are nobody else's business, whatever the names in them.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut how, 0o600);
+    let mut file = how.open(path)?;
+    file.write_all(blake3::hash(packed).as_bytes())?;
+    file.write_all(packed)
+}
+
+fn memory_of(names: &Names, catalog: &Catalog) -> Memory {
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+    let mut files = Vec::with_capacity(catalog.entries.len());
+    // Series that no file is of any more are forgotten.
+    let mut number: Vec<Option<u32>> = vec![None; catalog.series.len()];
+    let mut series = Vec::new();
+    for of_file in catalog.entries.chunk_by(|a, b| a.seen.file == b.seen.file) {
+        let seen = &of_file[0].seen;
+        let is_fresh = seen.stat.modified_ns.max(seen.stat.changed_ns) > now_ns - TOO_FRESH_NS;
+        if is_fresh || of_file.iter().any(|e| matches!(e.outcome, Outcome::Unreadable(_))) {
+            continue;
+        }
+        let mut found_in = |e: &Entry| {
+            let mut outcome = e.outcome.clone();
+            if let Outcome::Dicom(b) = &mut outcome {
+                let old = b.series as usize;
+                b.series = *number[old].get_or_insert_with(|| {
+                    series.push(catalog.series[old].clone());
+                    series.len() as u32 - 1
+                });
+            }
+            FoundIn { member: e.seen.member.clone(), bytes: e.seen.bytes, outcome }
+        };
+        let found = of_file.iter().map(&mut found_in).collect();
+        files.push((names.place(&seen.file), Remembered { stat: seen.stat, found }));
+    }
+    Memory { series, files }
+}
+
+impl Serialize for Packed {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Packed {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Packed;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: de::Error>(self, b: &[u8]) -> Result<Packed, E> {
+                Ok(Packed(b.into()))
+            }
+        }
+        d.deserialize_bytes(Bytes)
+    }
+}
