@@ -35,7 +35,12 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     let key_file = a.key_file.as_ref().map(|f| f.to_string_lossy().into_owned());
     let names = keys::names(a.key_env.as_deref(), key_file.as_deref())?;
     let found = walk::walk(&a.archive).map_err(Error::io("read", &a.archive))?;
-    let items: Vec<Item> = found.files.into_iter().map(|f| Item { name: names.file(&f.file), path: f.path, member: f.member }).collect();
+    let item = |f: &walk::Seen| Item {
+        name: names.file(&f.place()),
+        path: found.root.join(&f.file),
+        member: f.member.as_deref().map(String::from),
+    };
+    let items: Vec<Item> = found.files.iter().map(item).collect();
     let unreadable = found.unreadable.into_iter().map(|(file, why)| DeidentifiedRow {
         file: names.file(&file),
         verdict: "failed".into(),
