@@ -236,6 +236,9 @@ pub struct DeidentifyArgs {
     /// Say what was done as JSON
     #[arg(long)]
     pub json: bool,
+    /// Show failures only
+    #[arg(long, short)]
+    pub quiet: bool,
     /// Files in hand at the same time [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub jobs: Option<u32>,

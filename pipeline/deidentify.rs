@@ -77,9 +77,11 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
         if left_out.len() > SHOWN {
             eprintln!("and {} more (--json lists all)", left_out.len() - SHOWN);
         }
-        counts.report().iter().for_each(|line| print(line));
+        if !a.quiet {
+            counts.report().iter().for_each(|line| print(line));
+        }
     }
-    if !has_key {
+    if !has_key && !a.quiet {
         eprintln!("warning: pseudonyms are made without a secret: who knows an id can find its pseudonym (--key-file FILE --new-key)");
     }
     Ok(if left_out.is_empty() { 0 } else { 3 })
