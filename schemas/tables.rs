@@ -160,6 +160,15 @@ rows! {
         column_spacing_mm: Option<f64>,
         /// Between slices, from their positions; empty where they lie on no regular grid.
         slice_spacing_mm: Option<f64>,
+        /// Volumes of one series with one number lie on one another: time points, b-values, echoes of one place.
+        repeat_of: Option<i64>,
+        /// The place of the volume among these, from 0.
+        repeat: Option<i64>,
+        /// Seconds since the first of them, where the files tell.
+        time_s: Option<f64>,
+        echo_time_ms: Option<f64>,
+        /// s/mm²
+        b_value: Option<f64>,
         /// What keeps the series from being one regular grid, in words.
         irregular: Option<String>,
         /// Why it is no volume under any setting of `assemble`: incomplete, cine, a file of it is damaged.

@@ -9,13 +9,13 @@ use voxmill_schemas::artifact::{CaseId, Kind, Port, Scope};
 use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
 use crate::dicom::header::Header;
-use crate::dicom::order::Gaps;
+use crate::dicom::order::{Gaps, How, count};
 use crate::dicom::read::{self, Reading, Stacked};
 use crate::dicom::suv::Suv;
 use crate::error::{Error, chain};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage};
 use crate::table;
-use crate::volume::{About, Volume, Voxels};
+use crate::volume::{About, Repeats, Volume, Voxels};
 
 /// One volume for each image series that `where` chooses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -126,19 +126,6 @@ impl Stage for Assemble {
             let columns = SeriesRow::schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
             found.push(Finding::error("where", chain(&e), format!("columns of the table series: {columns}")));
         }
-        let not_yet = [
-            ("gaps", self.gaps != Gaps::Refuse),
-            ("repeats", self.repeats != RepeatsPolicy::Separate),
-            ("colour", self.colour != Colour::Refuse),
-            ("geometry", self.geometry != GeometryPolicy::Refuse),
-        ];
-        for (field, _) in not_yet.into_iter().filter(|(_, is_asked)| *is_asked) {
-            found.push(Finding::error(
-                field,
-                "only the default is there so far",
-                "leave it out: such series are then quarantined, with a reason",
-            ));
-        }
         found
     }
 
@@ -157,11 +144,14 @@ impl Stage for Assemble {
         for i in table::rows_of::<InstanceRow>(index)? {
             instances.entry((i.series.clone(), i.volume)).or_default().push(i);
         }
-        let names = case_names(&chosen, &all, self.case_name);
-        let open = |(row, case): (SeriesRow, String)| {
-            let mine = instances.remove(&(row.series.clone(), row.volume)).unwrap_or_default();
+        let chosen = self.joined(chosen);
+        let first: Vec<SeriesRow> = chosen.iter().map(|rows| rows[0].clone()).collect();
+        let names = case_names(&first, &all, self.case_name);
+        let open = |(volumes, case): (Vec<SeriesRow>, String)| {
+            let mine: Vec<InstanceRow> =
+                volumes.iter().flat_map(|v| instances.remove(&(v.series.clone(), v.volume)).unwrap_or_default()).collect();
             let rows = Rows(
-                [(SeriesRow::TABLE, SeriesRow::to_batch(&[row])), (InstanceRow::TABLE, InstanceRow::to_batch(&mine))]
+                [(SeriesRow::TABLE, SeriesRow::to_batch(&volumes)), (InstanceRow::TABLE, InstanceRow::to_batch(&mine))]
                     .map(|(name, batch)| (name.to_string(), batch))
                     .into(),
             );
@@ -172,14 +162,20 @@ impl Stage for Assemble {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let rows = inputs.one(PORT).rows.as_ref().expect("a table comes with the rows of its case");
-        let series = table::rows_of::<SeriesRow>(rows)?.into_iter().next().expect("a case is opened by one series");
+        let volumes = table::rows_of::<SeriesRow>(rows)?;
+        let series = volumes.first().expect("a case is opened by at least one volume").clone();
         let instances: Vec<InstanceRow> = table::rows_of(rows)?;
         let case = cx.case.map(|c| c.0.clone()).unwrap_or_default();
-        if let Some(why) = &series.refused {
-            return Err(Error::Geometry { what: format!("series of {} slices", series.n_frames), why: why.clone() });
+        if let Some((v, why)) = volumes.iter().find_map(|v| Some((v, v.refused.as_ref()?))) {
+            let n = usize::try_from(v.n_frames).unwrap_or(0);
+            return Err(Error::Geometry { what: format!("series of {}", count(n, "slice")), why: why.clone() });
         }
         let reading = Reading {
-            keeps_single: self.single_slice == SingleSlice::Keep,
+            how: How {
+                keeps_single: self.single_slice == SingleSlice::Keep,
+                gaps: self.gaps,
+                takes_unplaced: self.geometry == GeometryPolicy::Unknown,
+            },
             // A large case runs alone; only what no machine is meant for is refused (as `Cx::check_size` does).
             limit_bytes: cx.memory_bytes.max(4 << 30),
             keeps_colour: self.colour == Colour::Channels,
@@ -189,12 +185,25 @@ impl Stage for Assemble {
                 cx.check_cancelled()
             },
         };
-        let Stacked { geometry, pixels, headers, notes } = read::volume(&instances, &reading)?;
+        let read = match &volumes[..] {
+            [_] => read::volume(&instances, &reading)?,
+            many => {
+                let of = |v: &SeriesRow| instances.iter().filter(|i| (&i.series, i.volume) == (&v.series, v.volume)).cloned().collect();
+                read::repeated(&many.iter().map(of).collect::<Vec<Vec<InstanceRow>>>(), &reading)?
+            }
+        };
+        let Stacked { geometry, pixels, repeats, z_positions_mm, made_slices, unknown_geometry, headers, notes } = read;
         let is_float = matches!(pixels.voxels, Voxels::F32(_));
-        let modality = if series.modality.is_empty() { "image".into() } else { series.modality.clone() };
+        let modality = if series.modality.is_empty() { "image".to_string() } else { series.modality.clone() };
+        let repeats = if volumes.len() > 1 { Some(repeats_of(&volumes)) } else { repeats };
+        let channels = match (&repeats, pixels.is_colour) {
+            (_, true) => ["R", "G", "B"].map(String::from).into(),
+            (Some(_), _) => (0..pixels.voxels.len() / geometry.size.count().max(1)).map(|t| format!("{modality} {t}")).collect(),
+            (None, _) => vec![modality],
+        };
         let volume = Volume {
             geometry,
-            channels: if pixels.is_colour { ["R", "G", "B"].map(String::from).into() } else { vec![modality] },
+            channels,
             voxels: pixels.voxels,
             labels: None,
             about: About {
@@ -205,6 +214,10 @@ impl Stage for Assemble {
                 study: series.study.clone(),
                 series: series.series.clone(),
                 volume: series.volume,
+                z_positions_mm,
+                made_slices,
+                repeats,
+                unknown_geometry,
                 ..About::of(geometry)
             },
         };
@@ -226,6 +239,29 @@ impl Stage for Assemble {
 }
 
 impl Assemble {
+    /// The volumes of each case: one, or with `repeats: stack` all that lie on one another, in their order.
+    fn joined(&self, chosen: Vec<SeriesRow>) -> Vec<Vec<SeriesRow>> {
+        if self.repeats == RepeatsPolicy::Separate {
+            return chosen.into_iter().map(|row| vec![row]).collect();
+        }
+        let mut cases: BTreeMap<(String, i64), Vec<SeriesRow>> = BTreeMap::new();
+        for row in chosen {
+            cases.entry((row.series.clone(), row.repeat_of.unwrap_or(row.volume))).or_default().push(row);
+        }
+        let mut out = Vec::new();
+        for mut rows in cases.into_values() {
+            rows.sort_by_key(|r| (r.repeat, r.volume));
+            // One that is no volume under any setting is a case of its own: it must not take the others with it.
+            let (refused, whole): (Vec<_>, Vec<_>) = rows.into_iter().partition(|r| r.refused.is_some());
+            out.extend(refused.into_iter().map(|row| vec![row]));
+            if !whole.is_empty() {
+                out.push(whole);
+            }
+        }
+        out.sort_by(|a, b| (&a[0].series, a[0].volume).cmp(&(&b[0].series, b[0].volume)));
+        out
+    }
+
     fn facts(&self, volume: &Volume, series: &SeriesRow, headers: &[Header], notes: Vec<String>, is_float: bool) -> Facts {
         let first = &headers[0];
         let rescales: std::collections::BTreeSet<_> = headers
@@ -246,6 +282,12 @@ impl Assemble {
         }
         facts
     }
+}
+
+/// What tells the repeats of a place apart.
+fn repeats_of(volumes: &[SeriesRow]) -> Repeats {
+    let all = |of: &dyn Fn(&SeriesRow) -> Option<f64>| volumes.iter().map(of).collect::<Option<Vec<f64>>>().unwrap_or_default();
+    Repeats { times_s: all(&|v| v.time_s), b_values: all(&|v| v.b_value), volumes: volumes.iter().map(|v| v.volume).collect() }
 }
 
 /// What a voxel value means. RescaleType and, for PET, Units say so; CT without them is in HU (PS3.3 C.8.2.1).
@@ -333,9 +375,21 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_is_not_there_is_refused_by_name() {
-        let stage: Assemble = serde_json::from_value(serde_json::json!({ "gaps": "fill" })).unwrap();
-        assert_eq!(stage.check()[0].field, "gaps");
+    fn repeats_of_one_place_are_one_case_when_asked_for() {
+        let of = |volume: i64, repeat_of: i64, repeat: i64| SeriesRow {
+            repeat_of: Some(repeat_of),
+            repeat: Some(repeat),
+            refused: (volume == 3).then(|| "incomplete".to_string()),
+            ..row("1.2", volume, "A")
+        };
+        let rows = vec![of(0, 0, 1), of(1, 1, 0), of(2, 0, 0), of(3, 0, 2)];
+        let volumes = |repeats: &str| {
+            let stage: Assemble = serde_json::from_value(serde_json::json!({ "repeats": repeats })).unwrap();
+            let of_case = |c: Vec<SeriesRow>| c.iter().map(|r| r.volume).collect::<Vec<_>>();
+            stage.joined(rows.clone()).into_iter().map(of_case).collect::<Vec<_>>()
+        };
+        assert_eq!(volumes("separate"), [[0], [1], [2], [3]]);
+        assert_eq!(volumes("stack"), [vec![1], vec![2, 0], vec![3]]);
     }
 
     #[test]

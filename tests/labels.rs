@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
 use voxmill_schemas::tables::InstanceRow;
+use voxmill_stages::dicom::order::How;
 use voxmill_stages::dicom::place::{self, Grid};
 use voxmill_stages::dicom::read::{self, Reading};
 use voxmill_stages::dicom::{Fill, rtstruct, seg, source};
@@ -43,7 +44,13 @@ fn rows(paths: &[PathBuf]) -> Vec<InstanceRow> {
 /// The grid of the series in a folder.
 fn grid(folder: &Path) -> Grid {
     let rows = rows(&files(folder));
-    let reading = Reading { keeps_single: true, limit_bytes: 1 << 32, keeps_colour: false, suv: None, step: &|_| Ok(()) };
+    let reading = Reading {
+        how: How { keeps_single: true, ..How::default() },
+        limit_bytes: 1 << 32,
+        keeps_colour: false,
+        suv: None,
+        step: &|_| Ok(()),
+    };
     let geometry = read::volume(&rows, &reading).unwrap().geometry;
     Grid::with_slices(&geometry, &source::slices(&rows).unwrap())
 }
@@ -275,7 +282,13 @@ fn contours_of_another_image_are_counted_not_drawn() {
     let folder = folder.join("mock_data");
     let rows = rows(&[folder.join("ct_1.dcm"), folder.join("ct_2.dcm")]);
     let slices = source::slices(&rows).unwrap();
-    let reading = Reading { keeps_single: true, limit_bytes: 1 << 32, keeps_colour: false, suv: None, step: &|_| Ok(()) };
+    let reading = Reading {
+        how: How { keeps_single: true, ..How::default() },
+        limit_bytes: 1 << 32,
+        keeps_colour: false,
+        suv: None,
+        step: &|_| Ok(()),
+    };
     let grid = Grid::with_slices(&read::volume(&rows, &reading).unwrap().geometry, &slices);
     let draw = |file: &str| {
         let r = rtstruct::read(&folder.join(file), file).unwrap();

@@ -2,16 +2,29 @@
 
 use std::sync::LazyLock;
 
+use dicom::core::Tag;
 use dicom::dictionary_std::tags as t;
 
 use super::bytes::Wrapping;
-use super::header::{FrameHeader, Header};
+use super::header::{Concatenation, FrameHeader, Header};
 use super::level::Level;
+use super::mosaic::{self, BLOCKS, private};
 use super::scan::{self, Wanted};
+
+/// Private elements that say what no standard one says in older files: group, creator, element in the creator's block.
+const PRIVATE: &[(u16, &str, u8)] = &[
+    (0x0019, "SIEMENS MR HEADER", 0x0a),
+    (0x0019, "SIEMENS MR HEADER", 0x0c),
+    (0x0029, "SIEMENS CSA HEADER", 0x10),
+    (0x0043, "GEMS_PARM_01", 0x39),
+    (0x2001, "Philips Imaging DD 001", 0x03),
+];
 
 #[rustfmt::skip]
 pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
-    let values = vec![
+    let mut values = vec![
+        t::ACQUISITION_DATE, t::FRAME_TIME, t::FRAME_TIME_VECTOR, t::FRAME_ACQUISITION_DATE_TIME, t::CONCATENATION_UID,
+        t::IN_CONCATENATION_NUMBER, t::IN_CONCATENATION_TOTAL_NUMBER, t::CONCATENATION_FRAME_OFFSET_NUMBER, t::DIMENSION_INDEX_POINTER,
         t::SPECIFIC_CHARACTER_SET, t::IMAGE_TYPE, t::SOP_CLASS_UID, t::SOP_INSTANCE_UID, t::ACQUISITION_TIME, t::CONTENT_TIME,
         t::ACQUISITION_DATE_TIME, t::MODALITY, t::MANUFACTURER, t::SERIES_DESCRIPTION, t::REFERENCED_SOP_INSTANCE_UID, t::FRAME_TYPE,
         t::PATIENT_ID, t::BODY_PART_EXAMINED, t::SLICE_THICKNESS, t::SPACING_BETWEEN_SLICES, t::ECHO_TIME, t::ECHO_NUMBERS, t::TRIGGER_TIME, t::IMAGER_PIXEL_SPACING,
@@ -30,7 +43,15 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::PET_FRAME_TYPE_SEQUENCE, t::CARDIAC_SYNCHRONIZATION_SEQUENCE, t::REFERENCED_SERIES_SEQUENCE, t::SEGMENT_SEQUENCE,
         t::STRUCTURE_SET_ROI_SEQUENCE, t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE, t::RT_REFERENCED_STUDY_SEQUENCE,
         t::RT_REFERENCED_SERIES_SEQUENCE, t::DERIVATION_IMAGE_SEQUENCE, t::SOURCE_IMAGE_SEQUENCE, t::MODALITY_LUT_SEQUENCE,
+        t::DIMENSION_INDEX_SEQUENCE,
     ];
+    for block in BLOCKS {
+        for (group, _, element) in PRIVATE {
+            values.extend([Tag(*group, block), Tag(*group, block << 8 | *element as u16)]);
+        }
+    }
+    values.sort();
+    values.dedup();
     Wanted::new(values, sequences)
 });
 
@@ -60,13 +81,22 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     let n_frames = top.int(t::NUMBER_OF_FRAMES).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1);
     let n_frame_groups = top.items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE).count();
     // Frames are made only where the file has bytes for them: the number alone says nothing.
-    let frames = if n_frame_groups == n_frames as usize && n_frame_groups <= FEW_FRAMES + bytes.len() / FRAME_BYTES {
+    let mut frames = if n_frame_groups == n_frames as usize && n_frame_groups <= FEW_FRAMES + bytes.len() / FRAME_BYTES {
         frames_of(&top)
     } else {
         vec![base_frame(&top)]
     };
     // US or SS by PixelRepresentation, whatever VR the file wrote.
     let padding = |tag| top.us(tag).map(|v| if is_signed { v as u16 as i16 as i64 } else { v as i64 });
+    let image_type = top.texts(t::IMAGE_TYPE);
+    let size = [top.us(t::ROWS).unwrap_or(0), top.us(t::COLUMNS).unwrap_or(0)];
+    let is_mosaic = n_frames == 1 && frames.len() == 1 && image_type.iter().any(|t| t == "MOSAIC");
+    let mosaic = is_mosaic.then(|| mosaic::cut(&top, &frames[0], size)).map(|cut| {
+        cut.map(|(mosaic, tiles)| {
+            frames = tiles;
+            mosaic
+        })
+    });
     let mut referenced_instances: Vec<String> = [t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE]
         .into_iter()
         .flat_map(|g| top.items(g).collect::<Vec<_>>())
@@ -101,14 +131,18 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
             .map(|l| l.text(t::FRAME_OF_REFERENCE_UID))
             .find(|f| !f.is_empty())
             .unwrap_or_default(),
-        image_type: top.texts(t::IMAGE_TYPE),
+        image_type,
         instance_number: top.int(t::INSTANCE_NUMBER),
         acquisition_number: top.int(t::ACQUISITION_NUMBER),
         temporal_position: top.int(t::TEMPORAL_POSITION_IDENTIFIER),
-        acquisition_time_s: top.time_s(t::ACQUISITION_TIME).or_else(|| top.time_s(t::ACQUISITION_DATE_TIME)),
+        acquisition_time_s: top.time_s(t::ACQUISITION_DATE_TIME).or_else(|| {
+            // With its day where the file has it: a scan may go on after midnight.
+            let day_s = top.time_s(t::ACQUISITION_DATE).unwrap_or(0.0);
+            top.time_s(t::ACQUISITION_TIME).map(|s| day_s + s)
+        }),
         content_time_s: top.time_s(t::CONTENT_TIME),
-        rows: top.us(t::ROWS).unwrap_or(0),
-        columns: top.us(t::COLUMNS).unwrap_or(0),
+        rows: size[0],
+        columns: size[1],
         n_frames,
         n_frame_groups: n_frame_groups as u32,
         samples: top.us(t::SAMPLES_PER_PIXEL).unwrap_or(1),
@@ -125,7 +159,15 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
             .find(|u| !u.is_empty())
             .unwrap_or_default(),
         has_modality_lut: top.items(t::MODALITY_LUT_SEQUENCE).next().is_some(),
-        has_imager_spacing: top.floats(t::IMAGER_PIXEL_SPACING).len() == 2,
+        imager_spacing_mm: top.floats(t::IMAGER_PIXEL_SPACING).try_into().ok(),
+        frame_times_ms: [t::FRAME_TIME_VECTOR, t::FRAME_TIME]
+            .map(|tag| top.floats(tag))
+            .into_iter()
+            .find(|v| !v.is_empty())
+            .unwrap_or_default(),
+        concatenation: concatenation(&top),
+        dimension_pointers: top.items(t::DIMENSION_INDEX_SEQUENCE).map(|i| i.tag(t::DIMENSION_INDEX_POINTER).unwrap_or(0)).collect(),
+        mosaic,
         frames,
         pixel: s.pixel,
         extended_offsets: top
@@ -159,6 +201,25 @@ fn odd_uids(top: &Level) -> Vec<String> {
 /// So many frames are taken from any file, more only where each has so many bytes of header.
 const FEW_FRAMES: usize = 50_000;
 const FRAME_BYTES: usize = 256;
+fn concatenation(top: &Level) -> Option<Concatenation> {
+    let uid = top.text(t::CONCATENATION_UID);
+    let number = top.us(t::IN_CONCATENATION_NUMBER)? as i64;
+    let total = top.us(t::IN_CONCATENATION_TOTAL_NUMBER).map(i64::from);
+    let offset = top.ul(t::CONCATENATION_FRAME_OFFSET_NUMBER).first().copied();
+    (!uid.is_empty()).then_some(Concatenation { uid, number, total, offset })
+}
+
+/// The b-value where no standard element has it: Siemens writes a text, GE a list whose first value may carry an offset, Philips a float32.
+fn private_b_value(top: &Level) -> Option<f64> {
+    let text = |bytes: &[u8]| scan::text(bytes).split('\\').next().and_then(|s| s.trim().parse::<f64>().ok());
+    let siemens = || text(private(top, 0x0019, "SIEMENS MR HEADER", 0x0c));
+    let ge = || text(private(top, 0x0043, "GEMS_PARM_01", 0x39)).map(|b| b % 100_000.0);
+    let philips = || {
+        let b: [u8; 4] = private(top, 0x2001, "Philips Imaging DD 001", 0x03).try_into().ok()?;
+        Some(if top.is_big { f32::from_be_bytes(b) } else { f32::from_le_bytes(b) } as f64)
+    };
+    siemens().or_else(ge).or_else(philips).filter(|b| b.is_finite() && *b >= 0.0)
+}
 
 /// The frames as the functional groups tell them: per frame over shared over the top level.
 fn frames_of(top: &Level) -> Vec<FrameHeader> {
@@ -178,7 +239,7 @@ fn base_frame(top: &Level) -> FrameHeader {
     base.echo_time_ms = top.floats(t::ECHO_TIME).first().copied();
     base.echo_number = top.int(t::ECHO_NUMBERS);
     base.trigger_ms = top.floats(t::TRIGGER_TIME).first().copied();
-    base.b_value = top.fd(t::DIFFUSION_B_VALUE);
+    base.b_value = top.fd(t::DIFFUSION_B_VALUE).or_else(|| private_b_value(top));
     for shared in top.items(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE) {
         fill_groups(&mut base, &shared);
     }
@@ -227,6 +288,7 @@ fn fill(f: &mut FrameHeader, l: &Level) {
     set(&mut f.temporal_index, l.ul(t::TEMPORAL_POSITION_INDEX).first().copied());
     set(&mut f.echo_time_ms, l.fd(t::EFFECTIVE_ECHO_TIME));
     set(&mut f.b_value, l.fd(t::DIFFUSION_B_VALUE));
+    set(&mut f.acquired_s, l.time_s(t::FRAME_ACQUISITION_DATE_TIME));
     set(&mut f.trigger_ms, l.fd(t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME));
     let (frame_type, dimensions) = (l.texts(t::FRAME_TYPE), l.ul(t::DIMENSION_INDEX_VALUES));
     if !frame_type.is_empty() {

@@ -1,16 +1,14 @@
 //! Frames of one series → volumes. A series may hold several (localizer planes, echoes, phases, b-values, time points) and one volume may be spread over
-//! several acquisitions: what always separates comes first, what separates only where positions collide after it.
+//! several acquisitions: what always separates comes first (here), what separates only where positions collide after it (`repeats`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use voxmill_schemas::geometry::Lps;
-
-use super::geometry::plane;
 use super::header::Header;
-use super::order::{SAME_DIRECTION, SAME_POSITION_MM, same_spacing};
+use super::order::{self, SAME_DIRECTION, Slice, same_spacing};
+use super::repeats;
 
 /// One frame of a file of the series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// Index into the headers.
     pub file: usize,
@@ -18,208 +16,173 @@ pub struct Member {
 }
 
 /// The frames of one volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
-    /// Sorted.
+    /// Sorted. One alone for a file whose frames have no headers of their own.
     pub members: Vec<Member>,
     /// Why it cannot be one grid although its slices might say so.
     pub refused: Option<String>,
+    /// A file of many frames without a place each (a loop): its frames follow one another in time.
+    pub is_loop: bool,
+    /// Number of the volume of this series whose place it shares: volumes of one number are repeats of one place.
+    pub repeat_of: usize,
+    /// Its place among these repeats, from 0: by temporal position, then time, then number.
+    pub repeat: usize,
+    /// When it was acquired: seconds since the first of its repeats.
+    pub time_s: Option<f64>,
+    pub echo_time_ms: Option<f64>,
+    pub b_value: Option<f64>,
 }
 
 /// What always separates two frames.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Hard {
-    sop_class: String,
-    rows: u32,
-    columns: u32,
+struct Hard<'a> {
+    sop_class: &'a str,
+    size: [u32; 2],
     samples: u32,
-    image_type: Vec<String>,
-    frame_of_reference: String,
+    image_type: &'a [String],
+    frame_of_reference: &'a str,
     echo_time_us: Option<i64>,
     echo_number: Option<i64>,
-    b_value_milli: Option<i64>,
+    /// Files of which each is an image of its own (projections, screen shots).
+    alone: Option<usize>,
 }
 
 /// Splits the frames of one series. The order of the headers must not depend on file names.
 pub fn split(headers: &[Header]) -> Vec<Group> {
     let mut cells: BTreeMap<Hard, Vec<Member>> = BTreeMap::new();
-    let mut groups = Vec::new();
+    let mut families: Vec<Vec<Group>> = Vec::new();
     for (file, h) in headers.iter().enumerate() {
-        if h.frames.len() != h.n_frames as usize || ![0, h.n_frames].contains(&h.n_frame_groups) {
-            let why = if h.n_frame_groups == 0 {
-                format!("{} frames without a position each (a cine loop or projection runs over time, not over depth)", h.n_frames)
-            } else {
-                format!("{} frames, but functional groups for {}", h.n_frames, h.n_frame_groups)
+        if !h.has_frame_headers() {
+            let (refused, is_loop) = match h.n_frame_groups {
+                0 => (None, true),
+                n => (Some(format!("{} frames, but functional groups for {n}", h.n_frames)), false),
             };
-            groups.push(Group { members: vec![Member { file, frame: 0 }], refused: Some(why) });
+            families.push(vec![Group { members: vec![Member { file, frame: 0 }], refused, is_loop, ..Group::default() }]);
             continue;
         }
         for frame in 0..h.frames.len() {
-            cells.entry(hard(h, frame)).or_default().push(Member { file, frame });
+            cells.entry(hard(h, file, frame)).or_default().push(Member { file, frame });
         }
     }
     for members in cells.into_values() {
-        for plane in by_plane(headers, members) {
-            groups.extend(by_time(headers, plane));
-        }
+        families.extend(by_plane(headers, members).into_iter().flat_map(|plane| by_place(headers, repeats::separate(headers, plane))));
     }
-    for g in &mut groups {
-        g.members.sort();
-        // Tiles of one picture are slices of a volume, which the plane attributes of the file do not describe.
-        if g.members.iter().any(|m| headers[m.file].image_type.iter().any(|t| t == "MOSAIC")) {
-            g.refused = Some("a Siemens mosaic holds its slices as tiles of one picture, which is not read yet".into());
+    let incomplete = repeats::missing_parts(headers);
+    let mut groups = Vec::new();
+    for (family, mut repeated) in families.into_iter().enumerate() {
+        repeats::put_in_order(headers, &mut repeated);
+        for g in repeated {
+            groups.push(told(headers, &incomplete, Group { repeat_of: family, ..g }));
         }
     }
     groups.sort_by_key(|g| {
         let first = |m: &Member| (headers[m.file].instance_number, m.file, m.frame);
         g.members.iter().map(first).min()
     });
+    // Until here a family has a number of its own, from now on that of its first volume.
+    let mut first_of: HashMap<usize, usize> = HashMap::new();
+    for (i, g) in groups.iter_mut().enumerate() {
+        g.repeat_of = *first_of.entry(g.repeat_of).or_insert(i);
+    }
     groups
 }
 
-fn hard(h: &Header, frame: usize) -> Hard {
+/// What the headers say of a group, and what refuses it whatever its slices say.
+fn told(headers: &[Header], incomplete: &HashMap<&str, String>, mut g: Group) -> Group {
+    g.members.sort();
+    let first = g.members[0];
+    let frame = headers[first.file].frames.get(first.frame);
+    g.echo_time_ms = frame.and_then(|f| f.echo_time_ms);
+    g.b_value = frame.and_then(|f| f.b_value);
+    let of_file = |m: &Member| {
+        let h = &headers[m.file];
+        let part = h.concatenation.as_ref().and_then(|c| incomplete.get(c.uid.as_str()));
+        part.or(h.mosaic.as_ref().and_then(|m| m.as_ref().err())).cloned()
+    };
+    g.refused = g.refused.or_else(|| g.members.iter().find_map(of_file));
+    g
+}
+
+fn hard(h: &Header, file: usize, frame: usize) -> Hard<'_> {
     let f = &h.frames[frame];
     let image_type = if f.frame_type.is_empty() { &h.image_type } else { &f.frame_type };
-    let milli = |v: f64| (v * 1000.0).round() as i64;
+    let micro = |v: f64| (v * 1000.0).round() as i64;
+    // Slices of a scanner belong together even where their places are lost; two projections or screen shots never do.
+    let is_slice = f.position.is_some() || matches!(h.modality.as_str(), "CT" | "MR" | "PT") && !h.sop_class.starts_with(SECONDARY_CAPTURE);
     Hard {
-        sop_class: h.sop_class.clone(),
-        rows: h.rows,
-        columns: h.columns,
+        sop_class: &h.sop_class,
+        size: h.slice_size(),
         samples: h.samples,
-        image_type: image_type.iter().take(4).cloned().collect(),
-        frame_of_reference: h.frame_of_reference.clone(),
-        echo_time_us: f.echo_time_ms.map(milli),
+        image_type: &image_type[..image_type.len().min(4)],
+        frame_of_reference: &h.frame_of_reference,
+        echo_time_us: f.echo_time_ms.map(micro),
         echo_number: f.echo_number,
-        b_value_milli: f.b_value.map(milli),
+        alone: (!is_slice).then_some(file),
     }
 }
+
+const SECONDARY_CAPTURE: &str = "1.2.840.10008.5.1.4.1.1.7";
 
 /// Clusters of frames in planes of one orientation and pixel spacing. Frames without geometry stay together.
 fn by_plane(headers: &[Header], members: Vec<Member>) -> Vec<Vec<Member>> {
     type Kind = (Option<[f64; 6]>, Option<[f64; 2]>);
+    let near = |(o, s): &Kind, (p, t): &Kind| {
+        let same_direction = match (o, p) {
+            (Some(a), Some(b)) => a.iter().zip(b).all(|(a, b)| (a - b).abs() <= SAME_DIRECTION),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let same_pixels = match (*s, *t) {
+            (Some(a), Some(b)) => same_spacing(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        same_direction && same_pixels
+    };
+    // Clusters by the cell in which three of their cosines lie: whatever is near lies in the same cell or one beside it.
+    let cell = |k: &Kind| k.0.map(|o| [o[0], o[1], o[3]].map(|v| (v / (2.0 * SAME_DIRECTION)).floor().clamp(-1e9, 1e9) as i64));
+    let bits = |k: &Kind| (k.0.map(|o| o.map(f64::to_bits)), k.1.map(|s| s.map(f64::to_bits)));
     let mut clusters: Vec<(Kind, Vec<Member>)> = Vec::new();
+    let mut in_cell: HashMap<Option<[i64; 3]>, Vec<usize>> = HashMap::new();
+    let mut known = HashMap::new();
     for m in members {
         let f = &headers[m.file].frames[m.frame];
-        let near = |(o, s): &Kind| {
-            let same_direction = match (o, &f.orientation) {
-                (Some(a), Some(b)) => a.iter().zip(b).all(|(a, b)| (a - b).abs() <= SAME_DIRECTION),
-                (a, b) => a.is_none() && b.is_none(),
+        let kind = (f.orientation, f.spacing_mm);
+        let at = *known.entry(bits(&kind)).or_insert_with(|| {
+            let home = cell(&kind);
+            let around: Vec<Option<[i64; 3]>> = match home {
+                None => vec![None],
+                Some([a, b, c]) => (0..27).map(|i| Some([a + i % 3 - 1, b + i / 3 % 3 - 1, c + i / 9 - 1])).collect(),
             };
-            let same_pixels = match (*s, f.spacing_mm) {
-                (Some(a), Some(b)) => same_spacing(a, b),
-                (a, b) => a.is_none() && b.is_none(),
-            };
-            same_direction && same_pixels
-        };
-        match clusters.iter_mut().find(|(kind, _)| near(kind)) {
-            Some((_, c)) => c.push(m),
-            None => clusters.push(((f.orientation, f.spacing_mm), vec![m])),
-        }
+            let there = around.iter().filter_map(|c| in_cell.get(c)).flatten().copied();
+            there.filter(|i| near(&clusters[*i].0, &kind)).min().unwrap_or_else(|| {
+                clusters.push((kind, Vec::new()));
+                in_cell.entry(home).or_default().push(clusters.len() - 1);
+                clusters.len() - 1
+            })
+        });
+        clusters[at].1.push(m);
     }
     clusters.into_iter().map(|(_, c)| c).collect()
 }
 
-/// Where positions collide, several volumes lie on one another: separate them by what tells them apart.
-fn by_time(headers: &[Header], members: Vec<Member>) -> Vec<Group> {
-    let Some(places) = places(headers, &members) else { return vec![Group { members, refused: None }] };
-    let most = repeats(&places, &members);
-    if most <= 1 {
-        return vec![Group { members, refused: None }];
-    }
-    let parts_by = |key: &dyn Fn(&Member) -> Option<i64>| -> Option<Vec<Vec<Member>>> {
-        let mut parts: BTreeMap<Option<i64>, Vec<Member>> = BTreeMap::new();
-        members.iter().for_each(|m| parts.entry(key(m)).or_default().push(*m));
-        let parts: Vec<_> = parts.into_values().collect();
-        (parts.len() > 1 && parts.iter().all(|p| repeats(&places, p) == 1)).then_some(parts)
-    };
-    let header = |m: &Member| &headers[m.file];
-    let frame = |m: &Member| &headers[m.file].frames[m.frame];
-    let n_dimensions = members.iter().map(|m| frame(m).dimensions.len()).max().unwrap_or(0);
-    let milli = |v: Option<f64>| v.map(|v| (v * 1000.0).round() as i64);
-    let stacks: Vec<&Option<String>> =
-        members.iter().map(|m| &frame(m).stack).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
-    // Those that name a volume come first; files as a whole after them (a time series of multi-frame files); clocks last.
-    type SortKey<'a> = Box<dyn Fn(&Member) -> Option<i64> + 'a>;
-    let mut keys: Vec<SortKey> = vec![
-        Box::new(|m| frame(m).temporal_index.or(header(m).temporal_position)),
-        Box::new(|m| header(m).acquisition_number),
-        Box::new(|m| milli(frame(m).trigger_ms)),
-        Box::new(|m| Some(m.file as i64)),
-        Box::new(|m| milli(header(m).acquisition_time_s)),
-        Box::new(|m| milli(header(m).content_time_s)),
-    ];
-    for d in 0..n_dimensions {
-        keys.push(Box::new(move |m| frame(m).dimensions.get(d).copied()));
-    }
-    keys.push(Box::new(|m| stacks.iter().position(|s| **s == frame(m).stack).map(|i| i as i64)));
-    for key in &keys {
-        if let Some(parts) = parts_by(key).filter(|p| p.len() == most) {
-            return complete(parts);
+/// Volumes of one plane that lie on one another: as many slices, from the same first to the same last position.
+fn by_place(headers: &[Header], groups: Vec<Group>) -> Vec<Vec<Group>> {
+    type Ends = (usize, [[f64; 3]; 2]);
+    let mut families: Vec<(Option<Ends>, Vec<Group>)> = Vec::new();
+    for g in groups {
+        let slices: Vec<Slice> = g.members.iter().map(|m| Slice::of(&headers[m.file], m.frame)).collect();
+        let ends = order::ends(&slices).filter(|_| g.refused.is_none()).map(|ends| (g.members.len(), ends));
+        let is_here = |other: &Option<Ends>| match (other, &ends) {
+            (Some((n, a)), Some((m, b))) => n == m && a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| (a - b).abs() <= 0.01),
+            _ => false,
+        };
+        // Most often it is the place of the volume before.
+        match families.iter_mut().rev().find(|(e, _)| is_here(e)) {
+            Some((_, family)) => family.push(g),
+            None => families.push((ends, vec![g])),
         }
     }
-    // Two scans of different length over one region: each acquisition is a volume of its own.
-    if let Some(parts) = parts_by(&keys[1]).filter(|p| p.iter().all(|p| p.len() >= 3)) {
-        return parts.into_iter().map(|members| Group { members, refused: None }).collect();
-    }
-    // Nothing names the volumes, but every position is there equally often: the n-th repeat belongs to the n-th volume.
-    let mut at: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
-    members.iter().for_each(|m| at.entry(places[m]).or_default().push(*m));
-    if at.values().all(|repeats| repeats.len() == most) {
-        let mut parts = vec![Vec::new(); most];
-        for repeats in at.values_mut() {
-            let seconds = |v: Option<f64>| v.unwrap_or(f64::NEG_INFINITY);
-            repeats.sort_by(|a, b| {
-                let key =
-                    |m: &Member| (frame(m).temporal_index.or(header(m).temporal_position), header(m).instance_number, m.file, m.frame);
-                let clock =
-                    |m: &Member| [seconds(header(m).acquisition_time_s), seconds(frame(m).trigger_ms), seconds(header(m).content_time_s)];
-                let by_clock =
-                    || clock(a).iter().zip(&clock(b)).map(|(a, b)| a.total_cmp(b)).find(|o| o.is_ne()).unwrap_or(std::cmp::Ordering::Equal);
-                key(a).0.cmp(&key(b).0).then_with(by_clock).then_with(|| key(a).cmp(&key(b)))
-            });
-            parts.iter_mut().zip(&*repeats).for_each(|(part, m)| part.push(*m));
-        }
-        return complete(parts);
-    }
-    let few = at.values().map(Vec::len).min().unwrap_or(0);
-    let why = format!("{} slices at {} positions: some positions are there {few} times, others {most} times", members.len(), at.len());
-    vec![Group { members, refused: Some(why) }]
-}
-
-/// A repeat that lacks positions the others have is not a shorter volume but an incomplete one.
-fn complete(parts: Vec<Vec<Member>>) -> Vec<Group> {
-    let full = parts.iter().map(Vec::len).max().unwrap_or(0);
-    let told = |p: &Vec<Member>| {
-        (p.len() < full).then(|| format!("incomplete: {} slices where the other volumes of this series have {full}", p.len()))
-    };
-    parts.into_iter().map(|members| Group { refused: told(&members), members }).collect()
-}
-
-/// Number of the position of each frame along the normal, from the lowest; `None` where a frame has no geometry.
-fn places(headers: &[Header], members: &[Member]) -> Option<BTreeMap<Member, usize>> {
-    let normal = plane(headers[members.first()?.file].frames[members[0].frame].orientation?).ok()?.normal;
-    let mut along = Vec::new();
-    for m in members {
-        along.push((Lps(headers[m.file].frames[m.frame].position?).dot(normal), *m));
-    }
-    along.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let mut out = BTreeMap::new();
-    let (mut place, mut last) = (0, along[0].0);
-    for (at, m) in along {
-        if at - last > SAME_POSITION_MM {
-            place += 1;
-        }
-        last = at;
-        out.insert(m, place);
-    }
-    Some(out)
-}
-
-/// How often the most frequent position is there.
-fn repeats(places: &BTreeMap<Member, usize>, members: &[Member]) -> usize {
-    let mut count: BTreeMap<usize, usize> = BTreeMap::new();
-    members.iter().for_each(|m| *count.entry(places[m]).or_default() += 1);
-    count.into_values().max().unwrap_or(0)
+    families.into_iter().map(|(_, family)| family).collect()
 }
 
 #[cfg(test)]
@@ -270,8 +233,15 @@ mod tests {
         h.iter_mut().enumerate().for_each(|(i, h)| h.temporal_position = Some(i as i64 / 4));
         let groups = split(&h);
         assert_eq!(groups.iter().map(|g| g.refused.is_some()).collect::<Vec<_>>(), [false, false, true]);
+        // By their numbers alone: a volume begins where the positions begin anew.
         h.iter_mut().for_each(|h| h.temporal_position = None);
-        assert!(split(&h)[0].refused.as_ref().unwrap().contains("others 3 times"));
+        let groups = split(&h);
+        assert_eq!(groups.iter().map(|g| g.refused.is_some()).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(groups[2].refused.as_ref().unwrap(), "incomplete: 3 slices where the other volumes of this series have 4");
+        // One is missing in the middle of each of two volumes, and what is left would make a whole one: nothing is guessed.
+        let mut h: Vec<_> = (0..15).filter(|i| ![6, 7, 8, 9].contains(i)).map(|i| slice((i % 4) as f64, i)).collect();
+        h.iter_mut().for_each(|h| h.instance_number = h.instance_number.map(|n| n + 1));
+        assert!(split(&h)[0].refused.as_ref().unwrap().contains("some positions are there 2 times, others 3 times"));
     }
 
     #[test]
@@ -286,9 +256,94 @@ mod tests {
     }
 
     #[test]
-    fn a_cine_loop_is_refused() {
+    fn a_loop_is_no_stack() {
         let mut h = slice(0.0, 1);
         h.n_frames = u32::MAX;
-        assert!(split(&[h])[0].refused.as_ref().unwrap().contains("without a position"));
+        let groups = split(&[h]);
+        assert!(groups[0].is_loop && groups[0].members.len() == 1);
+    }
+
+    #[test]
+    fn one_picture_sent_twice_stays_with_its_volume() {
+        let mut h: Vec<_> = (0..8).map(|i| slice(i as f64, i)).collect();
+        h.push(slice(3.0, 9));
+        assert_eq!(sizes(&h), [9]);
+        // The whole series again, numbers and all.
+        let twice: Vec<_> = (0..8).chain(0..8).map(|i| slice(i as f64, i)).collect();
+        assert_eq!(sizes(&twice), [16]);
+    }
+
+    #[test]
+    fn repeats_know_their_place_their_order_and_their_time() {
+        let mut h: Vec<_> = (0..12).map(|i| slice((i % 4) as f64, i)).collect();
+        // Acquired in the other order than numbered, two seconds apart; a plane of its own beside them.
+        h.iter_mut().enumerate().for_each(|(i, h)| h.acquisition_time_s = Some(100.0 - 2.0 * (i / 4) as f64));
+        h.push(slice(0.0, 20));
+        h[12].frames[0].orientation = Some([1.0, 0.0, 0.0, 0.0, 0.0, -1.0]);
+        let told: Vec<_> = split(&h).iter().map(|g| (g.repeat_of, g.repeat, g.time_s)).collect();
+        assert_eq!(told, [(0, 2, Some(4.0)), (0, 1, Some(2.0)), (0, 0, Some(0.0)), (3, 0, None)]);
+    }
+
+    #[test]
+    fn scans_that_lie_between_one_another_are_apart_and_one_scan_with_odd_gaps_is_not() {
+        let mut h: Vec<_> = (0..12).map(|i| slice((i / 2) as f64 + 0.3 * (i % 2) as f64, i)).collect();
+        assert_eq!(sizes(&h), [12]);
+        h.iter_mut().enumerate().for_each(|(i, h)| h.acquisition_number = Some(i as i64 % 2));
+        assert_eq!(sizes(&h), [6, 6]);
+        // One after the other, however far apart: acquisitions of one scan.
+        let mut h: Vec<_> = (0..12).map(|i| slice(i as f64 * if i < 6 { 1.0 } else { 2.5 }, i)).collect();
+        h.iter_mut().enumerate().for_each(|(i, h)| h.acquisition_number = Some(i as i64 / 6));
+        assert_eq!(sizes(&h), [12]);
+    }
+
+    #[test]
+    fn weights_of_diffusion_are_volumes_that_repeat_one_place() {
+        let mut h: Vec<_> = (0..12).map(|i| slice((i % 4) as f64, i)).collect();
+        h.iter_mut().enumerate().for_each(|(i, h)| h.frames[0].b_value = Some(if i < 4 { 0.0 } else { 1000.0 }));
+        let told: Vec<_> = split(&h).iter().map(|g| (g.members.len(), g.repeat_of, g.b_value)).collect();
+        assert_eq!(told, [(4, 0, Some(0.0)), (4, 0, Some(1000.0)), (4, 0, Some(1000.0))]);
+    }
+
+    #[test]
+    fn a_concatenation_is_one_object_and_a_missing_part_is_named() {
+        use crate::dicom::header::Concatenation;
+        let part = |number: i64| {
+            let frames = (0..4).map(|i| slice((number * 4 + i) as f64, 1).frames.remove(0)).collect();
+            let concatenation = Some(Concatenation { uid: "1.2".into(), number, total: Some(3), offset: Some((number - 1) * 4) });
+            Header { n_frames: 4, frames, concatenation, ..slice(0.0, number) }
+        };
+        assert_eq!(sizes(&[part(2), part(1), part(3)]), [12]);
+        let refused = |parts: &[Header]| split(parts)[0].refused.clone().unwrap();
+        assert_eq!(refused(&[part(1), part(3)]), "part 2 of 3 of a concatenation of files is not in the archive (frames 5 to 8)");
+        assert_eq!(refused(&[part(1), part(2)]), "part 3 of 3 of a concatenation of files is not in the archive (frames from 9 on)");
+    }
+
+    #[test]
+    fn projections_are_images_of_their_own_and_slices_without_a_place_are_not() {
+        let mut h: Vec<_> = (0..3).map(|i| slice(0.0, i)).collect();
+        h.iter_mut().for_each(|h| h.frames[0].position = None);
+        h.iter_mut().for_each(|h| h.modality = "CR".into());
+        assert_eq!(sizes(&h), [1, 1, 1]);
+        h.iter_mut().for_each(|h| h.modality = "CT".into());
+        assert_eq!(sizes(&h), [3]);
+    }
+
+    #[test]
+    fn many_files_are_grouped_in_a_blink() {
+        // Time points of a long series; slices that all face elsewhere; slices with a clock each.
+        let mut repeats: Vec<_> = (0..10_000).map(|i| slice((i % 20) as f64, i)).collect();
+        repeats.iter_mut().for_each(|h| h.content_time_s = h.instance_number.map(|n| n as f64));
+        let turned = |i: i64| {
+            let (s, c) = (i as f64 * 0.0005).sin_cos();
+            let mut h = slice(i as f64, i);
+            h.frames[0].orientation = Some([c, s, 0.0, -s, c, 0.0]);
+            h
+        };
+        let radial: Vec<_> = (0..10_000).map(turned).collect();
+        let start = std::time::Instant::now();
+        assert_eq!(split(&repeats).len(), 500);
+        assert!(split(&radial).len() > 1000);
+        // Unoptimised and on a busy machine: what is quadratic takes minutes.
+        assert!(start.elapsed().as_secs_f64() < 5.0, "{:?}", start.elapsed());
     }
 }

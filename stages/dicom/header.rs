@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::bytes::{Source, Wrapping};
 use super::fields::{WANTED, header_of};
 use super::level::Level;
+use super::mosaic::Mosaic;
 use super::scan::{self, Fault, PixelElement};
 
 /// A DICOM file up to its pixel data. Sizes are as the file states them: nothing is allocated by them here.
@@ -55,8 +56,16 @@ pub struct Header {
     /// RescaleType or, for PET, Units.
     pub unit: String,
     pub has_modality_lut: bool,
-    /// PixelSpacing at the detector, where there is none in the patient (projection images).
-    pub has_imager_spacing: bool,
+    /// ImagerPixelSpacing, between rows and between columns: at the detector, not in the patient (projection images).
+    pub imager_spacing_mm: Option<[f64; 2]>,
+    /// FrameTimeVector, or FrameTime alone: milliseconds from frame to frame of a loop.
+    pub frame_times_ms: Vec<f64>,
+    /// This file holds a part of one object.
+    pub concatenation: Option<Concatenation>,
+    /// DimensionIndexPointer, one for each of a frame's [`FrameHeader::dimensions`].
+    pub dimension_pointers: Vec<u32>,
+    /// A Siemens mosaic: `frames` are the tiles of its one picture; or why it cannot be cut.
+    pub mosaic: Option<Result<Mosaic, String>>,
     /// One a frame where functional groups say so, else one for all.
     pub frames: Vec<FrameHeader>,
     /// Items of the per-frame functional groups, whether or not they became frames.
@@ -68,6 +77,18 @@ pub struct Header {
     pub references: Vec<String>,
     pub referenced_instances: Vec<String>,
     pub labels: Vec<String>,
+}
+
+/// One of several files that hold the frames of one object (PS3.3 C.7.6.16.2.2.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Concatenation {
+    pub uid: String,
+    /// InConcatenationNumber, from 1.
+    pub number: i64,
+    /// InConcatenationTotalNumber.
+    pub total: Option<i64>,
+    /// ConcatenationFrameOffsetNumber: frames in the parts before this one.
+    pub offset: Option<i64>,
 }
 
 /// What may differ from frame to frame. No `skip_serializing_if` here: a header is remembered by the order of its fields ([`super::pack`]).
@@ -91,6 +112,8 @@ pub struct FrameHeader {
     pub echo_number: Option<i64>,
     pub b_value: Option<f64>,
     pub trigger_ms: Option<f64>,
+    /// FrameAcquisitionDateTime, as [`Header::acquisition_time_s`].
+    pub acquired_s: Option<f64>,
     /// DimensionIndexValues.
     pub dimensions: Vec<i64>,
 }
@@ -195,6 +218,20 @@ fn parse(bytes: &[u8], file_len: u64, wrapping: Wrapping) -> Parsed {
 }
 
 impl Header {
+    /// Rows and columns of a slice: of the picture, or of a tile of a mosaic.
+    pub fn slice_size(&self) -> [u32; 2] {
+        match &self.mosaic {
+            Some(Ok(m)) => [m.rows, m.columns],
+            _ => [self.rows, self.columns],
+        }
+    }
+
+    /// Whether each frame has a header of its own, so that it is known where each lies.
+    pub fn has_frame_headers(&self) -> bool {
+        matches!(self.mosaic, Some(Ok(_)))
+            || (self.frames.len() == self.n_frames as usize && [0, self.n_frames].contains(&self.n_frame_groups))
+    }
+
     /// Bytes of one frame as stored uncompressed; `None` when that number does not exist.
     pub fn frame_bytes(&self) -> Option<u64> {
         let bits = (self.rows as u64)

@@ -84,6 +84,13 @@ impl<'a> Level<'a> {
         Some(if self.is_big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) } as u32)
     }
 
+    /// An attribute tag (VR AT), group above element.
+    pub fn tag(&self, tag: Tag) -> Option<u32> {
+        let b: [u8; 4] = self.bytes(tag).get(..4)?.try_into().ok()?;
+        let half = |b: [u8; 2]| if self.is_big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) } as u32;
+        Some(half([b[0], b[1]]) << 16 | half([b[2], b[3]]))
+    }
+
     pub fn ul(&self, tag: Tag) -> Vec<i64> {
         let one = |b: &[u8]| {
             let b = [b[0], b[1], b[2], b[3]];

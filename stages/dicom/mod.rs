@@ -1,6 +1,7 @@
 //! DICOM, as real archives hold it. The only folder that knows the dicom-* crates; it never heard of Zarr. Images are read in the order
 //! scan → header → group → order → pixels: bytes, plain data, volumes, one grid, voxels. A pixel goes frames → codec → values or colour.
 
+mod blend;
 pub mod bytes;
 pub mod catalog;
 mod charset;
@@ -9,6 +10,7 @@ pub mod codec;
 mod colour;
 pub mod containers;
 pub mod contents;
+mod csa;
 pub mod deid;
 mod directory;
 mod extras;
@@ -16,6 +18,7 @@ mod fields;
 mod fill;
 mod fragments;
 mod frames;
+mod gaps;
 pub mod geometry;
 pub mod group;
 pub mod header;
@@ -27,6 +30,7 @@ mod knee;
 pub mod level;
 mod lut;
 pub mod memory;
+pub mod mosaic;
 pub mod names;
 pub mod order;
 pub mod pack;
@@ -34,6 +38,7 @@ pub mod phantom;
 pub mod pixels;
 pub mod place;
 pub mod read;
+mod repeats;
 mod rle;
 pub mod rows;
 pub mod rtstruct;

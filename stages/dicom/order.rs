@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
 
+use super::gaps::{self, Line, Run};
 use super::geometry::{Plane, grid, plane};
 use super::header::Header;
 
@@ -19,6 +20,10 @@ pub struct Slice {
     pub rows: usize,
     pub columns: usize,
     pub instance_number: Option<i64>,
+    /// InStackPositionNumber.
+    pub in_stack: Option<i64>,
+    /// ImagerPixelSpacing.
+    pub imager_spacing_mm: Option<[f64; 2]>,
     /// From 1, for frames of a multi-frame file.
     pub frame_number: Option<usize>,
 }
@@ -26,11 +31,37 @@ pub struct Slice {
 /// A stack in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stack {
-    /// Indices into the slices, along the normal.
+    /// Indices into the slices, along the normal; of slices at one position the one with the lowest number.
     pub order: Vec<usize>,
+    /// Slices at one position: the one in `order` and the other, which has to be the same picture.
+    pub duplicates: Vec<(usize, usize)>,
     pub geometry: Geometry,
+    /// `gaps: keep`: where each slice stands, mm from the first along `axes_mm.z`. Empty on a regular grid.
+    pub z_positions_mm: Vec<f64>,
+    /// `gaps: fill`: of what each plane of the grid is made. Empty where it is its slice.
+    pub blends: Vec<Blend>,
+    /// Why the place in the patient is not known and made up.
+    pub unknown_geometry: Option<String>,
     /// What a reader should know and the geometry carries on with.
     pub notes: Vec<String>,
+}
+
+/// A plane of a grid from the slices in order: `low`, mixed with the one after it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blend {
+    pub low: usize,
+    /// Share of slice `low + 1`; 0: the plane is slice `low`.
+    pub high_weight: f64,
+}
+
+/// What is done with slices that are not one regular grid.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct How {
+    /// One slice alone becomes a volume of depth one, its step taken from SliceThickness (or SpacingBetweenSlices, or 1 mm with a note).
+    pub keeps_single: bool,
+    pub gaps: Gaps,
+    /// Slices without a place become a volume in the order of their numbers, on a grid that says nothing of the patient.
+    pub takes_unplaced: bool,
 }
 
 /// What becomes of gaps between slices.
@@ -52,25 +83,30 @@ pub const SAME_POSITION_MM: f64 = 1e-3;
 pub const SAME_DIRECTION: f64 = 1e-3;
 /// A step counts as tilted beyond this angle off the normal.
 const TILT_DEGREES: f64 = 0.5;
+/// What to do about slices that do not say where they lie.
+const UNKNOWN_HELP: &str = "`geometry: unknown` takes slices by their numbers, on a grid that says nothing of the patient";
 
 impl Slice {
     pub fn of(h: &Header, frame: usize) -> Slice {
         let Some(f) = h.frames.get(frame) else { return Slice::default() };
+        let [rows, columns] = h.slice_size();
         Slice {
             position: f.position,
             orientation: f.orientation,
             spacing_mm: f.spacing_mm,
             thickness_mm: f.thickness_mm,
             between_mm: f.between_mm,
-            rows: h.rows as usize,
-            columns: h.columns as usize,
+            rows: rows as usize,
+            columns: columns as usize,
             instance_number: h.instance_number,
-            frame_number: (h.n_frames > 1).then_some(frame + 1),
+            in_stack: f.in_stack,
+            imager_spacing_mm: h.imager_spacing_mm,
+            frame_number: (h.n_frames > 1 || h.frames.len() > 1).then_some(frame + 1),
         }
     }
 
     /// `InstanceNumber 4` or `frame 4`.
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match (self.frame_number, self.instance_number) {
             (Some(f), _) => format!("frame {f}"),
             (None, Some(n)) => format!("InstanceNumber {n}"),
@@ -79,77 +115,160 @@ impl Slice {
     }
 }
 
+/// `1 slice`, `2 slices`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Puts slices in order.
-/// - `keeps_single`: one slice alone becomes a volume of depth one, its step taken from SliceThickness (or SpacingBetweenSlices, or 1 mm with a note)
-pub fn stack(slices: &[Slice], keeps_single: bool) -> Result<Stack, String> {
-    let first = slices.first().ok_or("no slices")?;
-    let (spacing_mm, plane) = common_plane(slices)?;
+pub fn stack(slices: &[Slice], how: &How) -> Result<Stack, String> {
+    match common_plane(slices) {
+        Ok((spacing_mm, plane)) => placed(slices, spacing_mm, &plane, how),
+        Err(NoPlane::Unplaced(why)) if how.takes_unplaced => unplaced(slices, why),
+        Err(NoPlane::Unplaced(why)) => Err(format!("{why} ({UNKNOWN_HELP})")),
+        Err(NoPlane::Mixed(why)) => Err(why),
+    }
+}
+
+fn placed(slices: &[Slice], spacing_mm: [f64; 2], plane: &Plane, how: &How) -> Result<Stack, String> {
     let positions: Vec<Lps> = slices.iter().map(|s| Lps(s.position.expect("checked with the plane"))).collect();
-    let along: Vec<f64> = positions.iter().map(|p| p.dot(plane.normal)).collect();
-    let mut order: Vec<usize> = (0..slices.len()).collect();
-    order.sort_by(|a, b| along[*a].total_cmp(&along[*b]).then(slices[*a].instance_number.cmp(&slices[*b].instance_number)));
-    let size = Zyx::new(slices.len(), first.rows, first.columns);
-    let mut notes = Vec::new();
-    let step = if slices.len() == 1 {
-        single_step(first, &plane, keeps_single, &mut notes)?
-    } else {
-        regular_step(slices, &order, &positions, &along, spacing_mm)?
+    let (order, duplicates) = along(slices, &positions, plane);
+    let at: Vec<f64> = order.iter().map(|i| positions[*i].dot(plane.normal)).collect();
+    let mut notes = in_stack_note(slices, &order);
+    let run = match order.len() {
+        1 => Run::of(single_step(&slices[order[0]], plane, how.keeps_single, &mut notes)?, 1),
+        _ => gaps::run(&Line { slices, order: &order, positions: &positions, at: &at, spacing_mm }, how.gaps, &mut notes)?,
     };
-    let geometry = grid(size, spacing_mm, &plane, positions[order[0]], step);
+    let size = Zyx::new(run.n_planes, slices[0].rows, slices[0].columns);
+    let geometry = grid(size, spacing_mm, plane, positions[order[0]], run.step);
     if geometry.is_degenerate() {
         return Err(format!("the axes {:?} of the grid do not span space", geometry.axes_mm));
     }
     let tilt = geometry.tilt_degrees();
     if tilt > TILT_DEGREES {
-        notes.push(format!("gantry tilt of {tilt:.2} degrees, kept as shear"));
+        notes.push(format!("gantry tilt of {tilt:.2} degrees, kept as shear (`resample` straightens it)"));
     }
-    Ok(Stack { order, geometry, notes })
+    Ok(Stack { order, duplicates, geometry, z_positions_mm: run.z_positions_mm, blends: run.blends, unknown_geometry: None, notes })
+}
+
+/// Slices along the normal, one a position, and those that are there again.
+fn along(slices: &[Slice], positions: &[Lps], plane: &Plane) -> (Vec<usize>, Vec<(usize, usize)>) {
+    let at = |i: usize| positions[i].dot(plane.normal);
+    let mut sorted: Vec<usize> = (0..slices.len()).collect();
+    sorted.sort_by(|a, b| at(*a).total_cmp(&at(*b)).then(a.cmp(b)));
+    let (mut order, mut duplicates) = (Vec::with_capacity(sorted.len()), Vec::new());
+    for here in sorted.chunk_by(|a, b| at(*b) - at(*a) <= SAME_POSITION_MM) {
+        let first = *here.iter().min_by_key(|i| (slices[**i].instance_number.unwrap_or(i64::MAX), **i)).expect("a chunk holds a slice");
+        order.push(first);
+        duplicates.extend(here.iter().filter(|i| **i != first).map(|i| (first, *i)));
+    }
+    (order, duplicates)
+}
+
+/// First and last position along the normal; `None` where a slice has no place.
+pub fn ends(slices: &[Slice]) -> Option<[[f64; 3]; 2]> {
+    let normal = plane(slices.first()?.orientation?).ok()?.normal;
+    let positions: Vec<[f64; 3]> = slices.iter().map(|s| s.position).collect::<Option<_>>()?;
+    let by = |a: &&[f64; 3], b: &&[f64; 3]| Lps(**a).dot(normal).total_cmp(&Lps(**b).dot(normal));
+    Some([*positions.iter().min_by(by)?, *positions.iter().max_by(by)?])
+}
+
+/// A multi-frame file may number its places in another order than they lie in.
+fn in_stack_note(slices: &[Slice], order: &[usize]) -> Vec<String> {
+    let numbers: Option<Vec<i64>> = order.iter().map(|i| slices[*i].in_stack).collect();
+    let Some(numbers) = numbers else { return Vec::new() };
+    if numbers.windows(2).all(|w| w[0] < w[1]) || numbers.windows(2).all(|w| w[0] > w[1]) {
+        return Vec::new();
+    }
+    vec!["InStackPositionNumber runs in another order than the positions, which are followed".into()]
+}
+
+/// Why slices have no plane in common.
+enum NoPlane {
+    /// They do not say where they lie.
+    Unplaced(String),
+    /// They lie in different ones.
+    Mixed(String),
 }
 
 /// What all slices must share, or which of them do not.
-fn common_plane(slices: &[Slice]) -> Result<([f64; 2], Plane), String> {
-    let lacking = |what: &str, has: &dyn Fn(&Slice) -> bool| -> Result<(), String> {
+fn common_plane(slices: &[Slice]) -> Result<([f64; 2], Plane), NoPlane> {
+    let first = slices.first().ok_or(NoPlane::Mixed("no slices".into()))?;
+    same_size(slices).map_err(NoPlane::Mixed)?;
+    let lacking = |what: &str, has: &dyn Fn(&Slice) -> bool| -> Result<(), NoPlane> {
         let without: Vec<&Slice> = slices.iter().filter(|s| !has(s)).collect();
         match without.first() {
             None => Ok(()),
-            Some(s) => Err(format!(
-                "{} of {} slices have no {what} (the first: {}): where they lie in the patient is not known",
+            Some(_) if slices.len() == 1 => Err(NoPlane::Unplaced(format!("no {what}: where it lies in the patient is not known"))),
+            Some(s) => Err(NoPlane::Unplaced(format!(
+                "{} of {} slices without {what} (the first: {}): where they lie in the patient is not known",
                 without.len(),
                 slices.len(),
                 s.name()
-            )),
+            ))),
         }
     };
-    lacking("ImagePositionPatient", &|s| s.position.is_some())?;
+    lacking("ImagePositionPatient", &|s| s.position.is_some_and(|p| p.iter().all(|v| v.is_finite())))?;
     lacking("ImageOrientationPatient", &|s| s.orientation.is_some())?;
     lacking("PixelSpacing", &|s| s.spacing_mm.is_some_and(|[a, b]| a > 0.0 && b > 0.0))?;
-    let first = &slices[0];
     let orientation = first.orientation.expect("checked above");
     let spacing = first.spacing_mm.expect("checked above");
     for s in slices {
         let far = s.orientation.expect("checked above").iter().zip(&orientation).any(|(a, b)| (a - b).abs() > SAME_DIRECTION);
         if far {
-            return Err(format!("{} and {} lie in planes of different orientation", first.name(), s.name()));
-        }
-        if (s.rows, s.columns) != (first.rows, first.columns) {
-            return Err(format!("{} has {}×{} pixels, {} has {}×{}", first.name(), first.rows, first.columns, s.name(), s.rows, s.columns));
+            return Err(NoPlane::Mixed(format!("{} and {} lie in planes of different orientation", first.name(), s.name())));
         }
         if !same_spacing(s.spacing_mm.expect("checked above"), spacing) {
-            return Err(format!(
+            return Err(NoPlane::Mixed(format!(
                 "{} has pixels of {:?} mm, {} of {:?} mm",
                 first.name(),
                 spacing,
                 s.name(),
                 s.spacing_mm.unwrap_or_default()
-            ));
+            )));
         }
     }
-    Ok((spacing, plane(orientation)?))
+    Ok((spacing, plane(orientation).map_err(NoPlane::Unplaced)?))
+}
+
+fn same_size(slices: &[Slice]) -> Result<(), String> {
+    let first = &slices[0];
+    match slices.iter().find(|s| (s.rows, s.columns) != (first.rows, first.columns)) {
+        None => Ok(()),
+        Some(s) => Err(format!("{} has {}×{} pixels, {} has {}×{}", first.name(), first.rows, first.columns, s.name(), s.rows, s.columns)),
+    }
 }
 
 /// Pixel spacings that are one but for the way they were written.
 pub fn same_spacing(a: [f64; 2], b: [f64; 2]) -> bool {
     a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(b.abs()))
+}
+
+/// Slices in the order of their numbers, at the origin, along the axes: nothing of the patient, and it says so.
+fn unplaced(slices: &[Slice], why: String) -> Result<Stack, String> {
+    let first = &slices[0];
+    let positive = |v: &[f64; 2]| v.iter().all(|s| *s > 0.0);
+    let (spacing, from) = match (first.spacing_mm.filter(positive), first.imager_spacing_mm.filter(positive)) {
+        (Some(s), _) => (s, "pixels as large as PixelSpacing says"),
+        (None, Some(s)) => (s, "pixels as large as at the detector (ImagerPixelSpacing), not in the patient"),
+        (None, None) => ([1.0; 2], "pixels of 1 mm, since nothing says how large they are"),
+    };
+    let depth = [first.between_mm, first.thickness_mm].into_iter().flatten().find(|v| *v > 0.0).unwrap_or(1.0);
+    let mut order: Vec<usize> = (0..slices.len()).collect();
+    order.sort_by_key(|i| (slices[*i].instance_number.unwrap_or(i64::MAX), *i));
+    let size = Zyx::new(slices.len(), first.rows, first.columns);
+    let geometry = Geometry::axis_aligned(size, Zyx::new(depth, spacing[0], spacing[1]));
+    let told = format!("{why}; {from}");
+    let notes = vec![format!("unknown geometry: {told}")];
+    Ok(Stack {
+        order,
+        duplicates: Vec::new(),
+        geometry,
+        z_positions_mm: Vec::new(),
+        blends: Vec::new(),
+        unknown_geometry: Some(told),
+        notes,
+    })
 }
 
 fn single_step(slice: &Slice, plane: &Plane, keeps_single: bool, notes: &mut Vec<String>) -> Result<Lps, String> {
@@ -165,60 +284,6 @@ fn single_step(slice: &Slice, plane: &Plane, keeps_single: bool, notes: &mut Vec
     Ok(plane.normal.scale(depth))
 }
 
-/// The step from slice to slice, when there is one: max |d − median| ≤ max(0.01 median, 0.01 mm).
-fn regular_step(slices: &[Slice], order: &[usize], positions: &[Lps], along: &[f64], spacing_mm: [f64; 2]) -> Result<Lps, String> {
-    let at = |i: usize| along[order[i]];
-    let name = |i: usize| slices[order[i]].name();
-    let n = order.len();
-    let gaps: Vec<f64> = (1..n).map(|i| at(i) - at(i - 1)).collect();
-    let repeated: Vec<usize> = (0..gaps.len()).filter(|i| gaps[*i] <= SAME_POSITION_MM).collect();
-    if let Some(&i) = repeated.first() {
-        return Err(format!(
-            "{} of {n} slices repeat a position and nothing tells the repeats apart: {} and {} both lie at {:.3} mm along the normal",
-            repeated.len(),
-            name(i),
-            name(i + 1),
-            at(i)
-        ));
-    }
-    let mut sorted = gaps.clone();
-    sorted.sort_by(f64::total_cmp);
-    let median = sorted[(sorted.len() - 1) / 2];
-    let tolerance = (0.01 * median).max(0.01);
-    let odd: Vec<usize> = (0..gaps.len()).filter(|i| (gaps[*i] - median).abs() > tolerance).collect();
-    if !odd.is_empty() {
-        let told: Vec<String> = odd.iter().take(4).map(|&i| told_gap(i, gaps[i], median, at(i), &name(i), &name(i + 1))).collect();
-        let more = if odd.len() > 4 { format!("; and {} more", odd.len() - 4) } else { String::new() };
-        return Err(format!("{n} slices lie on no regular grid: {median:.3} mm apart, but {}{more}", told.join("; ")));
-    }
-    let (first, last) = (positions[order[0]], positions[order[n - 1]]);
-    let step = (last - first).scale(1.0 / (n - 1) as f64);
-    // Steps that are each regular may still bend: every slice has to lie where the grid will say it lies.
-    let allowed = (0.05 * median).max(0.1 * spacing_mm[0].min(spacing_mm[1]));
-    for (i, slice) in order.iter().enumerate() {
-        let off = (positions[*slice] - (first + step.scale(i as f64))).norm();
-        if off > allowed {
-            return Err(format!(
-                "slices lie on no straight line: slice {} of {n} ({}) is {off:.3} mm off the line from the first to the last, where {allowed:.3} mm are allowed",
-                i + 1,
-                name(i)
-            ));
-        }
-    }
-    Ok(step)
-}
-
-fn told_gap(i: usize, gap: f64, median: f64, at: f64, from: &str, to: &str) -> String {
-    let times = (gap / median).round();
-    let between = format!("{gap:.3} mm between slices {} and {} ({from} at {at:.3} mm and {to} at {:.3} mm)", i + 1, i + 2, at + gap);
-    if times >= 2.0 && (gap - times * median).abs() <= 0.1 * median {
-        let missing: Vec<String> = (1..(times as usize).min(6)).map(|k| format!("{:.3}", at + k as f64 * median)).collect();
-        let more = if times > 6.0 { ", …" } else { "" };
-        return format!("{between}: {} missing at {}{more} mm", times as usize - 1, missing.join(", "));
-    }
-    between
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -230,18 +295,17 @@ mod tests {
             orientation: Some([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
             spacing_mm: Some([0.5, 0.5]),
             thickness_mm: Some(3.0),
-            between_mm: None,
             rows: 4,
             columns: 4,
             instance_number: Some(i as i64 + 1),
-            frame_number: None,
+            ..Slice::default()
         };
         zs.iter().enumerate().map(one).collect()
     }
 
     #[test]
     fn slices_are_sorted_along_the_normal() {
-        let s = stack(&slices(&[4.0, 0.0, 2.0]), false).unwrap();
+        let s = stack(&slices(&[4.0, 0.0, 2.0]), &How::default()).unwrap();
         assert_eq!(s.order, [1, 2, 0]);
         assert_eq!(s.geometry.spacing_mm(), Zyx::new(2.0, 0.5, 0.5));
         assert_eq!(s.geometry.origin, Lps([0.0; 3]));
@@ -249,23 +313,57 @@ mod tests {
 
     #[test]
     fn a_gap_is_refused_with_slices_and_millimetres() {
-        let why = stack(&slices(&[0.0, 2.0, 4.0, 8.0, 10.0]), false).unwrap_err();
+        let why = stack(&slices(&[0.0, 2.0, 4.0, 8.0, 10.0]), &How::default()).unwrap_err();
         assert_eq!(
             why,
             "5 slices lie on no regular grid: 2.000 mm apart, but 4.000 mm between slices 3 and 4 \
-             (InstanceNumber 3 at 4.000 mm and InstanceNumber 4 at 8.000 mm): 1 missing at 6.000 mm"
+             (InstanceNumber 3 at 4.000 mm and InstanceNumber 4 at 8.000 mm): 1 missing at 6.000 mm \
+             (`gaps: fill` interpolates what is missing, `gaps: keep` leaves the slices where they lie for `resample`)"
         );
     }
 
     #[test]
     fn variable_spacing_is_refused_and_rounding_is_not() {
-        assert!(stack(&slices(&[0.0, 1.08, 8.08, 9.16]), false).unwrap_err().contains("7.000 mm"));
-        assert!(stack(&slices(&[0.0, 1.251, 2.499, 3.75, 5.0]), false).is_ok());
+        assert!(stack(&slices(&[0.0, 1.08, 8.08, 9.16]), &How::default()).unwrap_err().contains("7.000 mm"));
+        assert!(stack(&slices(&[0.0, 1.251, 2.499, 3.75, 5.0]), &How::default()).is_ok());
     }
 
     #[test]
-    fn a_repeated_position_is_refused() {
-        assert!(stack(&slices(&[0.0, 2.0, 2.0, 4.0]), false).unwrap_err().contains("InstanceNumber 2 and InstanceNumber 3"));
+    fn of_slices_at_one_position_the_lowest_number_stays() {
+        let mut s = slices(&[0.0, 2.0, 2.0, 4.0]);
+        s[1].instance_number = Some(9);
+        let got = stack(&s, &How::default()).unwrap();
+        assert_eq!((got.order, got.duplicates), (vec![0, 2, 3], vec![(2, 1)]));
+    }
+
+    #[test]
+    fn the_first_two_positions_may_be_one_under_tilt() {
+        let mut s = slices(&[0.0, 0.0, 2.0, 4.0]);
+        s.iter_mut().for_each(|s| s.position = s.position.map(|[x, _, z]| [x, 0.25 * z, z]));
+        let got = stack(&s, &How::default()).unwrap();
+        assert!((got.geometry.tilt_degrees() - 0.25f64.atan().to_degrees()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn negated_cosines_and_decubitus_keep_their_place() {
+        let mut s = slices(&[0.0, -2.0, -4.0]);
+        s.iter_mut().for_each(|s| s.orientation = Some([1.0, 0.0, 0.0, 0.0, -1.0, 0.0]));
+        let g = stack(&s, &How::default()).unwrap().geometry;
+        assert_eq!((g.origin, g.axes_mm.y, g.axes_mm.z), (Lps([0.0; 3]), Lps([0.0, -0.5, 0.0]), Lps([0.0, 0.0, -2.0])));
+        s.iter_mut().for_each(|s| s.orientation = Some([0.0, -1.0, 0.0, 1.0, 0.0, 0.0]));
+        let g = stack(&s, &How::default()).unwrap().geometry;
+        assert_eq!((g.origin, g.axes_mm.x, g.axes_mm.z), (Lps([0.0, 0.0, -4.0]), Lps([0.0, -0.5, 0.0]), Lps([0.0, 0.0, 2.0])));
+    }
+
+    #[test]
+    fn contradicting_numbers_of_places_are_told_and_not_followed() {
+        let mut s = slices(&[0.0, 2.0, 4.0]);
+        s.iter_mut().zip([3, 2, 1]).for_each(|(s, n)| s.in_stack = Some(n));
+        assert!(stack(&s, &How::default()).unwrap().notes.is_empty());
+        s.iter_mut().zip([1, 3, 2]).for_each(|(s, n)| s.in_stack = Some(n));
+        let got = stack(&s, &How::default()).unwrap();
+        assert_eq!(got.order, [0, 1, 2]);
+        assert!(got.notes[0].starts_with("InStackPositionNumber"));
     }
 
     #[test]
@@ -274,28 +372,43 @@ mod tests {
         for (i, slice) in s.iter_mut().enumerate() {
             slice.position = Some([0.0, i as f64 * 2.0 * 14f64.to_radians().tan(), i as f64 * 2.0]);
         }
-        let got = stack(&s, false).unwrap();
+        let got = stack(&s, &How::default()).unwrap();
         assert!((got.geometry.tilt_degrees() - 14.0).abs() < 1e-9);
-        assert_eq!(got.notes, ["gantry tilt of 14.00 degrees, kept as shear"]);
+        assert_eq!(got.notes, ["gantry tilt of 14.00 degrees, kept as shear (`resample` straightens it)"]);
     }
 
     #[test]
     fn a_bent_stack_is_refused() {
         let mut s = slices(&[0.0, 2.0, 4.0, 6.0]);
         s[2].position = Some([0.0, 3.0, 4.0]);
-        assert!(stack(&s, false).unwrap_err().contains("3.000 mm off the line"));
+        assert!(stack(&s, &How::default()).unwrap_err().contains("3.000 mm off the line"));
     }
 
     #[test]
     fn one_slice_needs_to_be_asked_for() {
-        assert!(stack(&slices(&[5.0]), false).is_err());
-        assert_eq!(stack(&slices(&[5.0]), true).unwrap().geometry.spacing_mm().z, 3.0);
+        assert!(stack(&slices(&[5.0]), &How::default()).is_err());
+        assert_eq!(stack(&slices(&[5.0]), &How { keeps_single: true, ..How::default() }).unwrap().geometry.spacing_mm().z, 3.0);
     }
 
     #[test]
     fn missing_geometry_is_told_and_not_invented() {
         let mut s = slices(&[0.0, 2.0]);
         s[1].position = None;
-        assert!(stack(&s, false).unwrap_err().starts_with("1 of 2 slices have no ImagePositionPatient (the first: InstanceNumber 2)"));
+        let why = stack(&s, &How::default()).unwrap_err();
+        assert!(
+            why.starts_with("1 of 2 slices without ImagePositionPatient (the first: InstanceNumber 2)")
+                && why.contains("geometry: unknown")
+        );
+        let how = How { takes_unplaced: true, ..How::default() };
+        s.iter_mut().for_each(|s| s.position = None);
+        s.swap(0, 1);
+        let got = stack(&s, &how).unwrap();
+        assert_eq!(got.order, [1, 0]);
+        assert_eq!(got.geometry, Geometry::axis_aligned(Zyx::new(2, 4, 4), Zyx::new(3.0, 0.5, 0.5)));
+        assert!(got.unknown_geometry.unwrap().contains("not known; pixels as large as PixelSpacing says"));
+        s.iter_mut().for_each(|s| (s.spacing_mm, s.imager_spacing_mm) = (None, Some([0.14, 0.2])));
+        let got = stack(&s, &how).unwrap();
+        assert_eq!(got.geometry.spacing_mm().x, 0.2);
+        assert!(got.unknown_geometry.unwrap().contains("at the detector"));
     }
 }

@@ -1,21 +1,32 @@
 //! Rows of the index → one volume in memory: headers again (they place the slices), then pixels, one slice at a time.
 
 use rayon::prelude::*;
-use voxmill_schemas::geometry::Geometry;
+use voxmill_schemas::geometry::{Geometry, Zyx};
 use voxmill_schemas::tables::InstanceRow;
 
+use super::blend;
 use super::contents::FileRef;
 use super::header::{self, Header};
-use super::order::{self, Slice, Stack};
-use super::pixels::{self, Decoded, How};
+use super::order::{self, How, Slice, Stack, count};
+use super::pixels::{self, Decoded};
 use super::suv::Suv;
 use crate::error::Error;
+use crate::volume::{Repeats, Voxels};
 
 /// A volume as the files tell it.
 #[derive(Debug)]
 pub struct Stacked {
     pub geometry: Geometry,
+    /// `[z, y, x]`, with colours or `repeats` before it.
     pub pixels: Decoded,
+    /// Frames or volumes that follow one another in time.
+    pub repeats: Option<Repeats>,
+    /// `gaps: keep`: where each slice stands, mm from the first along `axes_mm.z`; empty on a regular grid.
+    pub z_positions_mm: Vec<f64>,
+    /// `gaps: fill`: slices that no file holds.
+    pub made_slices: Vec<usize>,
+    /// Why the grid says nothing of the patient.
+    pub unknown_geometry: Option<String>,
     /// One a file.
     pub headers: Vec<Header>,
     /// What a reader should know.
@@ -24,8 +35,7 @@ pub struct Stacked {
 
 /// How a volume is read.
 pub struct Reading<'a> {
-    /// One slice alone becomes a volume of depth one.
-    pub keeps_single: bool,
+    pub how: How,
     pub limit_bytes: u64,
     /// Colour images become channels R, G and B instead of an error.
     pub keeps_colour: bool,
@@ -34,28 +44,224 @@ pub struct Reading<'a> {
     pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
 
+/// More frames than a loop can have.
+const MAX_LOOP_FRAMES: u32 = 1 << 20;
+
 /// Reads the volume that these instances form.
 pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error> {
     let files: Vec<FileRef> = instances.iter().map(FileRef::of).collect();
     let headers: Vec<Header> = files.par_iter().map(read_header).collect::<Result<_, _>>()?;
     (how.step)(0)?;
+    if let [h] = &headers[..]
+        && !h.has_frame_headers()
+        && h.frames.len() == 1
+    {
+        return of_loop(&files, headers, how);
+    }
     let frames = frames_of(instances, &headers);
     let slices: Vec<Slice> = frames.iter().map(|(file, frame)| Slice::of(&headers[*file], *frame)).collect();
-    let what = || format!("series of {} slices", slices.len());
-    let Stack { order, geometry, mut notes } =
-        order::stack(&slices, how.keeps_single).map_err(|why| Error::Geometry { what: what(), why })?;
-    // float32 at worst: refused before it is allocated.
-    let samples = headers.iter().map(|h| h.samples.max(1) as u64).max().unwrap_or(1);
-    let wanted_bytes = geometry.size.checked_count().map_or(u64::MAX, |n| (n as u64).saturating_mul(4 * samples));
-    if wanted_bytes > how.limit_bytes {
-        let what = format!("a volume of {} voxels (a larger `--memory` allows more)", geometry.size);
-        return Err(Error::TooLarge { what, wanted_bytes, limit_bytes: how.limit_bytes });
+    let refuse = |why: String| Error::Geometry { what: format!("series of {}", count(slices.len(), "slice")), why };
+    let Stack { order, duplicates, geometry, z_positions_mm, blends, unknown_geometry, mut notes } =
+        order::stack(&slices, &how.how).map_err(refuse)?;
+    let samples = headers.iter().map(|h| h.samples.max(1) as usize).max().unwrap_or(1);
+    check_size(geometry.size, samples, how)?;
+    let decode = |of: &mut dyn Iterator<Item = usize>| {
+        let sorted: Vec<(usize, usize)> = of.map(|i| frames[i]).collect();
+        pictures(&files, &headers, &sorted, geometry.size, how)
+    };
+    let mut pixels = decode(&mut order.iter().copied())?;
+    if !duplicates.is_empty() {
+        let (kept, other) = (decode(&mut duplicates.iter().map(|d| d.0))?, decode(&mut duplicates.iter().map(|d| d.1))?);
+        let plane = geometry.size.y * geometry.size.x;
+        if let Some(i) = (0..duplicates.len()).find(|i| !blend::same_plane(&kept.voxels, &other.voxels, plane, *i)) {
+            let (a, b) = (&slices[duplicates[i].0], &slices[duplicates[i].1]);
+            let at = a.position.unwrap_or_default();
+            let why = format!(
+                "{} and {} both lie at [{:.3}, {:.3}, {:.3}] mm, their pixels differ, and nothing says that they are of two volumes",
+                a.name(),
+                b.name(),
+                at[0],
+                at[1],
+                at[2]
+            );
+            return Err(refuse(why));
+        }
+        let (a, b) = (&slices[duplicates[0].0], &slices[duplicates[0].1]);
+        notes.push(format!(
+            "{} left out, the same picture at the same position: {} and {}, …",
+            count(duplicates.len(), "duplicate slice"),
+            a.name(),
+            b.name()
+        ));
     }
-    let sorted: Vec<(usize, usize)> = order.iter().map(|i| frames[*i]).collect();
-    let pixels = How { keeps_colour: how.keeps_colour, suv: how.suv, step: how.step };
-    let mut pixels = pixels::decode(&files, &headers, &sorted, geometry.size.y, geometry.size.x, &pixels)?;
+    let made_slices = (0..blends.len()).filter(|k| blends[*k].high_weight > 0.0).collect();
+    if !blends.is_empty() {
+        if pixels.is_colour {
+            return Err(refuse("`gaps: fill` of colour images is not done: `gaps: keep` leaves the slices where they lie".into()));
+        }
+        pixels.voxels = blend::planes(&pixels.voxels, geometry.size, &blends, pixels.padding);
+    }
     notes.append(&mut pixels.notes);
-    Ok(Stacked { geometry, pixels, headers, notes })
+    Ok(Stacked { geometry, pixels, repeats: None, z_positions_mm, made_slices, unknown_geometry, headers, notes })
+}
+
+/// The pixels of slices; slices of a mosaic are cut out of its picture, which is decoded once.
+fn pictures(files: &[FileRef], headers: &[Header], slices: &[(usize, usize)], size: Zyx<usize>, how: &Reading) -> Result<Decoded, Error> {
+    let px = pixels::How { keeps_colour: how.keeps_colour, suv: how.suv, step: how.step };
+    let mosaic = |file: usize| headers[file].mosaic.as_ref().and_then(|m| m.as_ref().ok());
+    if !slices.iter().any(|(file, _)| mosaic(*file).is_some()) {
+        return pixels::decode(files, headers, slices, size.y, size.x, &px);
+    }
+    let mut wanted: Vec<usize> = slices.iter().map(|(file, _)| *file).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let of = |why: String| Error::Geometry { what: "series of mosaics".into(), why };
+    if wanted.iter().any(|file| mosaic(*file).is_none()) {
+        return Err(of("mosaics and single slices in one volume".into()));
+    }
+    let first = &headers[wanted[0]];
+    let (rows, columns) = (first.rows as usize, first.columns as usize);
+    check_size(Zyx::new(wanted.len(), rows, columns), 1, how)?;
+    let whole: Vec<(usize, usize)> = wanted.iter().map(|file| (*file, 0)).collect();
+    let decoded = pixels::decode(files, headers, &whole, rows, columns, &px)?;
+    if decoded.is_colour {
+        return Err(of("a mosaic in colour".into()));
+    }
+    macro_rules! tiles {
+        ($kind:ident, $pictures:expr) => {
+            Voxels::$kind(
+                slices
+                    .iter()
+                    .flat_map(|(file, tile)| {
+                        let at = wanted.binary_search(file).expect("made of these slices") * rows * columns;
+                        mosaic(*file).expect("checked above").tile(&$pictures[at..at + rows * columns], *tile)
+                    })
+                    .collect(),
+            )
+        };
+    }
+    let voxels = match &decoded.voxels {
+        Voxels::U8(v) => tiles!(U8, v),
+        Voxels::I16(v) => tiles!(I16, v),
+        Voxels::U16(v) => tiles!(U16, v),
+        Voxels::F32(v) => tiles!(F32, v),
+    };
+    Ok(Decoded { voxels, ..decoded })
+}
+
+/// Volumes that lie on one another, joined along a first axis of time: all of one grid.
+/// - `volumes`: instances of each, in order
+pub fn repeated(volumes: &[Vec<InstanceRow>], how: &Reading) -> Result<Stacked, Error> {
+    let of = |why: String| Error::Geometry { what: format!("{} of one place", count(volumes.len(), "volume")), why };
+    let mut parts = Vec::with_capacity(volumes.len());
+    for (t, instances) in volumes.iter().enumerate() {
+        let part = volume(instances, how)?;
+        let first = parts.first().unwrap_or(&part);
+        check_size(part.geometry.size, volumes.len(), how)?;
+        if part.pixels.is_colour || part.repeats.is_some() {
+            return Err(of("colours and loops have a first axis of their own: take `repeats: separate`".into()));
+        }
+        if !part.geometry.same_grid(&first.geometry, 1e-3) || part.z_positions_mm != first.z_positions_mm {
+            return Err(of(format!("repeat {} lies on another grid than the first: take `repeats: separate`", t + 1)));
+        }
+        parts.push(part);
+    }
+    let join = |parts: &[Stacked]| -> Voxels {
+        macro_rules! all {
+            ($kind:ident) => {
+                parts.iter().map(|p| if let Voxels::$kind(v) = &p.pixels.voxels { Some(&v[..]) } else { None }).collect::<Option<Vec<_>>>()
+            };
+        }
+        if let Some(v) = all!(I16) {
+            Voxels::I16(v.concat())
+        } else if let Some(v) = all!(U8) {
+            Voxels::U8(v.concat())
+        } else if let Some(v) = all!(U16) {
+            Voxels::U16(v.concat())
+        } else {
+            // Repeats of several types: what holds them all.
+            Voxels::F32(parts.iter().flat_map(|p| p.pixels.voxels.to_f32().into_owned()).collect())
+        }
+    };
+    let voxels = join(&parts);
+    let mut notes: Vec<String> = Vec::new();
+    let mut headers = Vec::new();
+    let mut all = parts.into_iter();
+    let mut first = all.next().ok_or_else(|| of("no volume".into()))?;
+    let same_padding = first.pixels.padding;
+    let mut keeps_padding = true;
+    notes.append(&mut first.notes);
+    for part in all {
+        keeps_padding &= part.pixels.padding == same_padding;
+        headers.extend(part.headers);
+        part.notes.into_iter().for_each(|n| {
+            if !notes.contains(&n) {
+                notes.push(n)
+            }
+        });
+    }
+    first.headers.extend(headers);
+    let padding = same_padding.filter(|_| keeps_padding);
+    Ok(Stacked { pixels: Decoded { voxels, padding, ..first.pixels }, repeats: Some(Repeats::default()), notes, ..first })
+}
+
+/// A file whose frames have no place each: they follow one another in time, whatever their number.
+fn of_loop(files: &[FileRef], headers: Vec<Header>, how: &Reading) -> Result<Stacked, Error> {
+    let h = &headers[0];
+    let slice = Slice::of(h, 0);
+    let told =
+        format!("{} without a position each (a loop or projections run over time, not over depth)", count(h.n_frames as usize, "frame"));
+    let refuse = |why: String| Error::Geometry { what: format!("a file of {}", count(h.n_frames as usize, "frame")), why };
+    if !how.how.takes_unplaced {
+        return Err(refuse(format!("{told} (`geometry: unknown` makes a time axis of them)")));
+    }
+    if h.n_frames > MAX_LOOP_FRAMES {
+        return Err(refuse(format!("more than {MAX_LOOP_FRAMES} frames")));
+    }
+    // One frame may well say where it lies; what it says of the others is not known.
+    let slice = Slice { position: None, frame_number: None, ..slice };
+    let Stack { geometry, unknown_geometry, mut notes, .. } =
+        order::stack(&[slice], &How { keeps_single: true, ..how.how }).map_err(refuse)?;
+    check_size(geometry.size, h.n_frames as usize, how)?;
+    let sorted: Vec<(usize, usize)> = (0..h.n_frames as usize).map(|frame| (0, frame)).collect();
+    let mut pixels = pictures(files, &headers, &sorted, geometry.size, how)?;
+    if pixels.is_colour {
+        return Err(refuse("a loop in colour has two axes before its picture (time and colour), and a volume has one".into()));
+    }
+    notes.append(&mut pixels.notes);
+    notes.push(told.clone());
+    let unknown_geometry = unknown_geometry.map(|why| format!("{told}; {why}"));
+    let repeats = Some(Repeats { times_s: loop_times_s(h), ..Repeats::default() });
+    Ok(Stacked { geometry, pixels, repeats, z_positions_mm: Vec::new(), made_slices: Vec::new(), unknown_geometry, headers, notes })
+}
+
+/// Seconds of each frame since the first, empty where the file does not say.
+fn loop_times_s(h: &Header) -> Vec<f64> {
+    let n = h.n_frames as usize;
+    let seconds = |ms: f64| (ms * 1e3).round() / 1e6;
+    match &h.frame_times_ms[..] {
+        [step] if *step > 0.0 => (0..n).map(|i| seconds(i as f64 * step)).collect(),
+        // FrameTimeVector: the first value belongs to the first frame and is 0 (PS3.3 C.7.6.5.1.2).
+        steps if steps.len() == n => {
+            let mut at = 0.0;
+            let sum = |(i, step): (usize, &f64)| {
+                at += if i == 0 { 0.0 } else { *step };
+                seconds(at)
+            };
+            steps.iter().enumerate().map(sum).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// float32 at worst: refused before it is allocated.
+fn check_size(size: Zyx<usize>, channels: usize, how: &Reading) -> Result<(), Error> {
+    let wanted_bytes = size.checked_count().and_then(|n| n.checked_mul(channels)).map_or(u64::MAX, |n| (n as u64).saturating_mul(4));
+    if wanted_bytes <= how.limit_bytes {
+        return Ok(());
+    }
+    let what = format!("a volume of {size} voxels (a larger `--memory` allows more)");
+    Err(Error::TooLarge { what, wanted_bytes, limit_bytes: how.limit_bytes })
 }
 
 fn read_header(f: &FileRef) -> Result<Header, Error> {

@@ -202,7 +202,7 @@ impl Making<'_> {
         let refused = broken.clone().or(g.refused.clone());
         let stack = match &refused {
             Some(why) => Err(why.clone()),
-            None => order::stack(&slices, false),
+            None => order::stack(&slices, &order::How::default()),
         };
         let mut files: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
         g.members.iter().for_each(|m| files.entry(m.file).or_default().push(m.frame as i64));
@@ -211,12 +211,21 @@ impl Making<'_> {
             volume: volume as i64,
             kind: "image".into(),
             n_instances: files.len() as i64,
-            n_frames: if g.refused.is_some() && g.members.len() == 1 { first.n_frames as i64 } else { g.members.len() as i64 },
-            rows: Some(first.rows as i64),
-            columns: Some(first.columns as i64),
+            n_frames: if g.is_loop || (g.refused.is_some() && g.members.len() == 1) {
+                first.n_frames as i64
+            } else {
+                g.members.len() as i64
+            },
+            rows: Some(first.slice_size()[0] as i64),
+            columns: Some(first.slice_size()[1] as i64),
             row_spacing_mm: spacing.map(|s| s[0]),
             column_spacing_mm: spacing.map(|s| s[1]),
             slice_spacing_mm: stack.as_ref().ok().map(|s| s.geometry.spacing_mm().z),
+            repeat_of: Some(g.repeat_of as i64),
+            repeat: Some(g.repeat as i64),
+            time_s: g.time_s,
+            echo_time_ms: g.echo_time_ms,
+            b_value: g.b_value,
             irregular: stack.err(),
             refused,
             ..base(first)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 use voxmill_stages::dicom::catalog;
+use voxmill_stages::dicom::order::How;
 use voxmill_stages::dicom::read::{self, Reading, Stacked};
 use voxmill_stages::dicom::rows::{self, Made, Names};
 use voxmill_stages::dicom::walk;
@@ -39,7 +40,13 @@ impl Archive {
         }
         let mine: Vec<InstanceRow> =
             self.made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume)).cloned().collect();
-        let how = Reading { keeps_single: true, limit_bytes: 4 << 30, keeps_colour: true, suv: None, step: &|_| Ok(()) };
+        let how = Reading {
+            how: How { keeps_single: true, ..How::default() },
+            limit_bytes: 4 << 30,
+            keeps_colour: true,
+            suv: None,
+            step: &|_| Ok(()),
+        };
         read::volume(&mine, &how).map_err(|e| voxmill_stages::error::chain(&e))
     }
 }

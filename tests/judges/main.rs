@@ -62,7 +62,13 @@ fn rows(place: &Path) -> Vec<InstanceRow> {
 }
 
 fn grid(rows: &[InstanceRow]) -> (Geometry, Grid) {
-    let reading = Reading { keeps_single: true, limit_bytes: 1 << 32, keeps_colour: false, suv: None, step: &|_| Ok(()) };
+    let reading = Reading {
+        how: voxmill_stages::dicom::order::How { keeps_single: true, ..Default::default() },
+        limit_bytes: 1 << 32,
+        keeps_colour: false,
+        suv: None,
+        step: &|_| Ok(()),
+    };
     let geometry = read::volume(rows, &reading).unwrap().geometry;
     (geometry, Grid::with_slices(&geometry, &source::slices(rows).unwrap()))
 }

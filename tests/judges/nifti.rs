@@ -60,7 +60,13 @@ fn nibabel_reads_what_was_written() {
 fn colours_are_those_of_the_ground_truth() {
     let Some(data) = std::env::var_os("VOXMILL_DATA") else { return };
     let folder = std::path::Path::new(&data).join("dicom2nifti/generic/rgb");
-    let reading = Reading { keeps_single: true, limit_bytes: 1 << 32, keeps_colour: true, suv: None, step: &|_| Ok(()) };
+    let reading = Reading {
+        how: voxmill_stages::dicom::order::How { keeps_single: true, ..Default::default() },
+        limit_bytes: 1 << 32,
+        keeps_colour: true,
+        suv: None,
+        step: &|_| Ok(()),
+    };
     let stacked = read::volume(&rows(&folder.join("001")), &reading).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rgb.nii.gz");
