@@ -92,6 +92,11 @@ impl WorkArgs {
     }
 }
 
+/// The word that was typed for a choice.
+pub fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
+}
+
 /// What `voxmill convert` is told.
 #[derive(Args, Clone)]
 pub struct ConvertArgs {

@@ -30,11 +30,11 @@ Tables of the newest artifacts of this pipeline (where its nodes make them):
   series      series, volume, study, patient, kind, modality, sop_class,
               description, body_part, manufacturer, frame_of_reference,
               n_instances, n_frames, rows, columns, row_spacing_mm,
-              column_spacing_mm, slice_spacing_mm, irregular, refused,
-              references, labels
-  instances   series, volume, instance, path, file, content, seen, size_bytes,
-              transfer_syntax, instance_number, n_frames, frames, position_mm,
-              orientation
+              column_spacing_mm, slice_spacing_mm, repeat_of, repeat, time_s,
+              echo_time_ms, b_value, irregular, refused, references, labels
+  instances   series, volume, instance, path, member, file, content, seen,
+              size_bytes, transfer_syntax, instance_number, n_frames, frames,
+              position_mm, orientation
   files       path, verdict, why
   split       case, patient, fold, part
   history     epoch, step, lr, loss, val_dice, class_dice

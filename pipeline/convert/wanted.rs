@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use voxmill_stages::error::Error;
 
 use super::{FILES, IMAGES, INDEX, LABELS};
-use crate::cli::{ConvertArgs, ConvertNames, ConvertTo};
+use crate::cli::{ConvertArgs, ConvertNames, ConvertTo, word};
 use crate::infer;
 use crate::session::Fault;
 
@@ -130,11 +129,6 @@ impl Wanted {
         std::fs::write(&path, yaml).map_err(Error::io("write", &path))?;
         Ok(path)
     }
-}
-
-/// The word that was typed is the word of the YAML.
-fn word(value: impl ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
 }
 
 /// A text in YAML: JSON's quotes and escapes are YAML's as well, and a `${` must not become a variable.
