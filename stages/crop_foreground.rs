@@ -131,6 +131,7 @@ impl Stage for CropForeground {
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
         let v = Volume::read(&input.dir)?;
+        v.check_regular()?;
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
         let before = v.geometry;

@@ -14,7 +14,7 @@ use crate::fit::predict;
 use crate::model::{self, Device, Predictor, Window};
 use crate::ops::regrid;
 use crate::stage::{Cx, Facts, Finding, Info, Input, Inputs, Rows, Stage};
-use crate::volume::{Labels, StoredVolume, Volume, Voxels};
+use crate::volume::{Labels, StoredVolume, Volume, Voxels, check_regular};
 
 /// Predicts every case with a trained model. The result has labels and no image, and lies on the grid on which the case was assembled: resampling,
 /// cropping, padding and reorienting done before are undone.
@@ -102,6 +102,7 @@ with: { window: { size: { z: 32, y: 48, x: 32 }, overlap: 0.25, blend: gaussian 
         let (input, model) = (inputs.one("cases"), inputs.one("model"));
         let loaded = load(model, &self.device)?;
         let v = StoredVolume::open(&input.dir, input.manifest.key)?;
+        check_regular(&v.geometry, &v.about)?;
         let card = &loaded.card;
         if v.channels != card.channels {
             let (found, expected) = (v.channels.join(", "), format!("{} as in training", card.channels.join(", ")));

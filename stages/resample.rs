@@ -11,7 +11,7 @@ use crate::ops::resample::{Interpolation, LabelInterpolation, Outside, resample_
 use crate::ops::respace::respaced;
 use crate::ops::smooth;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Volume, Voxels};
+use crate::volume::{About, Labels, Volume, Voxels};
 
 /// Brings a volume and its labels to another spacing.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -118,7 +118,14 @@ impl Resample {
         let (old, new) = (from.spacing_mm(), to.spacing_mm());
         let sigma = old.zip(new).map(|(old, new)| if self.anti_alias { ((new / old - 1.0) / 2.0).max(0.0) } else { 0.0 });
         let blurs = self.interpolation != Interpolation::Nearest && sigma.to_array().iter().any(|s| *s > 0.0);
+        let padding = v.about.padding.filter(|_| self.interpolation != Interpolation::Nearest);
+        let apart = padding.and_then(|range| Some((range, Apart::of(&v.voxels.to_f32(), range)?)));
         let voxels = match &v.voxels {
+            x if apart.is_some() => {
+                let (range, apart) = apart.as_ref().expect("just asked");
+                let sigma = if blurs { sigma } else { Zyx::splat(0.0) };
+                Voxels::F32(apart.resampled(&x.to_f32(), *range, &from, to, self.interpolation, sigma))
+            }
             x if blurs => {
                 let smooth = smooth::gaussian(&x.to_f32(), from.size, sigma, smooth::Edge::Repeat);
                 Voxels::F32(resample_values(&smooth, &|v| v as f64, &from, to, self.interpolation, Outside::Edge))
@@ -145,6 +152,104 @@ impl Resample {
     }
 }
 
+/// Tissue and padding of an image, apart: interpolation must not mix air-valued padding into tissue at its edge (dcm2niix#262).
+struct Apart {
+    /// Values, 0 where padding is.
+    tissue: Vec<f32>,
+    /// 1 where tissue is, 0 where padding is.
+    share: Vec<f32>,
+}
+
+impl Apart {
+    /// `None` where nothing is padding.
+    fn of(values: &[f32], [low, high]: [f64; 2]) -> Option<Apart> {
+        let is_padding = |v: f32| low <= v as f64 && v as f64 <= high;
+        values.iter().any(|v| is_padding(*v)).then(|| Apart {
+            tissue: values.iter().map(|v| if is_padding(*v) { 0.0 } else { *v }).collect(),
+            share: values.iter().map(|v| !is_padding(*v) as u8 as f32).collect(),
+        })
+    }
+
+    /// Where the nearest voxel is padding the result is padding; elsewhere tissue alone is interpolated, its weights made to add up to 1.
+    fn resampled(&self, values: &[f32], range: [f64; 2], from: &Geometry, to: &Geometry, how: Interpolation, sigma: Zyx<f64>) -> Vec<f32> {
+        let smoothed = |x: &[f32]| -> Vec<f32> {
+            if sigma == Zyx::splat(0.0) { x.to_vec() } else { smooth::gaussian(x, from.size, sigma, smooth::Edge::Repeat) }
+        };
+        let wide = |v: f32| v as f64;
+        let linear = |x: &[f32]| resample_values(x, &wide, from, to, Interpolation::Linear, Outside::Edge);
+        let (tissue, share) = (smoothed(&self.tissue), smoothed(&self.share));
+        let (sum, share) = (linear(&tissue), linear(&share));
+        let nearest = resample_values(values, &wide, from, to, Interpolation::Nearest, Outside::Edge);
+        // Away from padding a cubic is a cubic.
+        let cubic = (how == Interpolation::Cubic).then(|| resample_values(&tissue, &wide, from, to, how, Outside::Edge));
+        let [low, high] = range;
+        let one = |i: usize| {
+            if (low <= nearest[i] as f64 && nearest[i] as f64 <= high) || share[i] <= 0.0 {
+                return nearest[i];
+            }
+            match &cubic {
+                Some(cubic) if share[i] >= 1.0 - 1e-6 => cubic[i],
+                _ => sum[i] / share[i],
+            }
+        };
+        (0..nearest.len()).map(one).collect()
+    }
+}
+
+impl Resample {
+    /// Slices that were kept where they lie, on planes of even distance: the spacing asked for along z, or the median of theirs. Image values are mixed of
+    /// the two slices beside a plane, labels are those of the nearer one. Predictions go back to this grid: no file holds it.
+    fn straightened(&self, v: Volume, check_size: &dyn Fn(Zyx<usize>, usize) -> Result<(), Error>) -> Result<Volume, Error> {
+        if v.about.is_regular() {
+            return Ok(v);
+        }
+        let z = v.about.z_positions_mm.clone();
+        let (size, own_mm) = (v.geometry.size, v.geometry.spacing_mm().z);
+        let step_mm = if self.spacing_mm.0.z > 0.0 { self.spacing_mm.0.z } else { own_mm };
+        let planes = (z[z.len() - 1] / step_mm + 1e-3).floor() as usize + 1;
+        let new_size = Zyx { z: planes, ..size };
+        check_size(new_size, v.channels.len())?;
+        // Slice below each plane, and the share of the one above it.
+        let between: Vec<(usize, f64)> = (0..planes)
+            .map(|k| {
+                let at = k as f64 * step_mm;
+                let low = z.partition_point(|z| *z <= at).saturating_sub(1).min(z.len() - 2);
+                (low, ((at - z[low]) / (z[low + 1] - z[low])).clamp(0.0, 1.0))
+            })
+            .collect();
+        let plane = size.y * size.x;
+        let is_nearest = self.interpolation == Interpolation::Nearest;
+        let padding = v.about.padding;
+        let is_padding = |v: f32| padding.is_some_and(|[low, high]| low <= v as f64 && v as f64 <= high);
+        let mut voxels = Vec::with_capacity(v.channels.len() * new_size.count());
+        for channel in v.voxels.to_f32().chunks_exact(size.count()) {
+            for (low, share) in &between {
+                let (a, b) = (&channel[low * plane..][..plane], &channel[(low + 1) * plane..][..plane]);
+                voxels.extend(a.iter().zip(b).map(|(a, b)| {
+                    let nearer = if *share > 0.5 { *b } else { *a };
+                    let apart = is_padding(*a) || is_padding(*b);
+                    if is_nearest || apart { nearer } else { (*a as f64 + (*b as f64 - *a as f64) * share) as f32 }
+                }));
+            }
+        }
+        let voxels = match &v.voxels {
+            Voxels::U8(_) if is_nearest => Voxels::U8(integers(voxels, |v| v as u8)),
+            Voxels::I16(_) if is_nearest => Voxels::I16(integers(voxels, |v| v as i16)),
+            Voxels::U16(_) if is_nearest => Voxels::U16(integers(voxels, |v| v as u16)),
+            _ => Voxels::F32(voxels),
+        };
+        let labels = v.labels.map(|l| {
+            let slice = |(low, share): &(usize, f64)| low + (*share > 0.5) as usize;
+            let voxels = between.iter().flat_map(|b| &l.voxels[slice(b) * plane..][..plane]).copied().collect();
+            Labels { voxels, ..l }
+        });
+        let mut geometry = Geometry { size: new_size, ..v.geometry };
+        geometry.axes_mm.z = geometry.axes_mm.z.scale(step_mm / own_mm);
+        let about = About { z_positions_mm: Vec::new(), source: geometry, ..v.about };
+        Ok(Volume { geometry, voxels, labels, about, channels: v.channels })
+    }
+}
+
 /// Integers that went through float32 unharmed: all of 16 bits do.
 fn integers<T>(values: Vec<f32>, narrow: impl Fn(f32) -> T) -> Vec<T> {
     values.into_iter().map(narrow).collect()
@@ -153,7 +258,7 @@ fn integers<T>(values: Vec<f32>, narrow: impl Fn(f32) -> T) -> Vec<T> {
 impl Stage for Resample {
     const INFO: Info = Info {
         name: "resample",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what gets another spacing, labels included" }],
         gives: Kind::Volume,
@@ -188,9 +293,11 @@ impl Stage for Resample {
         let v = Volume::read(&input.dir)?;
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
+        let v = self.straightened(v, &|size, channels| cx.check_size(size, channels))?;
         let to = self.grid(&v.geometry)?;
         cx.check_size(to.size, v.channels.len())?;
-        let unchanged = v.geometry.same_grid(&to, 1e-3).then_some(input.dir.as_path());
+        let is_same = v.geometry.same_grid(&to, 1e-3) && input.manifest.facts.get("size") == serde_json::to_value(to.size).ok().as_ref();
+        let unchanged = is_same.then_some(input.dir.as_path());
         let v = self.apply(v, &to);
         cx.check_cancelled()?;
         v.write_sharing(cx.draft, unchanged, unchanged)?;
@@ -218,7 +325,6 @@ impl Stage for Resample {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::volume::{About, Labels};
 
     fn volume() -> Volume {
         let geometry = Geometry::axis_aligned(Zyx::new(3, 4, 5), Zyx::new(2.0, 1.0, 1.0));
@@ -255,6 +361,34 @@ mod tests {
         assert_eq!([x[0], x[20], x[40], x[60], x[80]], [0.0, 50.0, 100.0, 150.0, 200.0]);
         let l = v.labels.unwrap().voxels;
         assert_eq!((l.len(), &l[..5]), (100, &[0u8, 0, 0, 1, 1][..]));
+    }
+
+    #[test]
+    fn slices_kept_where_they_lie_become_even_planes() {
+        let mut v = volume();
+        v.about.z_positions_mm = vec![0.0, 2.0, 6.0];
+        let s = stage(serde_json::json!({ "spacing_mm": { "z": 1 } }));
+        let v = s.straightened(v, &|_, _| Ok(())).unwrap();
+        assert_eq!((v.geometry.size, v.geometry.spacing_mm().z), (Zyx::new(7, 4, 5), 1.0));
+        let x = v.voxels.to_f32();
+        // 0, 100 and 200 at 0, 2 and 6 mm.
+        assert_eq!((0..7).map(|k| x[k * 20]).collect::<Vec<_>>(), [0.0, 50.0, 100.0, 125.0, 150.0, 175.0, 200.0]);
+        assert!(v.about.is_regular() && v.about.source == v.geometry && v.labels.unwrap().voxels.len() == 140);
+    }
+
+    #[test]
+    fn padding_is_not_mixed_into_tissue() {
+        let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 4), Zyx::splat(1.0));
+        let about = About { padding: Some([-3000.0, -2000.0]), ..About::of(geometry) };
+        let voxels = Voxels::I16(vec![-3000, -3000, 40, 60]);
+        for how in ["linear", "cubic"] {
+            let v = Volume { geometry, channels: vec!["CT".into()], voxels: voxels.clone(), labels: None, about: about.clone() };
+            let s = stage(serde_json::json!({ "spacing_mm": { "x": 0.5 }, "interpolation": how }));
+            let to = s.grid(&v.geometry).unwrap();
+            let x = s.apply(v, &to).voxels.to_f32().into_owned();
+            assert!(x.iter().all(|v| *v == -3000.0 || (40.0..=60.0).contains(v)), "{how}: {x:?}");
+            assert_eq!((x[0], x[4], x[6]), (-3000.0, 40.0, 60.0), "{how}");
+        }
     }
 
     #[test]

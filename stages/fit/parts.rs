@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::sample::cut::Source;
 use crate::stage::{Input, Rows};
 use crate::table;
-use crate::volume::StoredVolume;
+use crate::volume::{StoredVolume, check_regular};
 
 /// The part a case plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,7 @@ pub fn open(cases: &[Input], split: &Rows, fold: u32) -> Result<Parts, Error> {
             continue;
         }
         let volume = StoredVolume::open(&input.dir, input.manifest.key)?;
+        check_regular(&volume.geometry, &volume.about)?;
         if volume.classes.is_empty() {
             return Err(Error::Labels {
                 what: case.0,
