@@ -139,7 +139,7 @@ impl Evaluate {
         let case = name(truth);
         let open = |i: &Input, port: &str| -> Result<(StoredVolume, Vec<u8>), Error> {
             let volume = StoredVolume::open(&i.dir, i.manifest.key)?;
-            check_regular(&volume.geometry, &volume.about)?;
+            crate::volume::check_regular(&volume.geometry, &volume.about)?;
             let labels = volume.labels()?.ok_or_else(|| Error::Labels {
                 what: format!("{port} of {case}"),
                 why: "the volume has no labels: connect a node that adds them".into(),
@@ -322,7 +322,7 @@ mod tests {
     use voxmill_schemas::geometry::Zyx;
 
     use crate::store::{Limits, Store};
-    use crate::volume::{About, Labels, Volume, Voxels, check_regular};
+    use crate::volume::{About, Labels, Volume, Voxels};
 
     fn row(case: &str, part: &str, class: &str, dice: Option<f64>, hd95_mm: Option<f64>) -> ScoreRow {
         let missed = dice == Some(0.0);
