@@ -101,7 +101,7 @@ pub struct NiftiLabels {
 impl Stage for Annotate {
     const INFO: Info = Info {
         name: "annotate",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[
             Port { name: "image", kind: Kind::Volume, required: true, about: "the images to label" },

@@ -50,7 +50,7 @@ const EXPECTED: &str = "three letters, one of each pair R L, A P, S I";
 impl Stage for Orient {
     const INFO: Info = Info {
         name: "orient",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is turned, labels included" }],
         gives: Kind::Volume,

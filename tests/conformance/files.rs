@@ -14,8 +14,9 @@ use crate::stages::{Bench, verdicts};
 #[test]
 fn every_odd_file_has_its_verdict() {
     let folder = root().join("pydicom");
-    if !folder.is_dir() {
-        return assert!(!is_whole(), "{} is missing", folder.display());
+    // Verdicts on copies depend on what else is there: only the whole collection has these.
+    if !is_whole() {
+        return;
     }
     let (facts, rows) = Bench::over(&folder).index("none");
     let said: Vec<FileRow> = table::rows_of(&rows).unwrap();
