@@ -372,7 +372,9 @@ impl Making<'_> {
 fn what_it_is(f: &File) -> String {
     let h = &f.header;
     let mut what = classes::name(&h.sop_class);
-    if let (Some(pixel), Some(frame)) = (h.pixel, h.frame_bytes()) {
+    // Two pixels of YBR_FULL_422 share their colours: a third less than the header's numbers say.
+    let is_shared = h.photometric.starts_with("YBR_FULL_422");
+    if let (Some(pixel), Some(frame)) = (h.pixel, h.frame_bytes().filter(|_| !is_shared)) {
         let there = if h.wrapping == Default::default() { f.entry.seen.bytes.saturating_sub(pixel.offset) } else { u64::MAX };
         match pixel.length {
             Some(length) if (length as u64) > there => what = format!("{what}, cut off: {there} of {length} bytes of pixels"),
