@@ -107,7 +107,8 @@ fn series(out: &mut String, p: &Page) {
         let mut cell = |text: &str| out.push_str(&format!("<td>{}", escape(text)));
         cell(&r.patient);
         cell(&name(r));
-        cell(&r.kind);
+        out.push_str(&format!("<td class=\"kind\">{}", escape(&r.kind)));
+        let mut cell = |text: &str| out.push_str(&format!("<td>{}", escape(text)));
         cell(&r.modality);
         if has_text {
             cell(r.description.as_deref().unwrap_or_default());

@@ -24,7 +24,9 @@ pub struct Verdicts {
 /// - `tables`: of the index
 pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Error> {
     let node = |name: &str| summary.nodes.iter().find(|n| n.name == name);
-    let series: Vec<SeriesRow> = table::rows_of(tables)?;
+    let mut series: Vec<SeriesRow> = table::rows_of(tables)?;
+    // Images first; in each kind the order of the index.
+    series.sort_by_key(|s| s.kind != "image");
     let Some(images) = node(IMAGES) else {
         let rows = series.iter().map(row_of).collect();
         return dicom(rows, node(FILES)).map(|rows| Verdicts { rows, made: Vec::new() });
@@ -61,7 +63,8 @@ pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Err
             }
             _ => {
                 row.verdict = "left out".into();
-                row.why = Some("labels are drawn with --labels".into());
+                let is_nifti = row.kind == "nifti";
+                row.why = Some(if is_nifti { "a NIfTI file: it is one already" } else { "labels are drawn with --labels" }.into());
             }
         }
         out.rows.push(row);
