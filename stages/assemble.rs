@@ -226,15 +226,15 @@ impl Stage for Assemble {
         Ok(self.facts(&volume, &series, &headers, notes, is_float))
     }
 
-    /// Six bytes a voxel (the array, and the same again while it is written in pieces) and room for one frame a thread.
+    /// Six bytes a voxel (the array, and the same again while it is written in pieces) and room for one frame a thread; repeats are joined from their parts.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         let rows = inputs.maybe(PORT).and_then(|i| i.rows.as_ref());
-        let series = rows.and_then(|r| table::rows_of::<SeriesRow>(r).ok()).and_then(|s| s.into_iter().next());
-        let voxels = series.map_or(0, |s| {
+        let volumes = rows.and_then(|r| table::rows_of::<SeriesRow>(r).ok()).unwrap_or_default();
+        let voxels = volumes.iter().fold(0u64, |sum, s| {
             let n = |v: i64| u64::try_from(v).unwrap_or(0);
-            n(s.n_frames).saturating_mul(n(s.rows.unwrap_or(0))).saturating_mul(n(s.columns.unwrap_or(0)))
+            sum.saturating_add(n(s.n_frames).saturating_mul(n(s.rows.unwrap_or(0))).saturating_mul(n(s.columns.unwrap_or(0))))
         });
-        voxels.saturating_mul(6).saturating_add(64 << 20)
+        voxels.saturating_mul(if volumes.len() > 1 { 10 } else { 6 }).saturating_add(64 << 20)
     }
 }
 
@@ -277,6 +277,16 @@ impl Assemble {
             .with("rescales", rescales.len())
             .with("is_float", is_float)
             .with("notes", notes);
+        let about = &volume.about;
+        if let Some(why) = &about.unknown_geometry {
+            facts = facts.with("unknown_geometry", why);
+        }
+        if !about.made_slices.is_empty() {
+            facts = facts.with("made_slices", &about.made_slices);
+        }
+        if let Some(repeats) = &about.repeats {
+            facts = facts.with("repeats", repeats);
+        }
         if let Some(padding) = first.padding {
             facts = facts.with("padding_stored", padding);
         }

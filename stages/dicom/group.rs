@@ -76,10 +76,16 @@ pub fn split(headers: &[Header]) -> Vec<Group> {
             groups.push(told(headers, &incomplete, Group { repeat_of: family, ..g }));
         }
     }
-    groups.sort_by_key(|g| {
-        let first = |m: &Member| (headers[m.file].instance_number, m.file, m.frame);
-        g.members.iter().map(first).min()
-    });
+    // Repeats of one place stand together, in the order of time; places by the lowest number in them.
+    type First = Option<(Option<i64>, usize, usize)>;
+    let first = |m: &Member| (headers[m.file].instance_number, m.file, m.frame);
+    let mut first_in: HashMap<usize, First> = HashMap::new();
+    for g in &groups {
+        let here = g.members.iter().map(first).min();
+        let lowest = first_in.entry(g.repeat_of).or_insert(here);
+        *lowest = (*lowest).min(here);
+    }
+    groups.sort_by_key(|g| (first_in[&g.repeat_of], g.repeat_of, g.repeat));
     // Until here a family has a number of its own, from now on that of its first volume.
     let mut first_of: HashMap<usize, usize> = HashMap::new();
     for (i, g) in groups.iter_mut().enumerate() {
@@ -281,7 +287,8 @@ mod tests {
         h.push(slice(0.0, 20));
         h[12].frames[0].orientation = Some([1.0, 0.0, 0.0, 0.0, 0.0, -1.0]);
         let told: Vec<_> = split(&h).iter().map(|g| (g.repeat_of, g.repeat, g.time_s)).collect();
-        assert_eq!(told, [(0, 2, Some(4.0)), (0, 1, Some(2.0)), (0, 0, Some(0.0)), (3, 0, None)]);
+        assert_eq!(told, [(0, 0, Some(0.0)), (0, 1, Some(2.0)), (0, 2, Some(4.0)), (3, 0, None)]);
+        assert_eq!(split(&h)[0].members[0].file, 8);
     }
 
     #[test]

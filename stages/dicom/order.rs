@@ -120,6 +120,14 @@ pub fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
+/// What to do about a loop.
+pub const LOOP_HELP: &str = "`geometry: unknown` makes a time axis of them";
+
+/// What a loop is.
+pub fn told_loop(n_frames: u32) -> String {
+    format!("{} without a position each: a loop or projections run over time, not over depth", count(n_frames as usize, "frame"))
+}
+
 /// Puts slices in order.
 pub fn stack(slices: &[Slice], how: &How) -> Result<Stack, String> {
     match common_plane(slices) {
@@ -197,7 +205,7 @@ fn common_plane(slices: &[Slice]) -> Result<([f64; 2], Plane), NoPlane> {
     same_size(slices).map_err(NoPlane::Mixed)?;
     let lacking = |what: &str, has: &dyn Fn(&Slice) -> bool| -> Result<(), NoPlane> {
         let without: Vec<&Slice> = slices.iter().filter(|s| !has(s)).collect();
-        match without.first() {
+        match without.iter().min_by_key(|s| (s.frame_number, s.instance_number)) {
             None => Ok(()),
             Some(_) if slices.len() == 1 => Err(NoPlane::Unplaced(format!("no {what}: where it lies in the patient is not known"))),
             Some(s) => Err(NoPlane::Unplaced(format!(

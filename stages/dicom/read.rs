@@ -73,7 +73,9 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
     if !duplicates.is_empty() {
         let (kept, other) = (decode(&mut duplicates.iter().map(|d| d.0))?, decode(&mut duplicates.iter().map(|d| d.1))?);
         let plane = geometry.size.y * geometry.size.x;
-        if let Some(i) = (0..duplicates.len()).find(|i| !blend::same_plane(&kept.voxels, &other.voxels, plane, *i)) {
+        // All colours of a picture.
+        let n_planes = kept.voxels.len().checked_div(plane).unwrap_or(0);
+        if let Some(i) = (0..n_planes).find(|i| !blend::same_plane(&kept.voxels, &other.voxels, plane, *i)).map(|i| i % duplicates.len()) {
             let (a, b) = (&slices[duplicates[i].0], &slices[duplicates[i].1]);
             let at = a.position.unwrap_or_default();
             let why = format!(
@@ -161,7 +163,10 @@ pub fn repeated(volumes: &[Vec<InstanceRow>], how: &Reading) -> Result<Stacked, 
         if part.pixels.is_colour || part.repeats.is_some() {
             return Err(of("colours and loops have a first axis of their own: take `repeats: separate`".into()));
         }
-        if !part.geometry.same_grid(&first.geometry, 1e-3) || part.z_positions_mm != first.z_positions_mm {
+        // Positions are written with so many digits, and repeats with a hair between them are repeats.
+        let is_near = |(a, b): (&f64, &f64)| (a - b).abs() <= 0.02;
+        let same_slices = part.z_positions_mm.iter().zip(&first.z_positions_mm).all(is_near);
+        if !part.geometry.same_grid(&first.geometry, 0.05) || part.z_positions_mm.len() != first.z_positions_mm.len() || !same_slices {
             return Err(of(format!("repeat {} lies on another grid than the first: take `repeats: separate`", t + 1)));
         }
         parts.push(part);
@@ -209,11 +214,10 @@ pub fn repeated(volumes: &[Vec<InstanceRow>], how: &Reading) -> Result<Stacked, 
 fn of_loop(files: &[FileRef], headers: Vec<Header>, how: &Reading) -> Result<Stacked, Error> {
     let h = &headers[0];
     let slice = Slice::of(h, 0);
-    let told =
-        format!("{} without a position each (a loop or projections run over time, not over depth)", count(h.n_frames as usize, "frame"));
+    let told = order::told_loop(h.n_frames);
     let refuse = |why: String| Error::Geometry { what: format!("a file of {}", count(h.n_frames as usize, "frame")), why };
     if !how.how.takes_unplaced {
-        return Err(refuse(format!("{told} (`geometry: unknown` makes a time axis of them)")));
+        return Err(refuse(format!("{told} ({})", order::LOOP_HELP)));
     }
     if h.n_frames > MAX_LOOP_FRAMES {
         return Err(refuse(format!("more than {MAX_LOOP_FRAMES} frames")));

@@ -202,6 +202,7 @@ impl Making<'_> {
         let refused = broken.clone().or(g.refused.clone());
         let stack = match &refused {
             Some(why) => Err(why.clone()),
+            None if g.is_loop => Err(format!("{} ({})", order::told_loop(first.n_frames), order::LOOP_HELP)),
             None => order::stack(&slices, &order::How::default()),
         };
         let mut files: BTreeMap<usize, Vec<i64>> = BTreeMap::new();

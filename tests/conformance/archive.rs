@@ -35,18 +35,34 @@ impl Archive {
 
     /// The volume of a row, or why there is none.
     pub fn volume(&self, s: &SeriesRow) -> Result<Stacked, String> {
+        self.read_with(s, How { keeps_single: true, ..How::default() })
+    }
+
+    pub fn read_with(&self, s: &SeriesRow, how: How) -> Result<Stacked, String> {
         if let Some(why) = &s.refused {
             return Err(why.clone());
         }
-        let mine: Vec<InstanceRow> =
-            self.made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume)).cloned().collect();
-        let how = Reading {
-            how: How { keeps_single: true, ..How::default() },
-            limit_bytes: 4 << 30,
-            keeps_colour: true,
-            suv: None,
-            step: &|_| Ok(()),
-        };
-        read::volume(&mine, &how).map_err(|e| voxmill_stages::error::chain(&e))
+        read::volume(&self.instances(s), &reading(how)).map_err(|e| voxmill_stages::error::chain(&e))
     }
+
+    /// All volumes, which lie on one another, as one.
+    pub fn joined(&self) -> Result<Stacked, String> {
+        let mut rows = self.images();
+        rows.sort_by_key(|s| (s.repeat_of, s.repeat));
+        if rows.iter().any(|s| s.repeat_of != rows[0].repeat_of) {
+            return Err("volumes of several places".into());
+        }
+        let volumes: Vec<Vec<InstanceRow>> = rows.iter().map(|s| self.instances(s)).collect();
+        let reading = reading(How { keeps_single: true, ..How::default() });
+        let read = if volumes.len() == 1 { read::volume(&volumes[0], &reading) } else { read::repeated(&volumes, &reading) };
+        read.map_err(|e| voxmill_stages::error::chain(&e))
+    }
+
+    fn instances(&self, s: &SeriesRow) -> Vec<InstanceRow> {
+        self.made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume)).cloned().collect()
+    }
+}
+
+fn reading(how: How) -> Reading<'static> {
+    Reading { how, limit_bytes: 4 << 30, keeps_colour: true, suv: None, step: &|_| Ok(()) }
 }

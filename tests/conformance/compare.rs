@@ -56,6 +56,26 @@ pub fn same(geometry: &Geometry, voxels: &Voxels, reference: &Image, channel: us
     }
 }
 
+/// How far the affine is from that of the reference, on the axes of the reference: the largest difference of an entry, mm.
+pub fn affine_off(geometry: &Geometry, reference: &Geometry) -> f64 {
+    let ours = [geometry.axes_mm.z, geometry.axes_mm.y, geometry.axes_mm.x];
+    let theirs = [reference.axes_mm.z, reference.axes_mm.y, reference.axes_mm.x];
+    let last = geometry.size.to_array().map(|n| n as f64 - 1.0);
+    let mut origin = geometry.origin;
+    let mut worst = 0f64;
+    for axis in theirs {
+        // The axis of ours that runs along it, turned round where it runs against it.
+        let along = |k: &usize| ours[*k].dot(axis).abs() / ours[*k].norm();
+        let k = (0..3).max_by(|a, b| along(a).total_cmp(&along(b))).unwrap();
+        let sign = ours[k].dot(axis).signum();
+        if sign < 0.0 {
+            origin = origin + ours[k].scale(last[k]);
+        }
+        worst = (ours[k].scale(sign) - axis).0.iter().fold(worst, |w, v| w.max(v.abs()));
+    }
+    (origin - reference.origin).0.iter().fold(worst, |w, v| w.max(v.abs()))
+}
+
 fn index_of(g: &Geometry, p: Lps) -> [i64; 3] {
     g.to_index(p).map(|v| v.round() as i64).to_array()
 }
