@@ -45,15 +45,17 @@ pub fn open(instances: &[InstanceRow]) -> Result<Series, Error> {
 }
 
 fn slices_of(h: &Header) -> impl Iterator<Item = Slice> + '_ {
-    let is_multi_frame = h.n_frames > 1 || h.frames.len() > 1;
+    // Tiles of a mosaic are slices of one frame.
+    let is_multi_frame = h.n_frames > 1 || (h.frames.len() > 1 && h.mosaic.is_none());
+    let [rows, columns] = h.slice_size().map(|n| n as usize);
     h.frames.iter().enumerate().filter_map(move |(i, f)| {
         Some(Slice {
             sop_class: h.sop_class.clone(),
             sop_instance: h.sop_instance.clone(),
             frame: is_multi_frame.then_some(i as u32 + 1),
             plane: Plane::new(f.position?, f.orientation?, f.spacing_mm?)?,
-            rows: h.rows as usize,
-            columns: h.columns as usize,
+            rows,
+            columns,
             thickness_mm: f.thickness_mm,
         })
     })

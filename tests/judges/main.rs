@@ -3,6 +3,7 @@
 //! so, and fail instead when `VOXMILL_REQUIRE_PYTHON=1`.
 #![allow(clippy::unwrap_used)]
 
+mod mosaic;
 mod nifti;
 mod rtstruct;
 mod seg;
