@@ -186,7 +186,7 @@ impl Stage for Annotate {
         let image = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
         let mut rows = index.rows_of(table, of, image);
         if matches!(self.classes, Classes::Every(_)) {
-            let all = table::prepared(table, |t| table::rows_of::<SeriesRow>(t))?;
+            let all = table::prepared(table, table::rows_of::<SeriesRow>)?;
             let mine: Vec<SeriesRow> = table::rows_of(&rows)?;
             rows.0.insert(ClassRow::TABLE.into(), ClassRow::to_batch(&numbered(&all, mine.iter())));
         }
@@ -250,6 +250,9 @@ impl Stage for Annotate {
         Ok(facts)
     }
 }
+
+/// Classes, and the files that they are taken from.
+type Pass<'a> = (BTreeMap<String, u8>, Vec<&'a Found>);
 
 /// What was laid on the grid of an image.
 struct Drawn {
@@ -343,11 +346,7 @@ impl Annotate {
     }
 
     /// Each label from the best kind of file that has it: the files that have most kinds first, then what they lack from the next.
-    fn of_every<'a>(
-        &self,
-        classes: &BTreeMap<String, u8>,
-        found: &'a [Found],
-    ) -> Result<Vec<(BTreeMap<String, u8>, Vec<&'a Found>)>, Error> {
+    fn of_every<'a>(&self, classes: &BTreeMap<String, u8>, found: &'a [Found]) -> Result<Vec<Pass<'a>>, Error> {
         let choose = if self.choose == Choose::Newest { Choose::Newest } else { Choose::Merge };
         let mut left = classes.clone();
         let mut passes = Vec::new();

@@ -146,11 +146,14 @@ fn is_called_dicom(file: &str) -> bool {
 
 fn ends_with_any(file: &str, endings: &[&str]) -> bool {
     let ends = |e: &&str| file.len() >= e.len() && file.as_bytes()[file.len() - e.len()..].eq_ignore_ascii_case(e.as_bytes());
-    endings.iter().any(|e| ends(e))
+    endings.iter().any(ends)
 }
 
 /// The series met so far.
-struct SeriesList(Mutex<(HashMap<(String, String), u32>, Vec<SeriesKey>)>);
+struct SeriesList(Mutex<ByKey>);
+
+/// (study, series) → place in the list.
+type ByKey = (HashMap<(String, String), u32>, Vec<SeriesKey>);
 
 impl SeriesList {
     fn new(known: Vec<SeriesKey>) -> Self {
@@ -158,7 +161,7 @@ impl SeriesList {
         Self(Mutex::new((by_key, known)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, (HashMap<(String, String), u32>, Vec<SeriesKey>)> {
+    fn lock(&self) -> MutexGuard<'_, ByKey> {
         self.0.lock().expect("nothing panics while it is held")
     }
 

@@ -17,6 +17,9 @@ pub enum Fill {
 /// Distance in pixels up to which a pixel centre lies on a contour.
 const ON_PATH: f64 = 1e-3;
 
+/// From one (row, column) to the next.
+type Edge = ((f64, f64), (f64, f64));
+
 /// A closed polygon in continuous (row, column).
 pub type Polygon = Vec<(f64, f64)>;
 
@@ -118,7 +121,7 @@ fn interior(polygon: &Polygon, rows: usize, columns: usize, mut hit: impl FnMut(
     let (low, high) = polygon.iter().fold((f64::MAX, f64::MIN), |(l, h), (r, _)| (l.min(*r), h.max(*r)));
     let span = clipped(low, high, rows);
     // Rows → edges that may cross them, so that a long contour is not walked along for every row.
-    let mut starts: Vec<Vec<((f64, f64), (f64, f64))>> = vec![Vec::new(); span.len()];
+    let mut starts: Vec<Vec<Edge>> = vec![Vec::new(); span.len()];
     for (a, b) in edges(polygon) {
         let of_edge = clipped(a.0.min(b.0), a.0.max(b.0), rows);
         if !of_edge.is_empty() && a.0 != b.0 {
@@ -180,7 +183,7 @@ fn path(polygon: &Polygon, rows: usize, columns: usize, mut hit: impl FnMut(usiz
     }
 }
 
-fn edges(polygon: &Polygon) -> impl Iterator<Item = ((f64, f64), (f64, f64))> + '_ {
+fn edges(polygon: &Polygon) -> impl Iterator<Item = Edge> + '_ {
     (0..polygon.len()).map(|i| (polygon[i], polygon[(i + 1) % polygon.len()]))
 }
 

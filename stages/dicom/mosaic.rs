@@ -56,7 +56,7 @@ pub fn cut(top: &Level, base: &FrameHeader, size: [u32; 2]) -> Result<(Mosaic, V
     if !((along.abs() - 1.0).abs() <= 1e-2) {
         return Err(format!("a Siemens mosaic whose SliceNormalVector {:?} is not the normal of its ImageOrientationPatient", normal.0));
     }
-    if !(n >= 1.0 && n <= 65_536.0 && n.fract() == 0.0) {
+    if !((1.0..=65_536.0).contains(&n) && n.fract() == 0.0) {
         return Err(format!("a Siemens mosaic of {n} slices"));
     }
     let side = (n.sqrt() - 1e-9).ceil() as u32;

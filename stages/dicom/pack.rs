@@ -102,7 +102,7 @@ impl Writer<'_> {
 
 type Done = Result<(), Broken>;
 
-impl<'w> ser::Serializer for &'w mut Writer<'_> {
+impl ser::Serializer for &mut Writer<'_> {
     type Ok = ();
     type Error = Broken;
     type SerializeSeq = Self;

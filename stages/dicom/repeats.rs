@@ -207,7 +207,7 @@ impl<'a> Plane<'a> {
             counts.iter().for_each(|(place, _)| in_parts[*place] += 1);
             let extra = part.len() - counts.len();
             extra == 0 || 2 * extra < counts.len()
-        }) && in_parts.iter().any(|n| *n == parts.len())
+        }) && in_parts.contains(&parts.len())
     }
 
     /// A repeat that lacks positions the others have is not a shorter volume but an incomplete one; two CT or PET scans may well differ in length.

@@ -122,7 +122,7 @@ fn object(
         echoes: &l.identity,
         inserts: &inserts,
     };
-    let syntax = syntax(&meta.transfer_syntax, coding);
+    let syntax = syntax(meta.transfer_syntax, coding);
     let mut head = meta_group(&l, &syntax, rules);
     let start = head.len();
     let mut tally = Tally::default();
