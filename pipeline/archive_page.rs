@@ -76,9 +76,18 @@ fn refusals(out: &mut String, rows: &[ArchiveRow]) {
         return;
     }
     let _ = write!(out, "<section><h2>Refused, and why</h2><ul class=\"refused\">");
+    // Volumes of one series that fail for one reason are one line.
+    let mut lines: Vec<(&ArchiveRow, usize)> = Vec::new();
     for r in refused {
+        match lines.last_mut() {
+            Some((first, n)) if first.series == r.series && first.why == r.why => *n += 1,
+            _ => lines.push((r, 1)),
+        }
+    }
+    for (r, n) in lines {
         let why = escape(r.why.as_deref().unwrap_or("no reason was given"));
-        let _ = write!(out, "<li><b>{}</b> <code>{}</code> {why}</li>", escape(&r.modality), escape(&name(r)));
+        let more = if n > 1 { format!(" <span class=\"n\">({n} volumes)</span>") } else { String::new() };
+        let _ = write!(out, "<li><b>{}</b> <code>{}</code>{more} {why}</li>", escape(&r.modality), escape(&name(r)));
     }
     *out += "</ul></section>\n";
 }
@@ -104,10 +113,8 @@ fn series(out: &mut String, p: &Page) {
             notes.push(format!("labels: {}", r.labels.join(", ")));
         }
         let _ = write!(out, "<tr class=\"{}\"><td>{picture}", r.verdict.replace(' ', "-"));
-        let mut cell = |text: &str| out.push_str(&format!("<td>{}", escape(text)));
-        cell(&r.patient);
-        cell(&name(r));
-        out.push_str(&format!("<td class=\"kind\">{}", escape(&r.kind)));
+        let _ = write!(out, "<td><code>{}</code><td><code>{}</code>", escape(&r.patient), escape(&name(r)));
+        let _ = write!(out, "<td class=\"kind\">{}", escape(&r.kind));
         let mut cell = |text: &str| out.push_str(&format!("<td>{}", escape(text)));
         cell(&r.modality);
         if has_text {

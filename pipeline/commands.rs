@@ -133,11 +133,13 @@ pub fn convert(a: &ConvertArgs, defs: &'static [StageDef]) -> u8 {
             print(&text);
             return Ok(0);
         }
+        convert::check(&wanted)?;
         let file = FileArgs { file: wanted.write(&text)?, sets: Vec::new() };
         let plan = load(&file, defs).map_err(Fault::Told)?;
         let nodes = (0..plan.nodes.len()).collect();
         let ended = execute(&plan, &file, &a.work, false, &nodes, BTreeMap::new(), None)?;
         let told = convert::finish(&wanted, &plan, &ended.session, &ended.summary)?;
+        ended.ui.summary(&ended.summary, ended.code);
         told.tell(&wanted, &ended.ui, ended.code);
         ended.recorded?;
         Ok(ended.code)

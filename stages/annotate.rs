@@ -208,18 +208,20 @@ impl Stage for Annotate {
             Err(e) if self.unlabelled == Unlabelled::Refuse || e.stops_the_run() => return Err(e),
             drawn => drawn,
         };
-        let Drawn { labels, told, kind, n_files, shared } = match drawn {
+        // What was found out about the image is still true of it, and was told already.
+        let mut facts = Facts { facts: image.manifest.facts.clone(), ..Facts::default() };
+        ["quarantined", "report"].iter().for_each(|told| drop(facts.facts.remove(*told)));
+        let Drawn { labels, told, kind, from, aside, shared } = match drawn {
             Ok(Some(drawn)) => drawn,
             Ok(None) => {
                 volume.write(cx.draft, Some(&image.dir))?;
-                return Ok(volume.facts());
+                return Ok(facts);
             }
             Err(e) => {
                 volume.write(cx.draft, Some(&image.dir))?;
                 let why = chain(&e);
                 let what = cx.case.map_or_else(|| "labels".into(), |c| format!("labels of {c}"));
-                let facts = volume.facts().with("labels_why", &why);
-                return Ok(Facts { quarantined: vec![Quarantined { what, why }], ..facts });
+                return Ok(Facts { quarantined: vec![Quarantined { what, why: why.clone() }], ..facts.with("labels_why", why) });
             }
         };
         volume.labels = Some(Labels { classes: by_id(&classes), voxels: labels });
@@ -228,7 +230,11 @@ impl Stage for Annotate {
         for warning in &told.warnings {
             (cx.progress)(Progress::Warn(format!("{what}: {warning}")));
         }
-        let mut facts = volume.facts().with("label_source", kind).with("label_files", n_files);
+        facts.facts.extend(volume.facts().facts);
+        facts = facts.with("label_source", kind).with("label_files", from.len()).with("label_series", series_of(&from, &files));
+        if !aside.is_empty() {
+            facts = facts.with("label_series_aside", series_of(&aside, &files));
+        }
         if told.is_resampled {
             facts = facts.with("labels_resampled", true);
         }
@@ -260,8 +266,15 @@ struct Drawn {
     labels: Vec<u8>,
     told: Told,
     kind: &'static str,
-    n_files: usize,
+    /// The files that it was drawn from, and those that a better kind of file made needless.
+    from: BTreeSet<String>,
+    aside: BTreeSet<String>,
     shared: BTreeMap<String, usize>,
+}
+
+/// The series of these files, as the index calls them.
+fn series_of<'a>(files: &BTreeSet<String>, rows: &'a [InstanceRow]) -> BTreeSet<&'a str> {
+    rows.iter().filter(|i| files.contains(&i.file)).map(|i| i.series.as_str()).collect()
 }
 
 fn by_id(classes: &BTreeMap<String, u8>) -> IndexMap<String, u8> {
@@ -342,7 +355,25 @@ impl Annotate {
             labels = nearest_voxels(&grid.geometry, &volume.geometry).map(|v| v.map_or(0, |v| labels[v])).collect();
             told.is_resampled = true;
         }
-        Ok(Some(Drawn { labels, told, kind: chosen[0].kind(), n_files: chosen.len(), shared }))
+        let from: BTreeSet<String> = chosen.iter().map(|f| f.file().to_string()).collect();
+        let aside = found.iter().map(|f| f.file().to_string()).filter(|f| !from.contains(f)).collect();
+        Ok(Some(Drawn { labels, told, kind: chosen[0].kind(), from, aside, shared }))
+    }
+
+    /// Refuses two files of one kind that draw one label, unless `choose` says what to do with them: they may be two opinions.
+    fn check_one_each(&self, wanted: &Wanted, files: &[&Found]) -> Result<(), Error> {
+        if self.choose != Choose::Error {
+            return Ok(());
+        }
+        for class in wanted.classes.keys() {
+            let having: Vec<&str> = files.iter().filter(|f| !wanted.matches(f, class).is_empty()).map(|f| f.file()).collect();
+            if having.len() > 1 {
+                let (n, kind, files) = (having.len(), files[0].kind(), having.join(", "));
+                let why = format!("{n} {kind} files draw {class} on this image ({files}): set choose to newest or merge");
+                return Err(Error::Labels { what: LABELS.into(), why });
+            }
+        }
+        Ok(())
     }
 
     /// Each label from the best kind of file that has it: the files that have most kinds first, then what they lack from the next.
@@ -358,6 +389,7 @@ impl Annotate {
                 // What no file has under its name is told as missing.
                 Err(_) => break,
             };
+            self.check_one_each(&wanted, &files)?;
             let missing = wanted.missing(&files);
             let (later, now): (BTreeMap<_, _>, BTreeMap<_, _>) = left.into_iter().partition(|(name, _)| missing.contains(name));
             left = later;

@@ -6,10 +6,10 @@ use std::path::Path;
 use arrow::array::{Int64Array, StringArray};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use voxmill_schemas::artifact::{CaseId, Kind, Manifest, Port, Scope};
 use voxmill_schemas::geometry::Zyx;
-use voxmill_schemas::tables::{InstanceRow, Row};
+use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 use voxmill_schemas::zarr_attrs::{About, color};
 
 use crate::dicom::place::{Grid, Slice, on_grid};
@@ -24,7 +24,7 @@ use crate::nifti::{self, Channels, Options};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Rows, Stage};
 use crate::store::link;
 use crate::table;
-use crate::volume::{Labels, StoredVolume, Volume, Voxels};
+use crate::volume::{Labels, StoredVolume, Volume, Voxels, sidecar};
 
 /// Writes images and labels as DICOM SEG, RTSTRUCT, NIfTI or OME-Zarr.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -39,7 +39,8 @@ pub struct Export {
     #[serde(default = "compression")]
     #[schemars(range(max = 9))]
     pub compression: u8,
-    /// Whether to write `CASE.json` beside each file: patient, study and series as the index calls them, the geometry, and all that was decided on the way.
+    /// Whether to write `CASE.json` (for OME-Zarr `CASE.zarr.json`) beside each file: patient, study, series and instances as the index calls them, the
+    /// geometry as affines, units, padding, gaps, and all that was decided on the way.
     #[serde(default)]
     pub sidecar: bool,
     /// What files are called: after their case, or after patient, study and series in folders, as the index calls them.
@@ -104,7 +105,7 @@ pub enum Naming {
     /// `CASE.nii.gz`
     #[default]
     Case,
-    /// `PATIENT/STUDY/SERIES.nii.gz`; further volumes of a series are `SERIES-1`, `SERIES-2` …
+    /// `PATIENT/STUDY/SERIES.nii.gz` or `SERIES.ome.zarr`; further volumes of a series are `SERIES-1`, `SERIES-2` …
     Series,
 }
 
@@ -123,13 +124,13 @@ impl Format {
     }
 }
 
-/// Series and volume → rows of the table instances.
-type ByVolume = HashMap<(String, i64), Vec<u32>>;
+/// Series → volume → rows of a table.
+type ByVolume = HashMap<String, BTreeMap<i64, Vec<u32>>>;
 
 impl Stage for Export {
     const INFO: Info = Info {
         name: "export",
-        version: 2,
+        version: 3,
         scope: Scope::Case,
         ports: &[
             Port { name: "prediction", kind: Kind::Volume, required: true, about: "volumes, with labels or without" },
@@ -165,14 +166,26 @@ impl Stage for Export {
         out
     }
 
-    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases). Other formats than DICOM name no instance.
+    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases). A sidecar tells of the whole series; other
+    /// files than DICOM name no instance.
     fn rows_of(&self, _port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
-        let Some(instances) = table.0.get(InstanceRow::TABLE).filter(|_| self.format.is_dicom()) else { return Ok(Some(Rows::default())) };
-        let by_volume = table::prepared(table, |_| Ok(by_volume(instances)))?;
         let series = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
         let volume = of.facts.get("volume").and_then(Value::as_i64).unwrap_or(0);
-        let mine = by_volume.get(&(series.to_string(), volume)).map_or(&[][..], Vec::as_slice);
-        Ok(Some(Rows(BTreeMap::from([(InstanceRow::TABLE.to_string(), table::taken(instances, mine))]))))
+        let mut out = BTreeMap::new();
+        for name in [SeriesRow::TABLE, InstanceRow::TABLE] {
+            let is_wanted = self.sidecar || (self.format.is_dicom() && name == InstanceRow::TABLE);
+            let Some(batch) = table.0.get(name).filter(|_| is_wanted) else { continue };
+            let alone = Rows(BTreeMap::from([(name.to_string(), batch.clone())]));
+            let by_volume = table::prepared(&alone, |_| Ok(by_volume(batch)))?;
+            let of_series = by_volume.get(series);
+            let mine: Vec<u32> = match of_series {
+                None => Vec::new(),
+                Some(all) if self.sidecar => all.values().flatten().copied().collect(),
+                Some(all) => all.get(&volume).cloned().unwrap_or_default(),
+            };
+            out.insert(name.to_string(), table::taken(batch, &mine));
+        }
+        Ok(Some(Rows(out)))
     }
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
@@ -186,33 +199,39 @@ impl Stage for Export {
         if let Some(folder) = beside("").parent() {
             std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
         }
+        let index = inputs.one("series").rows.clone().unwrap_or_default();
         let mut files = Vec::new();
         match self.format {
             Format::DicomSeg | Format::Rtstruct => {
                 let mut volume = Volume::read(&input.dir)?;
                 let Some(labels) = volume.labels.take() else { return Err(no_labels("DICOM SEG and RTSTRUCT hold nothing else")) };
-                let rows = inputs.one("series").rows.clone().unwrap_or_default();
-                let bytes = self.dicom(&volume, labels, &table::rows_of(&rows)?, cx)?;
+                let mut rows: Vec<InstanceRow> = table::rows_of(&index)?;
+                rows.retain(|i| i.volume == volume.about.volume);
+                let bytes = self.dicom(&volume, labels, &rows, cx)?;
                 std::fs::write(beside(".dcm"), bytes).map_err(Error::io("write", beside(".dcm")))?;
                 files.push(format!("{name}.dcm"));
             }
             Format::Nifti => files = self.nifti(&input.dir, &name, cx)?,
             Format::OmeZarr => {
                 // The artifact is one already: nothing is read, nothing is written.
-                let dir = beside(".zarr");
+                let ending = if self.names == Naming::Series { ".ome.zarr" } else { ".zarr" };
+                let dir = beside(ending);
                 for file in input.manifest.files.keys() {
                     let to = dir.join(file);
                     let folder = to.parent().expect("a file stands in a folder");
                     std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
                     link(&input.dir.join(file), &to)?;
                 }
-                files.push(format!("{name}.zarr"));
+                files.push(format!("{name}{ending}"));
             }
         }
         files.iter().filter_map(|f| std::fs::metadata(cx.draft.join(f)).ok()).filter(|m| m.is_file()).for_each(|m| cx.bytes(m.len()));
         if self.sidecar {
-            let text = serde_json::to_vec_pretty(&sidecar(&stored, &input.manifest, &files)).expect("plain data");
-            std::fs::write(beside(".json"), text).map_err(Error::io("write", beside(".json")))?;
+            // A volume may be written as NIfTI and as OME-Zarr into one folder.
+            let path = if self.format == Format::OmeZarr { cx.draft.join(format!("{}.json", files[0])) } else { beside(".json") };
+            let told = sidecar(&stored, &input.manifest, &files, &table::rows_of(&index)?, &table::rows_of(&index)?);
+            let text = serde_json::to_vec_pretty(&told).expect("plain data");
+            std::fs::write(&path, text).map_err(Error::io("write", &path))?;
         }
         let facts = Facts::default().with("file", &files[0]).with("files", &files).with("series", &stored.about.series);
         Ok(match input.manifest.facts.get("label_voxels") {
@@ -332,7 +351,7 @@ fn by_volume(instances: &arrow::array::RecordBatch) -> ByVolume {
     let mut out = ByVolume::new();
     if let (Some(names), Some(volumes)) = (names, volumes) {
         for (row, (name, volume)) in names.iter().zip(volumes).enumerate() {
-            out.entry((name.unwrap_or_default().to_string(), volume.unwrap_or(0))).or_default().push(row as u32);
+            out.entry(name.unwrap_or_default().to_string()).or_default().entry(volume.unwrap_or(0)).or_default().push(row as u32);
         }
     }
     out
@@ -374,23 +393,6 @@ fn without(labels: &mut Vec<u8>, size: &mut Zyx<usize>, made: &[usize]) -> usize
     left_out
 }
 
-/// What stands beside a file: names as the index has them, the geometry, what every stage before found worth telling.
-fn sidecar(stored: &StoredVolume, manifest: &Manifest, files: &[String]) -> Value {
-    let names: Vec<&str> = files.iter().map(|f| f.rsplit('/').next().unwrap_or(f)).collect();
-    json!({
-        "files": names,
-        "case": manifest.case,
-        "about": stored.about,
-        "channels": stored.channels,
-        "classes": stored.classes,
-        "size": stored.geometry.size,
-        "spacing_mm": stored.geometry.spacing_mm(),
-        "affine_ras_xyz": stored.geometry.affine_ras_xyz(),
-        "tilt_degrees": stored.geometry.tilt_degrees(),
-        "decided": manifest.facts,
-    })
-}
-
 /// `PATIENT/STUDY/SERIES`, and the number of the volume where it is not the first of its series.
 fn way(about: &About) -> String {
     let last = if about.volume == 0 { about.series.clone() } else { format!("{}-{}", about.series, about.volume) };
@@ -409,6 +411,8 @@ fn file_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn stage(with: Value) -> Export {
@@ -480,5 +484,8 @@ mod tests {
         assert_eq!(instances("dicom-seg", json!({ "series": "s", "volume": 1 })), ["b"]);
         assert_eq!(instances("rtstruct", json!({ "series": "s" })), ["a"]);
         assert!(instances("nifti", json!({ "series": "s" })).is_empty(), "NIfTI names no instance");
+        let with_sidecar = stage(json!({ "format": "nifti", "sidecar": true }));
+        let rows = with_sidecar.rows_of("series", &index, &of(json!({ "series": "s" }))).expect("rows").expect("some");
+        assert_eq!(table::rows_of::<InstanceRow>(&rows).expect("instances").len(), 2, "a sidecar tells of the whole series");
     }
 }

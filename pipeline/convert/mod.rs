@@ -25,7 +25,8 @@ pub const HELP: &str = "What is made:
   OUT/PATIENT/STUDY/SERIES_labels.nii.gz   its labels (--labels)
   OUT/PATIENT/STUDY/SERIES.json            what was decided: geometry, units, gaps,
                                            padding, classes, the instances it holds
-  OUT/PATIENT/STUDY/SERIES.ome.zarr        the same with --to ome-zarr, labels inside
+  OUT/PATIENT/STUDY/SERIES.ome.zarr        the same with --to ome-zarr, labels inside,
+                                           beside it SERIES.ome.zarr.json
   OUT/PATIENT/STUDY/SERIES/INSTANCE.dcm    de-identified DICOM with --to dicom
   OUT/report.html                          one page: counts, series, refusals
   OUT/series.parquet, files.parquet, instances.parquet
@@ -46,6 +47,11 @@ pub(crate) const IMAGES: &str = "image";
 pub(crate) const LABELS: &str = "labelled";
 pub(crate) const FILES: &str = "files";
 
+/// What can be wrong with OUT, before any work.
+pub fn check(wanted: &Wanted) -> Result<(), Fault> {
+    place::check(&wanted.out, wanted.format(), &wanted.archive)
+}
+
 /// Puts what was made under OUT, with tables and the page.
 pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary) -> Result<Told, Fault> {
     let Some(index) = verdicts::of_index(summary) else { return Ok(Told::of(summary, None, verdicts::Verdicts::default())) };
@@ -56,7 +62,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
     if summary.cancelled {
         return Ok(told);
     }
-    let mut placing = place::Placing::open(&wanted.out, wanted.format())?;
+    let mut placing = place::Placing::open(&wanted.out, wanted.format(), &wanted.archive);
     let made = summary.nodes.iter().find(|n| n.name == FILES).map_or(&[][..], |n| &n.items);
     let moved = placing.lay(made)?;
     for file in told.rows.iter_mut().flat_map(|r| &mut r.files) {
@@ -79,7 +85,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
     placing.table("series", &told.rows)?;
     placing.table("files", &files)?;
     placing.table("instances", &verdicts::instances(table::rows_of(&tables)?, wanted.is_hidden()))?;
-    placing.close()?;
+    placing.close(summary.nodes.iter().all(|n| n.failed.is_none()))?;
     told.report = Some(wanted.out.join("report.html"));
     Ok(told)
 }

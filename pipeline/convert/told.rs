@@ -101,12 +101,19 @@ impl Told {
         if !refused.is_empty() {
             eprintln!();
         }
-        for r in refused.iter().take(SHOWN) {
-            let volume = if r.volume > 0 { format!(" volume {}", r.volume) } else { String::new() };
+        // Volumes of one series that fail for one reason are one line.
+        let lines: Vec<&[&ArchiveRow]> = refused.chunk_by(|a, b| a.series == b.series && a.why == b.why).collect();
+        for same in lines.iter().take(SHOWN) {
+            let r = same[0];
+            let volume = match same.len() {
+                1 if r.volume > 0 => format!(" volume {}", r.volume),
+                1 => String::new(),
+                n => format!(" ({n} volumes)"),
+            };
             eprintln!("refused {}{volume}: {}", r.series, r.why.as_deref().unwrap_or_default());
         }
-        if refused.len() > SHOWN {
-            eprintln!("and {} more: see the report", refused.len() - SHOWN);
+        if lines.len() > SHOWN {
+            eprintln!("and {} more: see the report", lines.len() - SHOWN);
         }
         if ui.style == Style::Quiet || self.index.is_empty() {
             return;
@@ -141,10 +148,13 @@ impl Told {
             )
             .collect();
         json!({
+            "voxmill": env!("CARGO_PKG_VERSION"),
             "exit_code": code,
+            "format": wanted.format(),
             "out": wanted.out,
             "report": self.report,
             "files": { "seen": f.seen, "indexed": f.indexed, "skipped": f.skipped, "failed": f.failed, "skipped_classes": f.classes },
+            "written": self.rows.iter().flat_map(|r| &r.files).collect::<std::collections::BTreeSet<_>>().len(),
             "images": tally(self.images()),
             "labels": tally(self.labels()),
             "refused": refused,

@@ -25,8 +25,8 @@ pub struct Verdicts {
 pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Error> {
     let node = |name: &str| summary.nodes.iter().find(|n| n.name == name);
     let mut series: Vec<SeriesRow> = table::rows_of(tables)?;
-    // Images first; in each kind the order of the index.
-    series.sort_by_key(|s| s.kind != "image");
+    // Images, their labels, and what was never meant to be converted; in each kind the order of the index.
+    series.sort_by_key(|s| ["image", "seg", "rtstruct"].iter().position(|kind| *kind == s.kind).unwrap_or(3));
     let Some(images) = node(IMAGES) else {
         let rows = series.iter().map(row_of).collect();
         return dicom(rows, node(FILES)).map(|rows| Verdicts { rows, made: Vec::new() });
@@ -144,22 +144,27 @@ fn describe(row: &mut ArchiveRow, m: &Manifest) {
     row.labels = m.facts.get("classes").and_then(Value::as_object).map(|c| c.keys().cloned().collect()).unwrap_or_default();
 }
 
-/// Labels are converted with the images they were drawn on: those that name an image whose labels were drawn.
+/// Labels are converted with the images they were drawn on.
 fn labelled(out: &mut Verdicts, node: &NodeEnd, series: &[SeriesRow]) {
+    let of = |fact: &str| node.items.iter().flat_map(|i| texts(&i.manifest, fact)).collect::<BTreeSet<String>>();
+    let (drawn, aside) = (of("label_series"), of("label_series_aside"));
     let fact = |i: &Input, name: &str| i.manifest.facts.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
-    let drawn: BTreeSet<String> =
-        node.items.iter().filter(|i| i.manifest.facts.contains_key("label_source")).map(|i| fact(i, "series")).collect();
     let failed: BTreeMap<String, String> =
         node.items.iter().map(|i| (fact(i, "series"), fact(i, "labels_why"))).filter(|(_, why)| !why.is_empty()).collect();
+    let images: BTreeSet<&str> = series.iter().filter(|s| s.kind == "image").map(|s| s.series.as_str()).collect();
     for (row, s) in out.rows.iter_mut().zip(series).filter(|(r, _)| matches!(r.kind.as_str(), "seg" | "rtstruct")) {
-        let why = s.references.iter().find_map(|r| failed.get(r));
-        if s.references.iter().any(|r| drawn.contains(r)) {
-            row.verdict = "converted".into();
-            row.why = None;
+        let refused = || s.references.iter().find_map(|r| failed.get(r)).cloned();
+        (row.verdict, row.why) = if drawn.contains(&s.series) {
+            ("converted".into(), None)
+        } else if aside.contains(&s.series) {
+            ("left out".into(), Some("another file of this image has the same labels in a better form".into()))
+        } else if let Some(why) = refused() {
+            ("refused".into(), Some(why))
+        } else if s.references.iter().any(|r| images.contains(r.as_str())) {
+            ("refused".into(), Some("the image that it was drawn on was not converted".into()))
         } else {
-            row.verdict = "refused".into();
-            row.why = Some(why.cloned().unwrap_or_else(|| "no image that it was drawn on was converted".into()));
-        }
+            ("refused".into(), Some("the image that it was drawn on is not in this archive".into()))
+        };
     }
 }
 

@@ -3,6 +3,7 @@
 mod array;
 mod group;
 mod layout;
+mod sidecar;
 mod stored;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -16,6 +17,7 @@ use voxmill_schemas::geometry::Geometry;
 pub use voxmill_schemas::zarr_attrs::{About, Repeats};
 
 use self::layout::Dtype;
+pub use self::sidecar::{Sidecar, VolumeOf, sidecar};
 pub use self::stored::{Patch, StoredVolume};
 use crate::error::Error;
 use crate::stage::Facts;

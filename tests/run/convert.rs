@@ -1,6 +1,8 @@
 //! `voxmill convert`: an archive becomes files without a YAML file, the counts reconcile, and nothing is done twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -125,6 +127,141 @@ fn names_of_patients_stay_behind_and_places_are_checked() {
     }
     b.voxmill(&["convert", "archive", "archive/out", "--to", "nifti"]).expect(2).says("lie in one another");
     b.voxmill(&["convert", "nowhere", "out", "--to", "nifti"]).expect(2).says("there is no archive nowhere");
+}
+
+/// The same with the engine's own counts on stderr.
+fn logged(b: &Bench, args: &[&str]) -> Ran {
+    b.voxmill(&[&["convert", "archive", "out", "--log", "json"], args].concat())
+}
+
+#[test]
+fn sidecars_say_what_was_decided() {
+    let b = Bench::new(2);
+    convert(&b, &["--to", "nifti", "--labels"]).expect(0);
+    let all = files(&b);
+    for file in ending(&all, ".json").iter().map(|f| b.path("out").join(f)) {
+        let told: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(told["instances"].as_array().unwrap().len() as u64, told["size_zyx"][0].as_u64().unwrap(), "a slice an instance");
+        assert_eq!((&told["modality"], &told["software"], &told["volumes_in_series"]), (&"MR".into(), &"voxmill".into(), &1.into()));
+        assert_eq!((&told["decided"]["label_source"], told["decided"].get("rescales").is_some()), (&"binary SEG".into(), true), "{told}");
+        for (row, sign) in [(0, -1.0), (1, -1.0), (2, 1.0)] {
+            let at = |affine: &str, i: usize| told[affine][row][i].as_f64().unwrap();
+            (0..4).for_each(|i| assert_eq!(at("affine_lps_xyz", i), sign * at("affine_ras_xyz", i), "{told}"));
+        }
+        for image in told["files"].as_array().unwrap() {
+            let path = file.with_file_name(image.as_str().unwrap());
+            let mut bytes = Vec::new();
+            flate2::read::MultiGzDecoder::new(std::fs::File::open(&path).unwrap()).read_to_end(&mut bytes).unwrap();
+            let size = |axis: usize| i16::from_le_bytes([bytes[40 + 2 * axis], bytes[41 + 2 * axis]]) as u64;
+            assert_eq!([3, 2, 1].map(|axis| Value::from(size(axis))).to_vec(), *told["size_zyx"].as_array().unwrap(), "{}", path.display());
+        }
+    }
+    let report = std::fs::read_to_string(b.path("out/report.html")).unwrap();
+    assert!(report.contains("data:image/png;base64,") && !report.contains("http"), "pictures, and no network");
+}
+
+#[test]
+fn a_grown_archive_makes_only_what_is_new() {
+    let b = Bench::new(2);
+    logged(&b, &["--to", "nifti", "--labels"]).expect(0);
+    assert_eq!(logged(&b, &["--to", "nifti", "--labels"]).expect(0).made(), 0);
+    b.add_case(2);
+    let grown = logged(&b, &["--to", "nifti", "--labels"]).expect(0).counts();
+    assert_eq!((grown["image"], grown["labelled"], grown["files"]), ((1, 2, 0), (1, 2, 0), (1, 2, 0)));
+}
+
+#[test]
+fn one_out_takes_two_formats_and_voxels_stand_on_the_disk_once() {
+    let b = Bench::new(2);
+    logged(&b, &["--to", "nifti", "--labels"]).expect(0);
+    let both = logged(&b, &["--to", "ome-zarr", "--labels"]).expect(0).counts();
+    assert_eq!((both["image"], both["labelled"]), ((0, 2, 0), (0, 2, 0)), "assembled once for both");
+    let all = files(&b);
+    assert_eq!((ending(&all, ".nii.gz").len(), ending(&all, ".ome.zarr.json").len()), (4, 2), "{all:?}");
+    let inside: Vec<&String> = all.keys().filter(|f| f.contains(".ome.zarr/")).collect();
+    assert!(inside.len() >= 8, "{inside:?}");
+    assert!(inside.iter().all(|f| std::fs::metadata(b.path("out").join(f)).unwrap().nlink() > 1), "links into the store");
+    // OUT outlives its workspace.
+    std::fs::remove_dir_all(b.path("out/.voxmill")).unwrap();
+    logged(&b, &["--to", "nifti", "--labels"]).expect(0);
+    assert_eq!(ending(&files(&b), ".nii.gz").len(), 4);
+}
+
+#[test]
+fn a_gap_is_told_in_millimetres_and_filled_when_asked() {
+    let b = Bench::new(1);
+    let all = slices(&std::fs::read_dir(b.archive()).unwrap().next().unwrap().unwrap().path().join("MR"));
+    // The first or the last slice leaves no gap.
+    let told = all.iter().find_map(|slice| {
+        let bytes = std::fs::read(slice).unwrap();
+        std::fs::remove_file(slice).unwrap();
+        let told = json(&convert(&b, &["--to", "nifti"]));
+        let is_gap = told["images"]["refused"] == 1;
+        if !is_gap {
+            std::fs::write(slice, bytes).unwrap();
+        }
+        is_gap.then_some(told)
+    });
+    let told = told.expect("a slice that leaves a gap");
+    reconciles(&told);
+    assert!(told["refused"][0]["why"].as_str().unwrap().contains(" mm"), "{told}");
+    assert!(std::fs::read_to_string(b.path("out/report.html")).unwrap().contains("Refused, and why"));
+    let filled = json(&convert(&b, &["--to", "nifti", "--gaps", "fill"]).expect(0));
+    assert_eq!(filled["images"]["converted"], 1, "{filled}");
+    let sidecar = b.path("out").join(ending(&files(&b), ".json")[0]);
+    let sidecar: Value = serde_json::from_slice(&std::fs::read(sidecar).unwrap()).unwrap();
+    assert_eq!(sidecar["made_slices"].as_array().unwrap().len(), 1, "{sidecar}");
+}
+
+/// Every file of the archive with these bytes replaced.
+fn replace(folder: &Path, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len(), "lengths stand in the files");
+    for e in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+        if e.is_dir() {
+            replace(&e, from, to);
+            continue;
+        }
+        let mut bytes = std::fs::read(&e).unwrap();
+        let hits: Vec<usize> = bytes.windows(from.len()).enumerate().filter(|(_, w)| *w == from.as_bytes()).map(|(i, _)| i).collect();
+        hits.into_iter().for_each(|i| bytes[i..i + to.len()].copy_from_slice(to.as_bytes()));
+        std::fs::write(&e, bytes).unwrap();
+    }
+}
+
+#[test]
+fn hostile_ids_stay_inside_out_and_apart() {
+    let b = Bench::new(3);
+    let hostile = ["../../../outerr", "Con<b>|\"*?:ABC", "con<b>|\"*?:abc"];
+    for (case, id) in ["hippocampus_001", "hippocampus_004", "hippocampus_006"].iter().zip(hostile) {
+        let folder = b.archive().join(case);
+        assert!(folder.is_dir(), "the example has {case}");
+        replace(&folder, case, id);
+    }
+    let told = json(&convert(&b, &["--to", "nifti", "--deidentify", "none"]).expect(0));
+    assert_eq!(told["images"]["converted"], 3, "{told}");
+    let out: BTreeSet<String> = files(&b).into_keys().filter(|f| f.contains('/')).collect();
+    let folders: BTreeSet<String> = out.iter().map(|f| f.split('/').next().unwrap().to_ascii_lowercase()).collect();
+    assert_eq!(folders.len(), 3, "{out:?}");
+    assert!(out.iter().all(|f| f.bytes().all(|b| b.is_ascii_alphanumeric() || b"./-_".contains(&b)) && !f.contains("..")), "{out:?}");
+    let report = std::fs::read_to_string(b.path("out/report.html")).unwrap();
+    assert!(!report.contains("Con<b>"), "escaped");
+    assert!(!b.dir.path().parent().unwrap().join("outerr").exists());
+}
+
+#[test]
+fn wrong_commands_say_what_to_do() {
+    let b = Bench::new(1);
+    b.voxmill(&["convert", "archive", "out"]).expect(2).says("--to");
+    b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--where", "modalty = 'MR'"]).expect(2).says("modalty");
+    b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--key-env", "VOXMILL_NO_SUCH_KEY"]).expect(1).says("VOXMILL_NO_SUCH_KEY");
+    b.voxmill(&["convert", "archive", "out", "--to", "dicom", "--labels"]).expect(2).says("--labels");
+    std::fs::create_dir_all(b.path("empty")).unwrap();
+    b.voxmill(&["convert", "empty", "none", "--to", "nifti"]).expect(1).says("no file at all");
+    convert(&b, &["--to", "nifti"]).expect(0);
+    let before = files(&b);
+    std::fs::rename(b.archive(), b.path("other")).unwrap();
+    b.voxmill(&["convert", "other", "out", "--to", "nifti"]).expect(2).says("another archive");
+    assert_eq!(files(&b), before, "nothing is taken away");
 }
 
 fn slices(folder: &Path) -> Vec<PathBuf> {
