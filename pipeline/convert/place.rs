@@ -128,6 +128,11 @@ impl Placing {
 /// Parts of a place that are named after something of the archive: patient, study, series.
 const NAMED: usize = 3;
 
+/// A name as it is spelled, and for a series the artifact it is in.
+type Who<'a> = (&'a str, Option<usize>);
+/// A place, upper and lower case alike, and who goes there.
+type Spot<'a> = (String, Who<'a>);
+
 /// Where each file goes. Names that differ in upper and lower case alone would be one on many disks: each gets a hash of what it is called.
 /// - `files`: number of the artifact, place in it
 fn apart(files: &[(usize, &str)]) -> Vec<String> {
@@ -137,8 +142,8 @@ fn apart(files: &[(usize, &str)]) -> Vec<String> {
         cut.len()
     };
     // Place, upper and lower case alike → who goes there: as it is spelled, and for a series the artifact it is in.
-    let mut wanted: BTreeMap<String, BTreeSet<(&str, Option<usize>)>> = BTreeMap::new();
-    let mut spots: Vec<Vec<(String, (&str, Option<usize>))>> = Vec::new();
+    let mut wanted: BTreeMap<String, BTreeSet<Who>> = BTreeMap::new();
+    let mut spots: Vec<Vec<Spot>> = Vec::new();
     for (artifact, file) in files {
         let mut at = String::new();
         let mut mine = Vec::new();
@@ -152,7 +157,7 @@ fn apart(files: &[(usize, &str)]) -> Vec<String> {
         }
         spots.push(mine);
     }
-    let place = |((_, file), spots): (&(usize, &str), &Vec<(String, (&str, Option<usize>))>)| {
+    let place = |((_, file), spots): (&(usize, &str), &Vec<Spot>)| {
         let parts = file.split('/').enumerate().map(|(depth, part)| match spots.get(depth) {
             Some((at, (name, artifact))) if wanted[at].len() > 1 => {
                 let is_twin = wanted[at].iter().filter(|(n, _)| n == name).count() > 1;

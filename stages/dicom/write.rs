@@ -14,7 +14,7 @@ use crate::error::{Error, chain};
 pub const IMPLEMENTATION: &str = "2.25.228914361907713850472161936412034587921";
 pub const IMPLEMENTATION_NAME: &str = "VOXMILL";
 /// SoftwareVersions of what is written: goes up with the version of the stage `export`, which is in the key of every file. The program's own version is not.
-pub const SOFTWARE: &str = "2";
+pub const SOFTWARE: &str = "3";
 
 /// A UID (PS3.5 B.2: `2.25.` and a 128-bit number) that equal parts always give and other parts do not.
 pub fn uid(parts: &[&[u8]]) -> String {

@@ -52,7 +52,8 @@ pub fn numbered<'a>(all: &[SeriesRow], mine: impl Iterator<Item = &'a SeriesRow>
 /// Names of the segments or ROIs of a series without outer spaces; one without a name is no class.
 fn names(row: &SeriesRow) -> impl Iterator<Item = &str> {
     let is_drawn = matches!(row.kind.as_str(), "seg" | "rtstruct");
-    row.labels.iter().map(|l| l.trim()).filter(move |l| is_drawn && !l.is_empty())
+    // A label map describes what is no structure as a segment, too.
+    row.labels.iter().map(|l| l.trim()).filter(move |l| is_drawn && !l.is_empty() && !l.eq_ignore_ascii_case("background"))
 }
 
 #[cfg(test)]
@@ -65,7 +66,11 @@ mod tests {
 
     #[test]
     fn a_name_has_one_id_in_the_whole_archive() {
-        let all = [seg(&["Tibia", "Femur "]), seg(&["Patella"]), SeriesRow { labels: vec!["Aorta".into()], ..SeriesRow::default() }];
+        let all = [
+            seg(&["Tibia", "Femur ", "Background"]),
+            seg(&["Patella"]),
+            SeriesRow { labels: vec!["Aorta".into()], ..SeriesRow::default() },
+        ];
         let ids = |i: usize| {
             let rows = numbered(&all, [&all[i]].into_iter());
             rows.into_iter().map(|r| (r.name, r.id)).collect::<Vec<_>>()

@@ -231,7 +231,7 @@ fn replace(folder: &Path, from: &str, to: &str) {
 #[test]
 fn hostile_ids_stay_inside_out_and_apart() {
     let b = Bench::new(3);
-    let hostile = ["../../../outerr", "Con<b>|\"*?:ABC", "con<b>|\"*?:abc"];
+    let hostile = ["../../../outerr", "Con<b>|\"*?:ABCD", "con<b>|\"*?:abcd"];
     for (case, id) in ["hippocampus_001", "hippocampus_004", "hippocampus_006"].iter().zip(hostile) {
         let folder = b.archive().join(case);
         assert!(folder.is_dir(), "the example has {case}");
