@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Recipe, RecipeInput, Scope};
+use voxmill_schemas::tables::{InstanceRow, Row};
 use voxmill_stages::dicom::contents::Contents;
 use voxmill_stages::error::Error;
 use voxmill_stages::stage::{Input, Inputs, Rows};
@@ -103,6 +104,8 @@ fn job(node: &PlanNode, seed: u64, case: Option<CaseId>, inputs: Inputs) -> Job 
 fn recipe_inputs(node: &PlanNode, case: Option<&CaseId>, inputs: &Inputs) -> BTreeMap<String, Vec<RecipeInput>> {
     let content = |i: &Input| match (&i.rows, node.def.info.scope) {
         (Some(rows), Scope::Case) => rows.content(),
+        // What reads files of the archive is keyed by their bytes, which the index does not know.
+        (Some(rows), Scope::Set) if rows.0.contains_key(InstanceRow::TABLE) => rows.content(),
         _ => i.manifest.content,
     };
     let of_port = |items: &Vec<Input>| -> Vec<RecipeInput> {
@@ -121,11 +124,9 @@ fn recipe_inputs(node: &PlanNode, case: Option<&CaseId>, inputs: &Inputs) -> BTr
 /// - `step`: told the bytes of every file that has to be read for it
 pub fn settle(node: &PlanNode, job: &Job, contents: &Contents, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Job, Error> {
     let mut job = job.clone();
-    if node.def.info.scope == Scope::Case {
-        let rows = job.inputs.0.values_mut().flatten().filter_map(|i| i.rows.as_mut());
-        rows.map(|r| contents.fill(r, step)).collect::<Result<Vec<_>, _>>()?;
-        job.recipe.inputs = recipe_inputs(node, job.case.as_ref(), &job.inputs);
-    }
+    let rows = job.inputs.0.values_mut().flatten().filter_map(|i| i.rows.as_mut());
+    rows.map(|r| contents.fill(r, step)).collect::<Result<Vec<_>, _>>()?;
+    job.recipe.inputs = recipe_inputs(node, job.case.as_ref(), &job.inputs);
     Ok(job)
 }
 

@@ -85,7 +85,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
     placing.table("series", &told.rows)?;
     placing.table("files", &files)?;
     placing.table("instances", &verdicts::instances(table::rows_of(&tables)?, wanted.is_hidden()))?;
-    placing.close(summary.nodes.iter().all(|n| n.failed.is_none()))?;
+    told.removed = placing.close(summary.nodes.iter().all(|n| n.failed.is_none()))?;
     told.report = Some(wanted.out.join("report.html"));
     Ok(told)
 }

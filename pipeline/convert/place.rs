@@ -106,13 +106,17 @@ impl Placing {
     }
 
     /// Takes away what is no longer made, and writes the list.
+    /// Gives the number of files that went.
     /// - `is_whole`: nothing was left undone; otherwise everything stays
-    pub fn close(self, is_whole: bool) -> Result<(), Fault> {
+    pub fn close(self, is_whole: bool) -> Result<usize, Fault> {
         if !is_whole {
-            return self.remember(&self.now.union(&self.before).cloned().collect());
+            self.remember(&self.now.union(&self.before).cloned().collect())?;
+            return Ok(0);
         }
+        let mut removed = 0;
         for gone in self.before.difference(&self.now) {
             let path = self.out.join(gone);
+            removed += path.exists() as usize;
             remove(&path)?;
             // Folders that are empty now; one with something in it stays.
             for folder in path.ancestors().skip(1).take_while(|f| *f != self.out) {
@@ -121,7 +125,8 @@ impl Placing {
                 }
             }
         }
-        self.remember(&self.now)
+        self.remember(&self.now)?;
+        Ok(removed)
     }
 }
 

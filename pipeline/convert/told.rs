@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 use voxmill_schemas::tables::ArchiveRow;
-use voxmill_stages::stage::Input;
+use voxmill_stages::stage::{Input, Quarantined};
 
-use super::Wanted;
 use super::verdicts::Verdicts;
+use super::{FILES, Wanted};
 use crate::cli::print;
 use crate::progress::{Progressing, Style};
 use crate::run::Summary;
@@ -25,6 +25,10 @@ pub struct Told {
     /// Facts of the index.
     index: Map<String, Value>,
     pub report: Option<PathBuf>,
+    /// Files of an earlier run that the archive (or `--where`) no longer gives.
+    pub removed: usize,
+    /// `--to dicom`: files that were left out, and why.
+    left_out: Vec<Quarantined>,
     /// Why nothing could be done at all.
     failed: Vec<String>,
     cancelled: bool,
@@ -58,6 +62,13 @@ impl Told {
             made: verdicts.made,
             index: index.unwrap_or_default(),
             report: None,
+            removed: 0,
+            left_out: summary
+                .nodes
+                .iter()
+                .filter(|n| n.name == FILES && n.items.iter().all(|i| i.manifest.case.is_none()))
+                .flat_map(|n| n.quarantined.clone())
+                .collect(),
             failed,
             cancelled: summary.cancelled,
         }
@@ -115,6 +126,17 @@ impl Told {
         if lines.len() > SHOWN {
             eprintln!("and {} more: see the report", lines.len() - SHOWN);
         }
+        for q in self.left_out.iter().take(SHOWN) {
+            eprintln!("left out {}: {}", q.what, q.why);
+        }
+        if self.left_out.len() > SHOWN {
+            eprintln!("and {} more files: --json lists all", self.left_out.len() - SHOWN);
+        }
+        if wanted.is_hidden() && !wanted.has_key() {
+            eprintln!(
+                "warning: pseudonyms are made without a secret: who knows an id can find its pseudonym (--key-file FILE; `voxmill deidentify --new-key` makes one)"
+            );
+        }
         if ui.style == Style::Quiet || self.index.is_empty() {
             return;
         }
@@ -130,6 +152,9 @@ impl Told {
         print(&format!("images  {}", sum(self.images())));
         if wanted.has_labels() {
             print(&format!("labels  {}", sum(self.labels())));
+        }
+        if self.removed > 0 {
+            print(&format!("removed {} files of an earlier run that are no longer made", self.removed));
         }
         if let Some(report) = &self.report {
             print(&format!("report  {}", report.display()));
@@ -158,6 +183,9 @@ impl Told {
             "images": tally(self.images()),
             "labels": tally(self.labels()),
             "refused": refused,
+            "left_out": self.left_out,
+            "removed": self.removed,
+            "keyed": wanted.has_key(),
             "failed": self.failed,
             "cancelled": self.cancelled,
         })

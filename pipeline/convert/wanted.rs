@@ -59,6 +59,11 @@ impl Wanted {
         self.args.json
     }
 
+    /// Whether pseudonyms are made with a secret.
+    pub fn has_key(&self) -> bool {
+        self.args.key_env.is_some() || self.args.key_file.is_some()
+    }
+
     /// Whether patients go by pseudonyms.
     pub fn is_hidden(&self) -> bool {
         self.args.deidentify == ConvertNames::Basic

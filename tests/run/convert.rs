@@ -73,7 +73,8 @@ fn an_archive_becomes_nifti_with_labels_and_a_second_run_makes_nothing() {
     std::fs::write(b.path("out/mine.txt"), "mine").unwrap();
     let case = std::fs::read_dir(b.archive()).unwrap().map(|e| e.unwrap().path()).max().unwrap();
     std::fs::remove_dir_all(case).unwrap();
-    convert(&b, &["--to", "nifti", "--labels"]).expect(0);
+    let told = json(&convert(&b, &["--to", "nifti", "--labels"]).expect(0));
+    assert_eq!(told["removed"], 3, "image, labels and sidecar: {told}");
     assert_eq!(ending(&files(&b), "_labels.nii.gz").len(), 2);
     assert!(b.path("out/mine.txt").is_file());
 }
@@ -86,6 +87,26 @@ fn every_format_stands_beside_the_others() {
         assert!(!ending(&files(&b), end).is_empty(), "{to}");
     }
     assert!(!ending(&files(&b), ".ome.zarr/zarr.json").is_empty() && !ending(&files(&b), ".nii.gz").is_empty());
+}
+
+/// The index sees headers alone; what is made of the files must not be kept when their pixels change.
+#[test]
+fn a_changed_pixel_is_seen_in_every_format() {
+    let b = Bench::new(1);
+    for to in ["dicom", "nifti"] {
+        convert(&b, &["--to", to]).expect(0);
+        let before = files(&b);
+        let case = std::fs::read_dir(b.archive()).unwrap().next().unwrap().unwrap().path();
+        let slice = &slices(&case.join("MR"))[7];
+        let mut bytes = std::fs::read(slice).unwrap();
+        let middle = bytes.len() - 1000;
+        bytes[middle] ^= 1;
+        std::fs::write(slice, bytes).unwrap();
+        convert(&b, &["--to", to]).expect(0);
+        let end = if to == "dicom" { ".dcm" } else { ".nii.gz" };
+        let changed = ending(&before, end).iter().filter(|f| files(&b)[f.as_str()] != before[f.as_str()]).count();
+        assert_eq!(changed, 1, "{to}");
+    }
 }
 
 #[test]
@@ -242,7 +263,12 @@ fn hostile_ids_stay_inside_out_and_apart() {
     let out: BTreeSet<String> = files(&b).into_keys().filter(|f| f.contains('/')).collect();
     let folders: BTreeSet<String> = out.iter().map(|f| f.split('/').next().unwrap().to_ascii_lowercase()).collect();
     assert_eq!(folders.len(), 3, "{out:?}");
-    assert!(out.iter().all(|f| f.bytes().all(|b| b.is_ascii_alphanumeric() || b"./-_".contains(&b)) && !f.contains("..")), "{out:?}");
+    assert!(
+        out.iter().all(
+            |f| f.bytes().all(|b| b.is_ascii_alphanumeric() || b"./-_".contains(&b)) && !f.split('/').any(|part| part.starts_with('.'))
+        ),
+        "{out:?}"
+    );
     let report = std::fs::read_to_string(b.path("out/report.html")).unwrap();
     assert!(!report.contains("Con<b>"), "escaped");
     assert!(!b.dir.path().parent().unwrap().join("outerr").exists());
