@@ -1,4 +1,4 @@
-//! DICOM Segmentation (PS3.3 A.51): BINARY, FRACTIONAL and LABELMAP, as it stands in the file. Where its frames lie on an image: [`super::seg_lay`].
+//! DICOM Segmentation (PS3.3 A.51): BINARY, FRACTIONAL and LABELMAP, as it stands in the file. Where its frames lie on an image: `seg_lay`.
 
 use std::path::Path;
 

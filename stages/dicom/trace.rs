@@ -1,5 +1,5 @@
 //! Labels → contours: the borders of a mask, walked along the cracks between pixels and drawn through the centres of the pixels inside. Read back by
-//! [`super::fill`] (inside by the even-odd rule, or on the path) they give exactly the mask they were made of. Pure.
+//! `fill` (inside by the even-odd rule, or on the path) they give exactly the mask they were made of. Pure.
 
 use super::fill::Polygon;
 
