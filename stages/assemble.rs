@@ -1,5 +1,5 @@
 //! `assemble`: the slices of one series → one volume on a regular grid, in the patient's millimetres. A series that lies on no regular grid is refused with
-//! slices and millimetres; nothing is resampled, filled or averaged here.
+//! slices and millimetres, unless `gaps` says to keep its slices where they lie or to fill what is missing; nothing else is resampled or averaged here.
 
 use std::collections::BTreeMap;
 
