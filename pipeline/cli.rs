@@ -43,6 +43,12 @@ enum Command {
     Query(QueryArgs),
     /// Where an artifact comes from and what was made of it
     Trace(TraceArgs),
+    /// What the shelves hold, whether it is whole, and room on them
+    #[command(after_help = crate::cache::HELP)]
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
     /// List the stages, or explain one
     Stages {
         /// A stage's name
@@ -293,6 +299,82 @@ pub struct TraceArgs {
     pub format: TraceFormat,
 }
 
+/// What `voxmill cache` is asked.
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// Bytes and artifacts of each shelf, by node, and what could go
+    Status {
+        #[command(flatten)]
+        file: FileArgs,
+        /// Print it as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every byte of every shelf and compare it with what was written
+    Verify {
+        #[command(flatten)]
+        file: FileArgs,
+        /// Take damaged artifacts off the shelf, so that the next run makes them again
+        #[arg(long)]
+        repair: bool,
+        /// Print it as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what no newest result, pin or running process needs
+    Gc {
+        #[command(flatten)]
+        file: FileArgs,
+        /// Say what would go, and leave it
+        #[arg(long)]
+        dry_run: bool,
+        /// Leave what was made later than that ago, such as 7d or 12h
+        #[arg(long, value_name = "TIME")]
+        older_than: Option<String>,
+        /// Print it as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep artifacts, and what they were made from, from gc
+    Pin {
+        #[command(flatten)]
+        file: FileArgs,
+        /// NODE, NODE/CASE or the first digits of a key
+        #[arg(required = true)]
+        what: Vec<String>,
+    },
+    /// Take a pin back
+    Unpin {
+        #[command(flatten)]
+        file: FileArgs,
+        /// NODE, NODE/CASE or the first digits of a key
+        #[arg(required = true)]
+        what: Vec<String>,
+    },
+    /// Copy artifacts out of the workspace, as OME-Zarr, Parquet or files
+    Export {
+        #[command(flatten)]
+        file: FileArgs,
+        /// NODE, NODE/CASE or the first digits of a key
+        what: String,
+        /// The folder to write into
+        out: PathBuf,
+    },
+}
+
+impl CacheCommand {
+    pub fn file(&self) -> &FileArgs {
+        match self {
+            CacheCommand::Status { file, .. }
+            | CacheCommand::Verify { file, .. }
+            | CacheCommand::Gc { file, .. }
+            | CacheCommand::Pin { file, .. }
+            | CacheCommand::Unpin { file, .. }
+            | CacheCommand::Export { file, .. } => file,
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct PhantomArgs {
     /// A folder that does not exist yet, or is empty
@@ -412,6 +494,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Deidentify(a) => commands::deidentify(&a),
         Command::Query(a) => commands::query(&a, defs),
         Command::Trace(a) => commands::trace(&a, defs),
+        Command::Cache { command } => commands::cache(&command, defs),
         Command::Stages { name, markdown } => commands::stages(name.as_deref(), markdown, defs),
         Command::Schema => commands::schema(defs),
         Command::Phantom(a) => commands::phantom(&a),

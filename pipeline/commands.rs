@@ -11,15 +11,15 @@ use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Input, StageDef};
 
 use crate::cli::{
-    ConvertArgs, DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs, TraceArgs,
-    TraceFormat, WorkArgs, print,
+    CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs,
+    TraceArgs, TraceFormat, WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
-use crate::{convert, deidentify, infer, language, problem, publish, query, status, summary};
+use crate::{cache as shelves, convert, deidentify, infer, language, problem, publish, query, status, summary};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -326,6 +326,11 @@ pub fn schema(defs: &'static [StageDef]) -> u8 {
 pub fn query(a: &QueryArgs, defs: &'static [StageDef]) -> u8 {
     let asked = load(&a.file, defs).map_err(Fault::Told).and_then(|plan| query::ask(&plan, a));
     asked.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn cache(command: &CacheCommand, defs: &'static [StageDef]) -> u8 {
+    let done = load(command.file(), defs).map_err(Fault::Told).and_then(|plan| shelves::main(&plan, command));
+    done.unwrap_or_else(|e| fault(&e))
 }
 
 pub fn deidentify(a: &DeidentifyArgs) -> u8 {

@@ -30,6 +30,7 @@ pub mod convert;
 pub mod thumbs;
 
 // Artifacts answer questions.
+pub mod cache;
 pub mod lineage;
 pub mod query;
 pub mod trace;

@@ -91,6 +91,9 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
     let mut summary = Summary::default();
     let mut ends: BTreeMap<usize, NodeEnd> =
         given.into_iter().map(|(i, items)| (i, NodeEnd { name: b.plan.nodes[i].name.clone(), items, ..NodeEnd::default() })).collect();
+    for item in ends.values().flat_map(|e| &e.items) {
+        b.store.hold(&item.manifest.key)?;
+    }
     let mut stop: Option<String> = None;
     for &i in wanted {
         if ends.contains_key(&i) {
@@ -243,6 +246,7 @@ fn run_job(
     let made = settled.and_then(|job| {
         let key = job.recipe.key();
         row.key = key.hex();
+        b.store.hold(&key)?;
         if b.cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
@@ -300,6 +304,7 @@ fn run_source(b: &Bench, o: &Options, node: &PlanNode) -> Result<NodeEnd, Error>
         row.key = key.hex();
         row.config = recipe.config.to_string();
         row.config_hash = voxmill_schemas::artifact::ContentHash::of(recipe.config.to_string().as_bytes()).hex();
+        b.store.hold(&key)?;
         let _lock = b.store.disk.lock(&key)?;
         if let Some(m) = b.store.disk.manifest(&key)? {
             return Ok((Arc::new(m), false));

@@ -17,7 +17,9 @@ pub enum Error {
     #[error("no space left while writing {}: free some space or move `workspace`, then run the same command again", path.display())]
     DiskFull { path: PathBuf, source: std::io::Error },
 
-    #[error("the {shelf} shelf holds {used_bytes} of {limit_bytes} bytes and {wanted_bytes} more do not fit: raise `cache.{shelf}.limit`")]
+    #[error(
+        "the {shelf} shelf holds {used_bytes} of {limit_bytes} bytes and {wanted_bytes} more do not fit: raise `cache.{shelf}.limit`, or make room with `voxmill cache gc`"
+    )]
     ShelfFull { shelf: &'static str, used_bytes: u64, limit_bytes: u64, wanted_bytes: u64 },
 
     #[error("cannot {doing} {}: the workspace must be writable for this user", path.display())]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use nearest::{did_you_mean, nearest};
 pub use read::{ByPort, NODE_KEYS, TOP_KEYS, first_line};
-pub use size::{SIZE_HELP, parse_size};
+pub use size::{SIZE_HELP, parse_size, size_text};
 pub use tree::{Data, Entry, Node, Place, Placed, Scalar, Source};
 
 /// What a file says.

@@ -23,9 +23,34 @@ pub fn parse_size(text: &str) -> Option<u64> {
     (bytes >= 1.0 && bytes <= 1024f64.powi(6)).then_some(bytes as u64)
 }
 
+/// Bytes for people: `512 B`, `1.50 KiB`, `20.0 GiB`: three digits, in units of 1024.
+pub fn size_text(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for next in units {
+        if value < 1000.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    let digits = match value {
+        _ if unit == "B" => 0,
+        v if v < 10.0 => 2,
+        v if v < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$} {unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_told_in_three_digits() {
+        let told = [0, 999, 1000, 1536, 20 << 30, 999 << 20, 1023 << 20, u64::MAX].map(size_text);
+        assert_eq!(told, ["0 B", "999 B", "0.98 KiB", "1.50 KiB", "20.0 GiB", "999 MiB", "1.00 GiB", "16.0 EiB"]);
+    }
 
     #[test]
     fn sizes_with_and_without_units() {

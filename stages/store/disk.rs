@@ -178,7 +178,7 @@ impl Drop for Lock {
 }
 
 /// The manifest of a folder, or what is wrong with it.
-fn check(dir: &Path, key: &Key, text: &[u8]) -> Result<Manifest, String> {
+pub(super) fn check(dir: &Path, key: &Key, text: &[u8]) -> Result<Manifest, String> {
     let manifest: Manifest = serde_json::from_slice(text).map_err(|e| format!("{MANIFEST} cannot be read: {e}"))?;
     if manifest.key != *key {
         return Err(format!("{MANIFEST} is that of {}", manifest.key));
@@ -213,7 +213,7 @@ pub(super) fn wait(file: &File) -> std::io::Result<()> {
 }
 
 /// A signal does not end a wait.
-fn uninterrupted(wait: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
+pub(super) fn uninterrupted(wait: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
     loop {
         match wait() {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,

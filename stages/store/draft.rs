@@ -166,10 +166,15 @@ impl Room {
 }
 
 /// Bytes of all files under `artifacts/`, hard links counted once.
-fn count(disk: &Disk) -> Result<u64, Error> {
+pub(super) fn count(disk: &Disk) -> Result<u64, Error> {
+    count_of(disk.artifact_dirs()?.into_iter())
+}
+
+/// The same of these folders.
+pub(super) fn count_of(dirs: impl Iterator<Item = PathBuf>) -> Result<u64, Error> {
     let mut seen = HashSet::new();
     let mut bytes = 0;
-    for dir in disk.artifact_dirs()? {
+    for dir in dirs {
         for file in walk(&dir)?.0 {
             let Ok(m) = fs::metadata(dir.join(&file)) else { continue };
             if seen.insert((m.dev(), m.ino())) {

@@ -5,6 +5,7 @@
 mod conformance;
 mod disk;
 mod draft;
+mod keep;
 mod ledger;
 mod nvme;
 mod ram;
@@ -20,7 +21,10 @@ use voxmill_schemas::artifact::Key;
 
 pub use self::disk::{Disk, Lock};
 pub use self::draft::{Commit, Draft, link};
+use self::keep::Holds;
+pub use self::keep::{Pin, Swept};
 use self::nvme::Nvme;
+pub use self::nvme::Shelved;
 use self::ram::Ram;
 use crate::error::{Error, chain};
 
@@ -67,6 +71,7 @@ impl Brick {
 
 pub struct Store {
     pub disk: Disk,
+    holds: Holds,
     ram: Ram,
     nvme_at: Option<(PathBuf, u64)>,
     /// Opened when the first brick is asked for: counting what stands there costs a walk that most commands never need.
@@ -81,6 +86,7 @@ impl Store {
     pub fn open(limits: &Limits) -> Result<Self, Error> {
         Ok(Self {
             disk: Disk::open(&limits.disk_dir, limits.disk_bytes)?,
+            holds: Holds::default(),
             ram: Ram::new(limits.ram_bytes),
             nvme_at: limits.nvme.clone(),
             nvme: OnceLock::new(),
@@ -96,6 +102,20 @@ impl Store {
             nvme_hits: self.nvme_hits.load(Ordering::Relaxed),
             disk_reads: self.disk_reads.load(Ordering::Relaxed),
         }
+    }
+
+    /// Says that this process works with an artifact, there or yet to be made: `voxmill cache gc` leaves it alone until the process has ended.
+    pub fn hold(&self, key: &Key) -> Result<(), Error> {
+        self.disk.hold(&self.holds, key)
+    }
+
+    /// What the NVMe shelf holds; `None` where the pipeline has none. With `verify` every entry is read, and what is damaged is dropped and counted.
+    pub fn nvme_holds(&self, verify: bool) -> Result<Option<Shelved>, Error> {
+        let Some((dir, limit_bytes)) = &self.nvme_at else { return Ok(None) };
+        if !dir.is_dir() {
+            return Ok(Some(Shelved { limit_bytes: *limit_bytes, ..Shelved::default() }));
+        }
+        Nvme::open(dir, *limit_bytes)?.inventory(verify).map(Some)
     }
 
     /// One brick of an array, from the fastest shelf that has it; `decode` reads it from the disk shelf. Threads that want the same brick at

@@ -31,6 +31,16 @@ pub(super) struct Nvme {
     used: Mutex<HashSet<PathBuf>>,
 }
 
+/// What stands on the shelf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shelved {
+    pub entries: usize,
+    pub bytes: u64,
+    pub limit_bytes: u64,
+    /// Dropped just now: their checksum was wrong.
+    pub damaged: usize,
+}
+
 const HELD: &str = "no thread panics while it holds the shelf";
 
 impl Nvme {
@@ -150,6 +160,35 @@ impl Nvme {
             _ => Err(e),
         });
         placed.map_err(Error::io("write", path))
+    }
+
+    /// Counts the entries; with `verify` each is read, and a damaged one is dropped.
+    pub fn inventory(&self, verify: bool) -> Result<Shelved, Error> {
+        let entries = {
+            let _ledger = self.ledger()?;
+            self.entries()?
+        };
+        let mut out = Shelved { limit_bytes: self.limit_bytes, ..Shelved::default() };
+        for (_, path, bytes) in entries {
+            if verify && !self.is_whole(&path) {
+                self.drop_entry(&path)?;
+                out.damaged += 1;
+                continue;
+            }
+            out.entries += 1;
+            out.bytes += bytes;
+        }
+        Ok(out)
+    }
+
+    /// Whether an entry's checksum is right and it stands under its own name. One that another process has dropped meanwhile is none to worry about.
+    fn is_whole(&self, path: &Path) -> bool {
+        let bytes = match fs::metadata(path).and_then(|m| if m.len() > self.limit_bytes { Ok(Vec::new()) } else { fs::read(path) }) {
+            Ok(bytes) => bytes,
+            Err(e) => return e.kind() == ErrorKind::NotFound,
+        };
+        let id = bytes.len().checked_sub(TRAILER_BYTES).and_then(|at| bytes[at..at + 32].try_into().ok());
+        id.is_some_and(|id: [u8; 32]| whole(&bytes, &id).is_some() && self.path(&id) == *path)
     }
 
     fn drop_entry(&self, path: &Path) -> Result<(), Error> {
@@ -319,6 +358,22 @@ mod tests {
         assert!(!path.exists());
         put(&shelf, 7);
         assert_eq!(held(&shelf), [1, 7]);
+    }
+
+    #[test]
+    fn verifying_drops_what_is_damaged_and_counts_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Nvme::open(dir.path(), 9 * ENTRY).unwrap();
+        (0..4).for_each(|i| put(&shelf, i));
+        let path = shelf.path(&brick(2).id());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[10] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::write(shelf.path(&brick(3).id()), "short").unwrap();
+        assert_eq!(shelf.inventory(false).unwrap().entries, 4);
+        let seen = shelf.inventory(true).unwrap();
+        assert_eq!((seen.entries, seen.bytes, seen.damaged), (2, 2 * ENTRY, 2));
+        assert_eq!(held(&shelf), [0, 1]);
     }
 
     #[test]

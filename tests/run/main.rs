@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod bytes;
+mod cache;
 mod convert;
 mod crash;
 mod deidentify;
