@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use voxmill_stages::stage::StageDef;
 
-use crate::commands;
 use crate::progress::Style;
+use crate::{commands, questions};
 
 const AFTER: &str = "Exit codes: 0 all done · 1 failed · 2 the file or the command is wrong · 3 done, but something is quarantined · 130 stopped on request";
 
@@ -43,6 +43,12 @@ enum Command {
     Query(QueryArgs),
     /// Where an artifact comes from and what was made of it
     Trace(TraceArgs),
+    /// Why a node's artifacts were made, reused or not made
+    Why(WhyArgs),
+    /// What differs between two runs: program, configuration, cases, results
+    Diff(DiffArgs),
+    /// Which patients and cases a model was trained on, or which models saw a patient
+    Saw(SawArgs),
     /// What the shelves hold, whether it is whole, and room on them
     #[command(after_help = crate::cache::HELP)]
     Cache {
@@ -277,12 +283,57 @@ pub struct QueryArgs {
     pub file: FileArgs,
     /// A SELECT
     pub sql: String,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+/// How rows are shown.
+#[derive(Args, Clone)]
+pub struct AnswerArgs {
     /// [default: by the ending of --output (.csv, .json, .parquet), else table]
     #[arg(long)]
     pub format: Option<RowFormat>,
     /// Write here instead of stdout (required for parquet)
     #[arg(long, short)]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct WhyArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    pub node: String,
+    /// Only this case [default: all]
+    pub case: Option<String>,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+#[derive(Args)]
+pub struct DiffArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// The older run: the start of its name, `last`, or `last~1` for the one before
+    #[arg(default_value = "last~1")]
+    pub old: String,
+    /// The newer run
+    #[arg(default_value = "last")]
+    pub new: String,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+#[derive(Args)]
+pub struct SawArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// The node that trains it, or the first digits of its key [default: every model in the workspace]
+    pub model: Option<String>,
+    /// Only rows of this patient: which models saw them
+    #[arg(long, value_name = "PATIENT")]
+    pub patient: Option<String>,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
 }
 
 #[derive(Args)]
@@ -494,6 +545,9 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Deidentify(a) => commands::deidentify(&a),
         Command::Query(a) => commands::query(&a, defs),
         Command::Trace(a) => commands::trace(&a, defs),
+        Command::Why(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::why(plan, &a.node, a.case.as_deref())),
+        Command::Diff(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::diff(plan, &a.old, &a.new)),
+        Command::Saw(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::saw(plan, a.model.as_deref(), a.patient.as_deref())),
         Command::Cache { command } => commands::cache(&command, defs),
         Command::Stages { name, markdown } => commands::stages(name.as_deref(), markdown, defs),
         Command::Schema => commands::schema(defs),

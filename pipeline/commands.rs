@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use voxmill_stages::dicom::phantom::{self, Phantom};
 use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Input, StageDef};
+use voxmill_stages::table::RecordBatch;
 
 use crate::cli::{
-    CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs, RunArgs,
-    TraceArgs, TraceFormat, WorkArgs, print,
+    AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs,
+    RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
@@ -326,6 +327,17 @@ pub fn schema(defs: &'static [StageDef]) -> u8 {
 pub fn query(a: &QueryArgs, defs: &'static [StageDef]) -> u8 {
     let asked = load(&a.file, defs).map_err(Fault::Told).and_then(|plan| query::ask(&plan, a));
     asked.map_or_else(|e| fault(&e), |()| 0)
+}
+
+/// A question whose answer is rows.
+pub fn asked(
+    file: &FileArgs,
+    how: &AnswerArgs,
+    defs: &'static [StageDef],
+    question: impl FnOnce(&Plan) -> Result<Vec<RecordBatch>, Fault>,
+) -> u8 {
+    let told = query::check(how).and_then(|_| load(file, defs).map_err(Fault::Told)).and_then(|plan| query::give(&question(&plan)?, how));
+    told.map_or_else(|e| fault(&e), |()| 0)
 }
 
 pub fn cache(command: &CacheCommand, defs: &'static [StageDef]) -> u8 {

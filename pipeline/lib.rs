@@ -33,6 +33,7 @@ pub mod thumbs;
 pub mod cache;
 pub mod lineage;
 pub mod query;
+pub mod questions;
 pub mod trace;
 
 use std::io::Read;

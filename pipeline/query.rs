@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use voxmill_schemas::tables::{ExecutionRow, QuarantineRow, Row, RunRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::store::Disk;
-use voxmill_stages::table::{self, Source, show};
+use voxmill_stages::table::{self, RecordBatch, Source, show};
 
-use crate::cli::{QueryArgs, RowFormat, print};
+use crate::cli::{AnswerArgs, QueryArgs, RowFormat, print};
 use crate::heads::Heads;
 use crate::lineage;
 use crate::plan::Plan;
@@ -55,10 +55,7 @@ Examples:
 
 /// Runs a query and prints or writes its answer.
 pub fn ask(plan: &Plan, a: &QueryArgs) -> Result<(), Fault> {
-    let format = a.format.unwrap_or_else(|| by_ending(a.output.as_deref()));
-    if format == RowFormat::Parquet && a.output.is_none() {
-        return Err(Fault::Wrong("parquet is no text: say where to write it with --output FILE".into()));
-    }
+    check(&a.answer)?;
     if !plan.workspace.join("lineage").is_dir() {
         return Err(Fault::Wrong(format!("nothing was run in {} yet: voxmill run {}", plan.workspace.display(), a.file.file.display())));
     }
@@ -66,13 +63,27 @@ pub fn ask(plan: &Plan, a: &QueryArgs) -> Result<(), Fault> {
     let nodes: Vec<&str> = plan.nodes.iter().map(|n| n.name.as_str()).collect();
     let tables = tables(&session.store.disk, &session.workspace, &session.heads(plan, false), &nodes)?;
     let answer = table::query(tables, &a.sql)?;
-    let bytes = match format {
-        RowFormat::Table => show::as_table(&answer)?.into_bytes(),
-        RowFormat::Csv => show::as_csv(&answer)?.into_bytes(),
-        RowFormat::Json => show::as_json(&answer)?.into_bytes(),
-        RowFormat::Parquet => show::as_parquet(&answer)?,
+    give(&answer, &a.answer)
+}
+
+/// Whether an answer can be given like that, before it is worked out.
+pub fn check(how: &AnswerArgs) -> Result<RowFormat, Fault> {
+    let format = how.format.unwrap_or_else(|| by_ending(how.output.as_deref()));
+    if format == RowFormat::Parquet && how.output.is_none() {
+        return Err(Fault::Wrong("parquet is no text: say where to write it with --output FILE".into()));
+    }
+    Ok(format)
+}
+
+/// Prints or writes rows.
+pub fn give(answer: &[RecordBatch], how: &AnswerArgs) -> Result<(), Fault> {
+    let bytes = match check(how)? {
+        RowFormat::Table => show::as_table(answer)?.into_bytes(),
+        RowFormat::Csv => show::as_csv(answer)?.into_bytes(),
+        RowFormat::Json => show::as_json(answer)?.into_bytes(),
+        RowFormat::Parquet => show::as_parquet(answer)?,
     };
-    match &a.output {
+    match &how.output {
         Some(path) => std::fs::write(path, bytes).map_err(|e| Error::io("write", path)(e).into()),
         None => {
             print(&String::from_utf8_lossy(&bytes));

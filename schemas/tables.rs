@@ -423,6 +423,35 @@ rows! {
     }
 }
 
+rows! {
+    /// A case that a model saw: answer of `voxmill saw`.
+    SawRow = "saw" {
+        /// Key of the model.
+        model: String,
+        /// The node that has it as its newest artifact; empty for an older one.
+        node: Option<String>,
+        patient: String,
+        case: String,
+        /// `train`: weights were fitted to it. `val`: it chose among them. `test`: it was dealt in and not looked at.
+        part: String,
+        series: String,
+        /// Key of the volume as the training read it.
+        volume: String,
+    }
+}
+
+rows! {
+    /// Something that differs between two runs: answer of `voxmill diff`.
+    DifferenceRow = "differences" {
+        /// `program`, `pipeline`, `node`, `config`, `code`, `case` or `result`.
+        what: String,
+        node: Option<String>,
+        name: String,
+        old: Option<String>,
+        new: Option<String>,
+    }
+}
+
 /// Hash of what the rows of a batch say, in their order, without volatile columns: names, types and cells, each with its length.
 pub fn digest(batch: &RecordBatch) -> ContentHash {
     let mut h = blake3::Hasher::new();

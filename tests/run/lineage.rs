@@ -85,3 +85,48 @@ fn duckdb_reads_lineage_and_index() {
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert_eq!(text, "[('done',)]\n[('image', 'made', 2), ('series', 'made', 1)]\n[('MR', 2)]\n");
 }
+
+#[test]
+fn why_a_node_was_made_and_what_differs_between_runs_can_be_asked() {
+    let b = Bench::new(2);
+    b.voxmill(&["why", "p.yaml", "iso"]).expect(2).says("nothing was run");
+    b.run(&["ready"]).expect(0);
+    let why = |node: &str| b.voxmill(&["why", "p.yaml", node, "--format", "csv"]).expect(0).stdout;
+    assert_eq!(why("iso").matches(",made,").count(), 2, "{}", why("iso"));
+    b.run(&["ready"]).expect(0);
+    assert!(why("iso").contains(",reused,") && why("iso").contains("nothing that it is made from has changed"), "{}", why("iso"));
+    b.run(&["--set", "iso.spacing_mm=2", "ready"]).expect(0);
+    assert!(why("iso").contains("config.spacing_mm"), "{}", why("iso"));
+    assert_eq!(b.voxmill(&["why", "p.yaml", "iso", "hippocampus_001", "--format", "csv"]).expect(0).stdout.lines().count(), 2);
+    b.voxmill(&["why", "p.yaml", "ios"]).expect(2).says("iso");
+    b.voxmill(&["why", "p.yaml", "net"]).expect(2).says("never reached");
+
+    let diff = b.voxmill(&["diff", "p.yaml", "--format", "csv"]).expect(0).stdout;
+    assert!(diff.lines().any(|l| l.starts_with("config,iso,spacing_mm") && l.ends_with(",1.5,2.0")), "{diff}");
+    assert_eq!(diff.matches("case,iso,").count(), 2, "{diff}");
+    let same = b.voxmill(&["diff", "p.yaml", "last~2", "last~1", "--format", "csv"]).expect(0).stdout;
+    assert_eq!(same.lines().count(), 1, "{same}");
+    b.voxmill(&["diff", "p.yaml", "last~7"]).expect(2).says("3 runs");
+}
+
+#[test]
+fn a_model_tells_whom_it_saw_and_a_patient_who_saw_them() {
+    let b = Bench::new(4);
+    b.run(&["net"]).expect(0);
+    let split = ask(&b, "select part, patient, \"case\" from split order by part, patient, \"case\"");
+    let saw = b.voxmill(&["saw", "p.yaml", "net", "--format", "csv"]).expect(0).stdout;
+    let seen: Vec<String> = saw
+        .lines()
+        .skip(1)
+        .map(|l| {
+            let cells: Vec<&str> = l.split(',').collect();
+            format!("{},{},{}", cells[4], cells[2], cells[3])
+        })
+        .collect();
+    assert_eq!(seen, split);
+    let patient = split[0].split(',').nth(1).unwrap();
+    let by_patient = b.voxmill(&["saw", "p.yaml", "--patient", patient, "--format", "csv"]).expect(0).stdout;
+    assert_eq!(by_patient.lines().count(), 2);
+    b.voxmill(&["saw", "p.yaml", "--patient", "nobody"]).expect(2).says("nobody");
+    b.voxmill(&["saw", "p.yaml", "iso"]).expect(2).says("no model");
+}
