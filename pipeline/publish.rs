@@ -1,7 +1,7 @@
 //! What people look for in one place. A run gives each node a folder `out/NODE` with hard links to its files, tables and models; inference adds its files
 //! to those that stand in `OUT/NODE`. What Voxmill did not put there stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use voxmill_schemas::artifact::{Key, Kind};
@@ -85,12 +85,12 @@ pub fn beside_others(store: &Store, out: &Path, node: &PlanNode, items: &[Input]
     let _lock = lock(store, &place)?;
     std::fs::create_dir_all(&place).map_err(Error::io("make folder", &place))?;
     for item in items {
-        // A file, or a folder that is one thing (OME-Zarr): whole, lest chunks of an older prediction shine through.
-        let tops: BTreeSet<&str> = item.manifest.files.keys().map(|f| f.split('/').next().unwrap_or(f)).collect();
-        for top in tops {
-            let (to, beside) = (place.join(top), place.join(format!(".{top}.new")));
+        for (top, files) in things(item.manifest.files.keys().map(String::as_str)) {
+            let to = place.join(top);
+            let last = top.rsplit('/').next().unwrap_or(top);
+            let beside = to.with_file_name(format!(".{last}.new"));
             remove(&beside)?;
-            for file in item.manifest.files.keys().filter(|f| f.split('/').next() == Some(top)) {
+            for file in files {
                 link(&item.dir.join(file), &beside.join(file.strip_prefix(top).unwrap_or_default().trim_start_matches('/')))?;
             }
             if to.is_dir() {
@@ -109,6 +109,19 @@ pub fn beside_others(store: &Store, out: &Path, node: &PlanNode, items: &[Input]
         }
     }
     Ok(Some(place))
+}
+
+/// What is replaced as a whole, with its files: a file, or a folder that is one thing (OME-Zarr: chunks of an older prediction must not shine through). Folders
+/// that only put things in order (`names: series`: PATIENT/STUDY) belong to many cases.
+fn things<'a>(files: impl Iterator<Item = &'a str> + Clone) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let roots: BTreeSet<&str> = files.clone().filter_map(|f| f.strip_suffix("/zarr.json")).collect();
+    let mut out: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for file in files {
+        let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
+        let top = folders.into_iter().find(|folder| roots.contains(folder)).unwrap_or(file);
+        out.entry(top).or_default().push(file);
+    }
+    out
 }
 
 fn lock(store: &Store, place: &Path) -> Result<voxmill_stages::store::Lock, Error> {
@@ -158,4 +171,17 @@ fn files_under(root: &Path) -> Result<Vec<PathBuf>, Error> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_a_thing_and_so_is_the_outermost_folder_that_is_a_zarr_group() {
+        let files = ["p/s/a.nii.gz", "p/s/b.ome.zarr/labels/zarr.json", "p/s/b.ome.zarr/0/c/0", "p/s/b.ome.zarr/zarr.json", "c.dcm"];
+        let things = things(files.into_iter());
+        let told: Vec<(&str, usize)> = things.iter().map(|(top, files)| (*top, files.len())).collect();
+        assert_eq!(told, [("c.dcm", 1), ("p/s/a.nii.gz", 1), ("p/s/b.ome.zarr", 3)]);
+    }
 }

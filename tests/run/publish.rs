@@ -27,6 +27,11 @@ fn two_studies_inferred_into_one_folder_are_both_there() {
     assert_eq!(out.len(), 3, "{out:?}");
     assert_eq!(names("predicted/series"), ["mine.txt"]);
     assert_eq!(names("predicted"), ["out", "series"], "tables and models of the study are not published");
+    // PATIENT/STUDY/SERIES: the folder of a patient takes what comes later.
+    for _ in 0..2 {
+        b.voxmill(&["infer", "p.yaml", "one", "by-series", "--set", "out.names=series"]).expect(0);
+    }
+    assert_eq!(names("by-series/out").len(), 1);
 }
 
 #[test]
