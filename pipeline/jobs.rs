@@ -1,6 +1,6 @@
 //! What a node has to do: which cases, from which inputs, by which recipe; and why a recipe is new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Recipe, RecipeInput, Scope};
@@ -70,12 +70,18 @@ fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [In
         work.jobs.sort_by(|a, b| a.case.cmp(&b.case));
         return Ok(work);
     };
+    // Port → case → what it gives: a look for each case through all of them would be quadratic.
+    let mut twins: BTreeMap<&str, HashMap<Option<&CaseId>, &Input>> = BTreeMap::new();
+    for (port, up) in of_kind(Kind::Volume).skip(1) {
+        // Of two the first, as everywhere.
+        twins.insert(port, upstream(*up).iter().rev().map(|i| (i.manifest.case.as_ref(), i)).collect());
+    }
     'cases: for lead in upstream(*first_up) {
         let mut ports = BTreeMap::from([(leading.clone(), vec![lead.clone()])]);
-        for (port, up) in of_kind(Kind::Volume).skip(1) {
+        for (port, by_case) in &twins {
             // A case that failed upstream is counted there.
-            let Some(twin) = upstream(*up).iter().find(|i| i.manifest.case == lead.manifest.case) else { continue 'cases };
-            ports.insert(port.clone(), vec![twin.clone()]);
+            let Some(twin) = by_case.get(&lead.manifest.case.as_ref()) else { continue 'cases };
+            ports.insert(port.to_string(), vec![(*twin).clone()]);
         }
         for (port, (input, rows)) in &tables {
             match node.stage.rows_of(port, rows, &lead.manifest)? {

@@ -1,7 +1,7 @@
 //! `assemble`: the slices of one series → one volume on a regular grid, in the patient's millimetres. A series that lies on no regular grid is refused with
 //! slices and millimetres, unless `gaps` says to keep its slices where they lie or to fill what is missing; nothing else is resampled or averaged here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -329,11 +329,12 @@ fn nothing_chosen(condition: Option<&str>, all: &[SeriesRow]) -> Error {
 /// One name a case, fit for a file name, none twice. Where a patient has several series each gets a suffix made from the series, so that a name does not
 /// depend on the order of series.
 fn case_names(chosen: &[SeriesRow], all: &[SeriesRow], by: CaseName) -> Vec<String> {
-    let volumes = |s: &SeriesRow| all.iter().filter(|o| o.kind == "image" && o.series == s.series).count();
+    let mut volumes: HashMap<&str, usize> = HashMap::new();
+    all.iter().filter(|o| o.kind == "image").for_each(|o| *volumes.entry(&o.series).or_default() += 1);
     let plain: Vec<String> = chosen
         .iter()
         .map(|s| match by {
-            CaseName::Series if volumes(s) > 1 => file_name(&format!("{}.{}", s.series, s.volume)),
+            CaseName::Series if volumes.get(s.series.as_str()).is_some_and(|n| *n > 1) => file_name(&format!("{}.{}", s.series, s.volume)),
             CaseName::Series => file_name(&s.series),
             CaseName::Patient => file_name(&s.patient),
         })

@@ -1,7 +1,7 @@
 //! `index`: looks at every file of an archive and writes what is there as tables: series, instances, and a verdict on each file. Reads headers alone, in
 //! folders and in containers. What makes a volume of slices is decided in `dicom::group`; `dicom::order` says here already what is irregular.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -166,12 +166,15 @@ impl Index {
 /// The files of segmentations and structure sets that were drawn on series that are not there, while no image series of their study or frame of
 /// reference could be meant. An archive without any image is one of labels, and nothing is missing from it.
 fn labels_of_no_image(series: &[SeriesRow], instances: &[InstanceRow]) -> Vec<String> {
-    let images: Vec<&SeriesRow> = series.iter().filter(|s| s.kind == "image").collect();
-    let is_meant = |label: &SeriesRow, image: &SeriesRow| {
-        let same_frame = label.frame_of_reference.is_some() && label.frame_of_reference == image.frame_of_reference;
-        label.references.contains(&image.series) || label.study == image.study || same_frame
+    let of_images =
+        |of: fn(&SeriesRow) -> Option<&str>| -> HashSet<&str> { series.iter().filter(|s| s.kind == "image").filter_map(of).collect() };
+    let (images, studies) = (of_images(|s| Some(&s.series)), of_images(|s| Some(&s.study)));
+    let frames = of_images(|s| s.frame_of_reference.as_deref());
+    let is_meant = |label: &SeriesRow| {
+        let same_frame = label.frame_of_reference.as_deref().is_some_and(|f| frames.contains(f));
+        same_frame || studies.contains(label.study.as_str()) || label.references.iter().any(|r| images.contains(r.as_str()))
     };
-    let is_lost = |s: &&SeriesRow| matches!(s.kind.as_str(), "seg" | "rtstruct") && !images.iter().any(|image| is_meant(s, image));
+    let is_lost = |s: &&SeriesRow| matches!(s.kind.as_str(), "seg" | "rtstruct") && !is_meant(s);
     let lost: BTreeSet<(&str, i64)> =
         series.iter().filter(|_| !images.is_empty()).filter(is_lost).map(|s| (s.series.as_str(), s.volume)).collect();
     instances.iter().filter(|i| lost.contains(&(i.series.as_str(), i.volume))).map(|i| i.file.clone()).collect()

@@ -103,12 +103,14 @@ impl Made {
         let wanted: HashSet<&String> = self.pending.iter().flat_map(|(_, instances)| instances).collect();
         let found: HashMap<&str, &str> =
             self.instances.iter().filter(|i| wanted.contains(&i.instance)).map(|i| (i.instance.as_str(), i.series.as_str())).collect();
+        let mut rows: HashMap<(&str, i64), &mut Vec<String>> =
+            self.series.iter_mut().map(|s| ((s.series.as_str(), s.volume), &mut s.references)).collect();
         for ((series, volume), instances) in &self.pending {
             let mut references: Vec<String> = instances.iter().filter_map(|i| found.get(i.as_str()).map(|s| s.to_string())).collect();
             references.sort();
             references.dedup();
-            if let Some(row) = self.series.iter_mut().find(|s| s.volume == *volume && s.series == *series) {
-                row.references = references;
+            if let Some(row) = rows.get_mut(&(series.as_str(), *volume)) {
+                **row = references;
             }
         }
     }
