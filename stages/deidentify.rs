@@ -59,7 +59,7 @@ pub struct Deidentify {
 impl Stage for Deidentify {
     const INFO: Info = Info {
         name: "deidentify",
-        version: 1,
+        version: 2,
         scope: Scope::Set,
         ports: &[Port { name: "series", kind: Kind::Table, required: true, about: "the index that knows the files" }],
         gives: Kind::Files,
@@ -79,13 +79,16 @@ impl Stage for Deidentify {
         let is_own = self.key_env.is_some() || self.key_file.is_some();
         let (env, file) = if is_own { (self.key_env.clone(), self.key_file.clone()) } else { (of_index("key_env"), of_index("key_file")) };
         let names = keys::names(env.as_deref(), file.as_deref())?;
+        // Pseudonyms of the index with the same key are taken as they are, so that a file has one name in both tables; others (none, or of another key) are not.
+        let is_hidden = !is_own && index.get("deidentify").and_then(Value::as_str) == Some("basic");
         let rows = series.rows.clone().unwrap_or_default();
         let mut seen = BTreeSet::new();
         let mut items: Vec<Item> = Vec::new();
         for i in table::rows_of::<InstanceRow>(&rows)? {
             // A file whose frames make several volumes has several rows; a NIfTI file is none of DICOM.
             if !i.transfer_syntax.is_empty() && seen.insert((i.path.clone(), i.member.clone())) {
-                items.push(Item { name: names.file(&i.file), path: PathBuf::from(i.path), member: i.member });
+                let name = if is_hidden { i.file } else { names.file(&i.file) };
+                items.push(Item { name, path: PathBuf::from(i.path), member: i.member });
             }
         }
         let rules = Rules::new(self.profile(), names);
