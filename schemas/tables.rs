@@ -309,6 +309,14 @@ rows! {
 }
 
 rows! {
+    /// What was found out about a volume on its way, as the stages told it: what stands beside an exported file belongs to what it is made from.
+    DecidedRow = "decided" {
+        /// A JSON object.
+        facts: String,
+    }
+}
+
+rows! {
     /// The part a case plays in a fold. Without k folds a case has one row, of fold 0; with k folds it has one row a fold, and is `val` in exactly one
     /// of them (or `test` in all). [`SplitRow::parts`] reads it.
     SplitRow = "split" {

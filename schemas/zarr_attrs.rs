@@ -62,6 +62,12 @@ pub struct Repeats {
 }
 
 impl About {
+    /// Whether a volume of its series (by its number in the index) is in this one: it, or one of the repeats that are stacked.
+    pub fn has_volume(&self, volume: i64) -> bool {
+        let stacked = self.repeats.as_ref().map_or(&[][..], |r| &r.volumes);
+        if stacked.is_empty() { volume == self.volume } else { stacked.contains(&volume) }
+    }
+
     /// A volume on this grid of which nothing else is known.
     pub fn of(source: Geometry) -> About {
         let text = String::new;

@@ -1,7 +1,7 @@
 //! Adds labels to an image: from DICOM SEG, RTSTRUCT or NIfTI files of the archive, laid on the grid the image was assembled on.
 //! Which file is taken, what could not be drawn and what overlapped is told; nothing is guessed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -10,15 +10,15 @@ use serde_json::Value;
 use voxmill_schemas::artifact::{Kind, Manifest, Port, Scope};
 use voxmill_schemas::tables::{ClassRow, InstanceRow, Row, SeriesRow};
 
-use crate::dicom::place::{Grid, nearest_voxels};
-use crate::dicom::{Fill, source};
+use crate::dicom::Fill;
 use crate::error::{Error, chain};
 use crate::labels::{
-    Align, Canvas, Choose, Classes, Found, LABELS, LabelIndex, Laying, Missing, Overlap, Target, Told, Wanted, nothing_laid, numbered,
+    Align, AllNames, Asked, Choose, Classes, Drawn, FileVerdict, Given, LABELS, LabelIndex, Missing, Overlap, Source, Wanted, draw,
+    numbered,
 };
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Quarantined, Rows, Stage};
 use crate::table;
-use crate::volume::{Labels, Volume};
+use crate::volume::{About, Labels, Volume};
 
 /// Adds labels from DICOM SEG, RTSTRUCT or NIfTI to an image.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -35,7 +35,7 @@ pub struct Annotate {
     /// Which kind of file to take. `auto`: the first of binary SEG, labelmap SEG, fractional SEG, RTSTRUCT, NIfTI that has every class.
     #[serde(default)]
     pub source: Source,
-    /// What to do when several files of the same kind label one image.
+    /// What to do when several files of the same kind label one image; where repeats are stacked, one for each of them are several, too.
     #[serde(default)]
     pub choose: Choose,
     /// What to do where two classes claim a voxel.
@@ -58,17 +58,6 @@ pub struct Annotate {
     pub nifti: NiftiLabels,
 }
 
-/// Kinds of files that hold labels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    #[default]
-    Auto,
-    Seg,
-    Rtstruct,
-    Nifti,
-}
-
 /// What an image without labels is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -76,7 +65,8 @@ pub enum Unlabelled {
     /// Refuse the case.
     #[default]
     Refuse,
-    /// The image goes on without labels; where labels are there and cannot be drawn, that is told and counted as quarantined.
+    /// The image goes on without labels; where labels are there and cannot be drawn, that is told and counted as quarantined. A label file that cannot be
+    /// read, or lies in another frame of reference, does not keep the others from being drawn.
     Keep,
 }
 
@@ -101,7 +91,7 @@ pub struct NiftiLabels {
 impl Stage for Annotate {
     const INFO: Info = Info {
         name: "annotate",
-        version: 2,
+        version: 3,
         scope: Scope::Case,
         ports: &[
             Port { name: "image", kind: Kind::Volume, required: true, about: "the images to label" },
@@ -186,7 +176,7 @@ impl Stage for Annotate {
         let image = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
         let mut rows = index.rows_of(table, of, image);
         if matches!(self.classes, Classes::Every(_)) {
-            let all = table::prepared(table, table::rows_of::<SeriesRow>)?;
+            let all = table::prepared(table, |rows| Ok(AllNames::of(&table::rows_of(rows)?)))?;
             let mine: Vec<SeriesRow> = table::rows_of(&rows)?;
             rows.0.insert(ClassRow::TABLE.into(), ClassRow::to_batch(&numbered(&all, mine.iter())));
         }
@@ -201,9 +191,15 @@ impl Stage for Annotate {
         cx.bytes((volume.voxels.len() * 2) as u64);
         let all: Vec<InstanceRow> = table::rows_of(&rows)?;
         let (own, files): (Vec<InstanceRow>, Vec<InstanceRow>) = all.into_iter().partition(|i| i.series == volume.about.series);
-        let (mine, others): (Vec<InstanceRow>, Vec<InstanceRow>) = own.into_iter().partition(|i| i.volume == volume.about.volume);
+        let (mine, others) = parted(own, &volume.about);
         let classes = self.classes_of(&rows)?;
-        let drawn = match self.draw(&classes, &series, &files, &mine, others, &volume, cx) {
+        let mut verdicts: Vec<FileVerdict> = Vec::new();
+        let given = Given { series: &series, files: &files, mine: &mine, others, volume: &volume };
+        let step = |bytes| {
+            cx.bytes(bytes);
+            cx.check_cancelled()
+        };
+        let drawn = match draw(&self.asked(&classes), given, &step, &mut verdicts) {
             Err(e @ Error::Cancelled) => return Err(e),
             Err(e) if self.unlabelled == Unlabelled::Refuse || e.stops_the_run() => return Err(e),
             drawn => drawn,
@@ -211,7 +207,11 @@ impl Stage for Annotate {
         // What was found out about the image is still true of it, and was told already.
         let mut facts = Facts { facts: image.manifest.facts.clone(), ..Facts::default() };
         ["quarantined", "report"].iter().for_each(|told| drop(facts.facts.remove(*told)));
-        let Drawn { labels, told, kind, from, aside, shared } = match drawn {
+        if !verdicts.is_empty() {
+            facts = facts.with("label_verdicts", &verdicts);
+        }
+        let what = cx.case.map_or_else(|| "labels".into(), |c| format!("labels of {c}"));
+        let Drawn { labels, told, kind, n_files, bad, shared } = match drawn {
             Ok(Some(drawn)) => drawn,
             Ok(None) => {
                 volume.write(cx.draft, Some(&image.dir))?;
@@ -220,20 +220,20 @@ impl Stage for Annotate {
             Err(e) => {
                 volume.write(cx.draft, Some(&image.dir))?;
                 let why = chain(&e);
-                let what = cx.case.map_or_else(|| "labels".into(), |c| format!("labels of {c}"));
                 return Ok(Facts { quarantined: vec![Quarantined { what, why: why.clone() }], ..facts.with("labels_why", why) });
             }
         };
         volume.labels = Some(Labels { classes: by_id(&classes), voxels: labels });
         volume.write(cx.draft, Some(&image.dir))?;
-        let what = cx.case.map_or("image", |c| c.0.as_str());
+        let case = cx.case.map_or("image", |c| c.0.as_str());
         for warning in &told.warnings {
-            (cx.progress)(Progress::Warn(format!("{what}: {warning}")));
+            (cx.progress)(Progress::Warn(format!("{case}: {warning}")));
         }
         facts.facts.extend(volume.facts().facts);
-        facts = facts.with("label_source", kind).with("label_files", from.len()).with("label_series", series_of(&from, &files));
-        if !aside.is_empty() {
-            facts = facts.with("label_series_aside", series_of(&aside, &files));
+        facts = facts.with("label_source", kind).with("label_files", n_files);
+        if !bad.is_empty() {
+            facts = facts.with("labels_why", bad.join("; "));
+            facts.quarantined = bad.into_iter().map(|why| Quarantined { what: what.clone(), why }).collect();
         }
         if told.is_resampled {
             facts = facts.with("labels_resampled", true);
@@ -257,24 +257,14 @@ impl Stage for Annotate {
     }
 }
 
-/// Classes, and the files that they are taken from.
-type Pass<'a> = (BTreeMap<String, u8>, Vec<&'a Found>);
-
-/// What was laid on the grid of an image.
-struct Drawn {
-    /// `[z, y, x]` of the image.
-    labels: Vec<u8>,
-    told: Told,
-    kind: &'static str,
-    /// The files that it was drawn from, and those that a better kind of file made needless.
-    from: BTreeSet<String>,
-    aside: BTreeSet<String>,
-    shared: BTreeMap<String, usize>,
-}
-
-/// The series of these files, as the index calls them.
-fn series_of<'a>(files: &BTreeSet<String>, rows: &'a [InstanceRow]) -> BTreeSet<&'a str> {
-    rows.iter().filter(|i| files.contains(&i.file)).map(|i| i.series.as_str()).collect()
+/// The instances of the image, in the order of its repeats, and those of the other volumes of its series. A label that was drawn on any repeat of a stack
+/// lies on the one grid of them all.
+fn parted(own: Vec<InstanceRow>, about: &About) -> (Vec<InstanceRow>, Vec<InstanceRow>) {
+    let (mut mine, others): (Vec<_>, Vec<_>) = own.into_iter().partition(|i| about.has_volume(i.volume));
+    if let Some(repeats) = &about.repeats {
+        mine.sort_by_key(|i| repeats.volumes.iter().position(|v| *v == i.volume));
+    }
+    (mine, others)
 }
 
 fn by_id(classes: &BTreeMap<String, u8>) -> IndexMap<String, u8> {
@@ -297,170 +287,19 @@ impl Annotate {
         rows.iter().map(|r| Ok((r.name.clone(), id(r)?))).collect()
     }
 
-    /// Finds the label files of an image and lays them on its grid. `None`: there are none, and that is no fault (`unlabelled: keep`).
-    #[allow(clippy::too_many_arguments)]
-    fn draw(
-        &self,
-        classes: &BTreeMap<String, u8>,
-        series: &[SeriesRow],
-        files: &[InstanceRow],
-        mine: &[InstanceRow],
-        others: Vec<InstanceRow>,
-        volume: &Volume,
-        cx: &Cx,
-    ) -> Result<Option<Drawn>, Error> {
-        let is_named = matches!(self.classes, Classes::Named(_));
-        let is_kept = self.unlabelled == Unlabelled::Keep;
-        if is_kept && !series.iter().any(|s| s.kind != "image" && (is_named || s.kind != "nifti")) {
-            return Ok(None);
+    fn asked<'a>(&'a self, classes: &'a BTreeMap<String, u8>) -> Asked<'a> {
+        Asked {
+            wanted: Wanted { classes, aliases: &self.aliases, values: &self.nifti.values },
+            is_named: matches!(self.classes, Classes::Named(_)),
+            source: self.source,
+            choose: self.choose,
+            missing: self.missing,
+            overlap: &self.overlap,
+            threshold: self.fractional_threshold,
+            fill: self.rtstruct_fill,
+            align: self.nifti.align,
+            goes_on: self.unlabelled == Unlabelled::Keep,
         }
-        let source = source::open(mine)?;
-        let about = &volume.about;
-        let grid = Grid::standing(&about.source, &about.z_positions_mm).named(&source.slices);
-        let target = Target::new(&source.slices, others, source.frame_of_reference.clone());
-        let wanted = Wanted { classes, aliases: &self.aliases, values: &self.nifti.values };
-        let (found, by_frame, of_others) = self.find(series, files, &target, &about.series, &wanted, cx)?;
-        if found.is_empty() {
-            return if is_kept { Ok(None) } else { Err(self.nothing_found(of_others)) };
-        }
-        let passes = if is_named {
-            vec![(classes.clone(), wanted.choose(&found, self.choose, self.missing)?)]
-        } else {
-            self.of_every(classes, &found)?
-        };
-        cx.check_cancelled()?;
-        let chosen: Vec<&Found> = passes.iter().flat_map(|(_, files)| files.iter().copied()).collect();
-        let mut canvas = Canvas::new(grid.geometry.size.count(), &self.overlap, classes);
-        let mut told = Told { missing: wanted.missing(&chosen), ..Told::default() };
-        for (classes, files) in &passes {
-            let wanted = Wanted { classes, ..wanted };
-            let laying = Laying { wanted, threshold: self.fractional_threshold, fill: self.rtstruct_fill, align: self.nifti.align };
-            for file in files {
-                if by_frame.contains(file.file()) {
-                    let text = "names no series of the archive and was taken because it lies in the frame of reference of this one";
-                    told.warnings.push(format!("{} {text}", file.file()));
-                }
-                target.check_frame_of_reference(file)?;
-                laying.lay(file, &grid, &mut canvas, &mut told)?;
-                cx.check_cancelled()?;
-            }
-        }
-        canvas.judge(classes)?;
-        if canvas.is_empty() {
-            return Err(nothing_laid(&chosen, &told));
-        }
-        let shared = canvas.shared(classes);
-        let mut labels = canvas.labels;
-        if !volume.geometry.same_grid(&grid.geometry, 1e-3) {
-            labels = nearest_voxels(&grid.geometry, &volume.geometry).map(|v| v.map_or(0, |v| labels[v])).collect();
-            told.is_resampled = true;
-        }
-        let from: BTreeSet<String> = chosen.iter().map(|f| f.file().to_string()).collect();
-        let aside = found.iter().map(|f| f.file().to_string()).filter(|f| !from.contains(f)).collect();
-        Ok(Some(Drawn { labels, told, kind: chosen[0].kind(), from, aside, shared }))
-    }
-
-    /// Refuses two files of one kind that draw one label, unless `choose` says what to do with them: they may be two opinions.
-    fn check_one_each(&self, wanted: &Wanted, files: &[&Found]) -> Result<(), Error> {
-        if self.choose != Choose::Error {
-            return Ok(());
-        }
-        for class in wanted.classes.keys() {
-            let having: Vec<&str> = files.iter().filter(|f| !wanted.matches(f, class).is_empty()).map(|f| f.file()).collect();
-            if having.len() > 1 {
-                let (n, kind, files) = (having.len(), files[0].kind(), having.join(", "));
-                let why = format!("{n} {kind} files draw {class} on this image ({files}): set choose to newest or merge");
-                return Err(Error::Labels { what: LABELS.into(), why });
-            }
-        }
-        Ok(())
-    }
-
-    /// Each label from the best kind of file that has it: the files that have most kinds first, then what they lack from the next.
-    fn of_every<'a>(&self, classes: &BTreeMap<String, u8>, found: &'a [Found]) -> Result<Vec<Pass<'a>>, Error> {
-        let choose = if self.choose == Choose::Newest { Choose::Newest } else { Choose::Merge };
-        let mut left = classes.clone();
-        let mut passes = Vec::new();
-        while !left.is_empty() {
-            let wanted = Wanted { classes: &left, aliases: &self.aliases, values: &self.nifti.values };
-            let files = match wanted.choose(found, choose, Missing::Background) {
-                Ok(files) => files,
-                Err(e) if passes.is_empty() => return Err(e),
-                // What no file has under its name is told as missing.
-                Err(_) => break,
-            };
-            self.check_one_each(&wanted, &files)?;
-            let missing = wanted.missing(&files);
-            let (later, now): (BTreeMap<_, _>, BTreeMap<_, _>) = left.into_iter().partition(|(name, _)| missing.contains(name));
-            left = later;
-            passes.push((now, files));
-        }
-        if passes.is_empty() {
-            let files = found.iter().map(Found::file).collect::<Vec<_>>().join(", ");
-            return Err(Error::Labels { what: LABELS.into(), why: format!("there is no label with a name in {files}") });
-        }
-        Ok(passes)
-    }
-
-    fn nothing_found(&self, of_others: usize) -> Error {
-        let kind = match self.source {
-            Source::Auto => "SEG, RTSTRUCT or NIfTI",
-            Source::Seg => "SEG",
-            Source::Rtstruct => "RTSTRUCT",
-            Source::Nifti => "NIfTI",
-        };
-        let why = match of_others {
-            0 => format!("no {kind} in the archive refers to this image series"),
-            n => format!("no {kind} names slices of this volume of the series; {n} name those of its other volumes"),
-        };
-        Error::Labels { what: LABELS.into(), why }
-    }
-
-    /// Opens every label file of the wanted kind. NIfTI files are opened only where the others lack a class: an archive may hold images as NIfTI.
-    /// Those that do not name the image, but lie in its frame of reference, are told apart; they stand back where others name it.
-    fn find(
-        &self,
-        series: &[SeriesRow],
-        instances: &[InstanceRow],
-        target: &Target,
-        image: &str,
-        wanted: &Wanted,
-        cx: &Cx,
-    ) -> Result<(Vec<Found>, BTreeSet<String>, usize), Error> {
-        let mut found: Vec<Found> = Vec::new();
-        let mut by_frame: BTreeSet<String> = BTreeSet::new();
-        let mut of_others = 0;
-        let kinds: &[&str] = match self.source {
-            Source::Auto => &["seg", "rtstruct", "nifti"],
-            Source::Seg => &["seg"],
-            Source::Rtstruct => &["rtstruct"],
-            Source::Nifti => &["nifti"],
-        };
-        for kind in kinds {
-            let is_named = matches!(self.classes, Classes::Named(_));
-            if *kind == "nifti" && (!is_named || (0..=3).any(|rank| wanted.has_all(found.iter().filter(|f| f.rank() == rank)))) {
-                break;
-            }
-            let row_of = |i: &InstanceRow| series.iter().find(|r| r.kind == *kind && r.series == i.series && r.volume == i.volume);
-            for (i, row) in instances.iter().filter_map(|i| Some((i, row_of(i)?))) {
-                cx.check_cancelled()?;
-                cx.bytes(i.size_bytes.max(0) as u64);
-                let Some(file) = Found::read(kind, i)? else { continue };
-                if target.has(&file)? {
-                    if *kind != "nifti" && !row.references.iter().any(|r| r == image) {
-                        by_frame.insert(i.file.clone());
-                    }
-                    found.push(file);
-                } else {
-                    of_others += 1;
-                }
-            }
-        }
-        if found.iter().any(|f| f.rank() < 4 && !by_frame.contains(f.file())) {
-            found.retain(|f| !by_frame.contains(f.file()));
-        }
-        found.sort_by(|a, b| (a.rank(), a.file()).cmp(&(b.rank(), b.file())));
-        Ok((found, by_frame, of_others))
     }
 }
 
@@ -471,6 +310,22 @@ mod tests {
 
     fn stage(with: serde_json::Value) -> Annotate {
         serde_json::from_value(with).unwrap()
+    }
+
+    #[test]
+    fn a_stack_of_repeats_has_the_instances_of_all_its_volumes() {
+        use voxmill_schemas::geometry::{Geometry, Zyx};
+
+        let row = |volume, instance: &str| InstanceRow { volume, instance: instance.into(), ..InstanceRow::default() };
+        let own = || vec![row(0, "a"), row(1, "b"), row(2, "c"), row(3, "d")];
+        let names = |(mine, others): (Vec<InstanceRow>, Vec<InstanceRow>)| {
+            [mine, others].map(|rows| rows.into_iter().map(|i| i.instance).collect::<Vec<_>>().join(" "))
+        };
+        let one = About { volume: 2, ..About::of(Geometry::axis_aligned(Zyx::splat(1), Zyx::splat(1.0))) };
+        assert_eq!(names(parted(own(), &one)), ["c", "a b d"]);
+        let volumes = vec![2, 0, 3];
+        let stack = About { repeats: Some(crate::volume::Repeats { volumes, ..Default::default() }), ..one };
+        assert_eq!(names(parted(own(), &stack)), ["c a d", "b"]);
     }
 
     #[test]

@@ -6,25 +6,19 @@ use std::path::Path;
 use arrow::array::{Int64Array, StringArray};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use voxmill_schemas::artifact::{CaseId, Kind, Manifest, Port, Scope};
-use voxmill_schemas::geometry::Zyx;
-use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
-use voxmill_schemas::zarr_attrs::{About, color};
+use voxmill_schemas::tables::{DecidedRow, InstanceRow, Row, SeriesRow};
+use voxmill_schemas::zarr_attrs::About;
 
-use crate::dicom::place::{Grid, Slice, on_grid};
-use crate::dicom::source::{self, Series};
-use crate::dicom::write::Encoding;
-use crate::dicom::write_rtstruct::{RoiOut, RtOut};
-use crate::dicom::write_seg::{SegOut, SegmentOut};
-use crate::dicom::{Holes, write_rtstruct, write_seg};
+use crate::dicom::Holes;
 use crate::error::Error;
-use crate::labels::ClassCodes;
+use crate::labels::{Back, ClassCodes};
 use crate::nifti::{self, Channels, Options};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Rows, Stage};
 use crate::store::link;
 use crate::table;
-use crate::volume::{Labels, StoredVolume, Volume, Voxels, sidecar};
+use crate::volume::{StoredVolume, Volume, Voxels, sidecar};
 
 /// Writes images and labels as DICOM SEG, RTSTRUCT, NIfTI or OME-Zarr.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -166,8 +160,8 @@ impl Stage for Export {
         out
     }
 
-    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases). A sidecar tells of the whole series; other
-    /// files than DICOM name no instance.
+    /// The instances of the volume that the case was assembled from; a series may hold several (echoes, phases). A sidecar tells of the whole series, and of
+    /// what was decided on the way, which is not in the bytes of the volume; other files than DICOM name no instance.
     fn rows_of(&self, _port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
         let series = of.facts.get("series").and_then(Value::as_str).unwrap_or_default();
         let volume = of.facts.get("volume").and_then(Value::as_i64).unwrap_or(0);
@@ -184,6 +178,10 @@ impl Stage for Export {
                 Some(all) => all.get(&volume).cloned().unwrap_or_default(),
             };
             out.insert(name.to_string(), table::taken(batch, &mine));
+        }
+        if self.sidecar {
+            let decided = DecidedRow { facts: Value::Object(of.facts.clone()).to_string() };
+            out.insert(DecidedRow::TABLE.to_string(), DecidedRow::to_batch(&[decided]));
         }
         Ok(Some(Rows(out)))
     }
@@ -207,7 +205,8 @@ impl Stage for Export {
                 let Some(labels) = volume.labels.take() else { return Err(no_labels("DICOM SEG and RTSTRUCT hold nothing else")) };
                 let mut rows: Vec<InstanceRow> = table::rows_of(&index)?;
                 rows.retain(|i| i.volume == volume.about.volume);
-                let bytes = self.dicom(&volume, labels, &rows, cx)?;
+                let (bytes, warning) = self.back().file(&volume, labels, &rows)?;
+                warning.into_iter().for_each(|text| (cx.progress)(Progress::Warn(text)));
                 std::fs::write(beside(".dcm"), bytes).map_err(Error::io("write", beside(".dcm")))?;
                 files.push(format!("{name}.dcm"));
             }
@@ -229,7 +228,9 @@ impl Stage for Export {
         if self.sidecar {
             // A volume may be written as NIfTI and as OME-Zarr into one folder.
             let path = if self.format == Format::OmeZarr { cx.draft.join(format!("{}.json", files[0])) } else { beside(".json") };
-            let told = sidecar(&stored, &input.manifest, &files, &table::rows_of(&index)?, &table::rows_of(&index)?);
+            let decided = decided(&index)?;
+            let case = cx.case.map(|c| c.0.as_str());
+            let told = sidecar(&stored, case, &files, &decided, &table::rows_of(&index)?, &table::rows_of(&index)?);
             let text = serde_json::to_vec_pretty(&told).expect("plain data");
             std::fs::write(&path, text).map_err(Error::io("write", &path))?;
         }
@@ -275,74 +276,22 @@ impl Export {
         }
     }
 
-    fn dicom(&self, volume: &Volume, mut labels: Labels, instances: &[InstanceRow], cx: &Cx) -> Result<Vec<u8>, Error> {
-        let elsewhere = |why: String| Error::Geometry { what: "labels".into(), why };
-        let about = &volume.about;
-        if !volume.geometry.same_grid(&about.source, 1e-3) {
-            let (found, wanted) = (volume.geometry.size, about.source.size);
-            let why = format!(
-                "they lie on a grid of {found}, not on the {wanted} of the original slices: export the output of infer, or of annotate before resampling"
-            );
-            return Err(elsewhere(why));
-        }
-        if instances.is_empty() {
-            return Err(elsewhere("the index has no instance of its series: export with the index that the case came from".into()));
-        }
-        let series = source::open(instances)?;
-        let grid = Grid::standing(&volume.geometry, &about.z_positions_mm);
-        let slices = on_grid(&grid, &series.slices, &about.made_slices).map_err(elsewhere)?;
-        let mut size = volume.geometry.size;
-        if !about.made_slices.is_empty() {
-            let left_out = without(&mut labels.voxels, &mut size, &about.made_slices);
-            if left_out > 0 {
-                let text = format!("{left_out} label voxels lie on slices that gaps: fill made and no file holds; they are left out");
-                (cx.progress)(Progress::Warn(text));
-            }
-        }
-        if self.format == Format::DicomSeg {
-            self.seg(&series, &slices, size, &labels)
-        } else {
-            self.rtstruct(&series, &slices, size, &labels)
-        }
-    }
-
-    fn seg(&self, series: &Series, slices: &[&Slice], size: Zyx<usize>, labels: &Labels) -> Result<Vec<u8>, Error> {
-        let segment = |(name, id): (&String, &u8)| {
-            let codes = self.codes.get(name).cloned().unwrap_or_default();
-            SegmentOut { id: *id, label: name.clone(), category: codes.category.into(), kind: codes.kind.into(), rgb: color(*id) }
-        };
-        let segments: Vec<SegmentOut> = labels.classes.iter().map(segment).collect();
-        write_seg::seg(&SegOut {
-            series,
-            slices,
-            size,
-            labels: &labels.voxels,
-            segments: &segments,
+    fn back(&self) -> Back<'_> {
+        Back {
+            is_seg: self.format == Format::DicomSeg,
             is_labelmap: self.segmentation == Segmentation::Labelmap,
-            is_manual: false,
-            algorithm_name: &self.algorithm_name,
-            series_description: &self.series_description,
-            encoding: Encoding::ExplicitLittle,
-        })
-    }
-
-    fn rtstruct(&self, series: &Series, slices: &[&Slice], size: Zyx<usize>, labels: &Labels) -> Result<Vec<u8>, Error> {
-        let roi = |(name, id): (&String, &u8)| {
-            let kind = self.codes.get(name).map(|c| c.kind.clone().into());
-            RoiOut { id: *id, name: name.clone(), kind, rgb: color(*id) }
-        };
-        let rois: Vec<RoiOut> = labels.classes.iter().map(roi).collect();
-        write_rtstruct::rtstruct(&RtOut {
-            series,
-            slices,
-            size,
-            labels: &labels.voxels,
-            rois: &rois,
             holes: self.holes,
             algorithm_name: &self.algorithm_name,
             series_description: &self.series_description,
-        })
+            codes: &self.codes,
+        }
     }
+}
+
+/// The facts of the volume as they stand in the rows, which are in the key.
+fn decided(rows: &Rows) -> Result<Map<String, Value>, Error> {
+    let rows: Vec<DecidedRow> = table::rows_of(rows)?;
+    Ok(rows.first().and_then(|r| serde_json::from_str(&r.facts).ok()).unwrap_or_default())
 }
 
 fn by_volume(instances: &arrow::array::RecordBatch) -> ByVolume {
@@ -376,23 +325,6 @@ fn channels_of(volume: &Volume) -> Channels {
     if is_colour { Channels::Colour } else { Channels::Any }
 }
 
-/// Takes slices out of `[z, y, x]`; how many voxels of them had a label.
-fn without(labels: &mut Vec<u8>, size: &mut Zyx<usize>, made: &[usize]) -> usize {
-    let n = size.y * size.x;
-    let mut left_out = 0;
-    let mut kept = Vec::with_capacity(labels.len());
-    for (z, plane) in labels.chunks_exact(n.max(1)).enumerate() {
-        if made.contains(&z) {
-            left_out += plane.iter().filter(|v| **v > 0).count();
-        } else {
-            kept.extend_from_slice(plane);
-        }
-    }
-    size.z = kept.len() / n.max(1);
-    *labels = kept;
-    left_out
-}
-
 /// `PATIENT/STUDY/SERIES`, and the number of the volume where it is not the first of its series.
 fn way(about: &About) -> String {
     let last = if about.volume == 0 { about.series.clone() } else { format!("{}-{}", about.series, about.volume) };
@@ -412,6 +344,7 @@ fn file_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use voxmill_schemas::geometry::{Geometry, Zyx};
 
     use super::*;
 
@@ -427,7 +360,7 @@ mod tests {
             assert!(!name.contains(['/', '\\', '\0']) && !name.starts_with('.') && name.len() > 8, "{name}");
         }
         assert_ne!(file_name("a/b"), file_name("a b"));
-        let grid = voxmill_schemas::geometry::Geometry::axis_aligned(Zyx::splat(1), Zyx::splat(1.0));
+        let grid = Geometry::axis_aligned(Zyx::splat(1), Zyx::splat(1.0));
         let about = About { patient: "../p".into(), study: "s".into(), series: "e".into(), volume: 2, ..About::of(grid) };
         assert_eq!(way(&about).split('/').collect::<Vec<_>>()[1..], ["s", "e-2"]);
     }
@@ -439,13 +372,6 @@ mod tests {
         let codes = json!({ "Femur": { "type": { "value": "1", "scheme": "SCT", "meaning": "" } } });
         assert_eq!(fields(json!({ "format": "rtstruct", "codes": codes, "algorithm_name": " " })), ["codes.Femur.type", "algorithm_name"]);
         assert_eq!(fields(json!({ "format": "nifti", "segmentation": "labelmap", "holes": "xor" })), ["segmentation", "holes"]);
-    }
-
-    #[test]
-    fn slices_that_were_made_are_taken_out() {
-        let (mut labels, mut size) = (vec![1, 0, 2, 2, 0, 3], Zyx::new(3, 1, 2));
-        assert_eq!(without(&mut labels, &mut size, &[1]), 2);
-        assert_eq!((labels, size), (vec![1, 0, 0, 3], Zyx::new(2, 1, 2)));
     }
 
     #[test]
@@ -487,5 +413,10 @@ mod tests {
         let with_sidecar = stage(json!({ "format": "nifti", "sidecar": true }));
         let rows = with_sidecar.rows_of("series", &index, &of(json!({ "series": "s" }))).expect("rows").expect("some");
         assert_eq!(table::rows_of::<InstanceRow>(&rows).expect("instances").len(), 2, "a sidecar tells of the whole series");
+        let content = |stage: &Export, facts: Value| stage.rows_of("series", &index, &of(facts)).expect("rows").expect("some").content();
+        let drawn = |why: &str| json!({ "series": "s", "labels_why": why });
+        assert_ne!(content(&with_sidecar, drawn("a")), content(&with_sidecar, drawn("b")), "what a sidecar prints is in its key");
+        let alone = stage(json!({ "format": "nifti" }));
+        assert_eq!(content(&alone, drawn("a")), content(&alone, drawn("b")), "a file alone prints none of it");
     }
 }

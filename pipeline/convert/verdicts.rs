@@ -1,11 +1,14 @@
 //! What became of every series, label and file of an archive that was converted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use serde::Deserialize;
 use serde_json::Value;
 use voxmill_schemas::artifact::Manifest;
 use voxmill_schemas::tables::{ArchiveRow, DeidentifiedRow, InstanceRow, SeriesRow};
 use voxmill_stages::error::Error;
+use voxmill_stages::labels::{FileVerdict, Outcome};
 use voxmill_stages::stage::{Input, Rows};
 use voxmill_stages::table;
 
@@ -29,31 +32,32 @@ pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Err
     series.sort_by_key(|s| ["image", "seg", "rtstruct"].iter().position(|kind| *kind == s.kind).unwrap_or(3));
     let Some(images) = node(IMAGES) else {
         let rows = series.iter().map(row_of).collect();
-        return dicom(rows, node(FILES)).map(|rows| Verdicts { rows, made: Vec::new() });
+        return dicom(rows, node(FILES), tables).map(|rows| Verdicts { rows, made: Vec::new() });
     };
     let cases = cases(plan, tables)?;
+    let by_case = |name: &str| node(name).map(ByCase::of);
+    let [of_images, of_labels, of_files] = [IMAGES, LABELS, FILES].map(by_case);
     let mut out = Verdicts::default();
     for s in &series {
         let mut row = row_of(s);
         let case = cases.get(&(s.series.clone(), s.volume));
         match (s.kind.as_str(), case) {
             ("image", Some(case)) => {
-                let last = [FILES, LABELS, IMAGES].into_iter().filter_map(node).find_map(|n| volume_of(n, case).or(files_of(n, case)));
-                let refused = [IMAGES, LABELS, FILES].into_iter().filter_map(node).find_map(|n| refusal(n, case));
-                if let Some(volume) = [LABELS, IMAGES].into_iter().filter_map(node).find_map(|n| volume_of(n, case)) {
+                let refused = [&of_images, &of_labels, &of_files].into_iter().flatten().find_map(|n| n.refused.get(case.as_str()).copied());
+                let volume = [&of_labels, &of_images].into_iter().flatten().find_map(|n| n.having(case, "spacing_mm"));
+                if let Some(volume) = volume {
                     describe(&mut row, &volume.manifest);
                     out.made.push((out.rows.len(), volume.clone()));
                 }
-                let files = node(FILES).and_then(|n| files_of(n, case));
-                match (files, refused, last) {
-                    (Some(files), _, _) => {
+                match of_files.as_ref().and_then(|n| n.having(case, "files")) {
+                    Some(files) => {
                         row.verdict = "converted".into();
                         row.files = texts(&files.manifest, "files");
                     }
-                    (None, why, _) => {
+                    None => {
                         row.verdict = "refused".into();
                         let stopped = || images.failed.clone().unwrap_or_else(|| "the run stopped before it".into());
-                        row.why = Some(why.unwrap_or_else(stopped));
+                        row.why = Some(refused.map_or_else(stopped, String::from));
                     }
                 }
             }
@@ -89,20 +93,23 @@ fn cases(plan: &Plan, tables: &Rows) -> Result<BTreeMap<(String, i64), String>, 
     Ok(out)
 }
 
-fn item<'a>(n: &'a NodeEnd, case: &str) -> Option<&'a Input> {
-    n.items.iter().find(|i| i.manifest.case.as_ref().is_some_and(|c| c.0 == case))
+/// What a node gave, and refused, by case: a look for each series through all of them would be quadratic.
+struct ByCase<'a> {
+    items: HashMap<&'a str, &'a Input>,
+    refused: HashMap<&'a str, &'a str>,
 }
 
-fn volume_of<'a>(n: &'a NodeEnd, case: &str) -> Option<&'a Input> {
-    item(n, case).filter(|i| i.manifest.facts.contains_key("spacing_mm"))
-}
+impl<'a> ByCase<'a> {
+    fn of(n: &'a NodeEnd) -> Self {
+        let case = |i: &'a Input| Some((i.manifest.case.as_ref()?.0.as_str(), i));
+        // Of several reasons the first.
+        let refused = n.quarantined.iter().rev().map(|q| (q.what.as_str(), q.why.as_str())).collect();
+        Self { items: n.items.iter().filter_map(case).collect(), refused }
+    }
 
-fn files_of<'a>(n: &'a NodeEnd, case: &str) -> Option<&'a Input> {
-    item(n, case).filter(|i| i.manifest.facts.contains_key("files"))
-}
-
-fn refusal(n: &NodeEnd, case: &str) -> Option<String> {
-    n.quarantined.iter().find(|q| q.what == case).map(|q| q.why.clone())
+    fn having(&self, case: &str, fact: &str) -> Option<&'a Input> {
+        self.items.get(case).copied().filter(|i| i.manifest.facts.contains_key(fact))
+    }
 }
 
 fn texts(m: &Manifest, fact: &str) -> Vec<String> {
@@ -144,52 +151,74 @@ fn describe(row: &mut ArchiveRow, m: &Manifest) {
     row.labels = m.facts.get("classes").and_then(Value::as_object).map(|c| c.keys().cloned().collect()).unwrap_or_default();
 }
 
-/// Labels are converted with the images they were drawn on.
+/// Labels are converted with the images they were drawn on. Each file has the verdict of its own; one that labels several images the best of them.
 fn labelled(out: &mut Verdicts, node: &NodeEnd, series: &[SeriesRow]) {
-    let of = |fact: &str| node.items.iter().flat_map(|i| texts(&i.manifest, fact)).collect::<BTreeSet<String>>();
-    let (drawn, aside) = (of("label_series"), of("label_series_aside"));
-    let fact = |i: &Input, name: &str| i.manifest.facts.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
-    let failed: BTreeMap<String, String> =
-        node.items.iter().map(|i| (fact(i, "series"), fact(i, "labels_why"))).filter(|(_, why)| !why.is_empty()).collect();
-    let images: BTreeSet<&str> = series.iter().filter(|s| s.kind == "image").map(|s| s.series.as_str()).collect();
+    let told = told(&node.items);
+    let images: HashSet<&str> = series.iter().filter(|s| s.kind == "image").map(|s| s.series.as_str()).collect();
     for (row, s) in out.rows.iter_mut().zip(series).filter(|(r, _)| matches!(r.kind.as_str(), "seg" | "rtstruct")) {
-        let refused = || s.references.iter().find_map(|r| failed.get(r)).cloned();
-        (row.verdict, row.why) = if drawn.contains(&s.series) {
-            ("converted".into(), None)
-        } else if aside.contains(&s.series) {
-            ("left out".into(), Some("another file of this image has the same labels in a better form".into()))
-        } else if let Some(why) = refused() {
-            ("refused".into(), Some(why))
-        } else if s.references.iter().any(|r| images.contains(r.as_str())) {
-            ("refused".into(), Some("the image that it was drawn on was not converted".into()))
-        } else {
-            ("refused".into(), Some("the image that it was drawn on is not in this archive".into()))
+        let (verdict, why) = match told.get(&(s.series.clone(), s.volume)) {
+            Some((Outcome::Drawn, _)) => ("converted", None),
+            Some((Outcome::Aside, _)) => ("left out", Some("another file of this image has the same labels in a better form")),
+            Some((Outcome::Refused, why)) => ("refused", Some(why.as_str())),
+            None if s.references.iter().any(|r| images.contains(r.as_str())) => {
+                ("refused", Some("the image that it was drawn on was not converted"))
+            }
+            None => ("refused", Some("the image that it was drawn on is not in this archive")),
         };
+        (row.verdict, row.why) = (verdict.into(), why.map(String::from));
     }
 }
 
-/// De-identified DICOM: what became of the files of each series.
-fn dicom(mut rows: Vec<ArchiveRow>, files: Option<&NodeEnd>) -> Result<Vec<ArchiveRow>, Error> {
+/// (series, volume) of each label file → what became of it, and why. A reason of its own goes before one that its image has.
+fn told(items: &[Input]) -> HashMap<(String, i64), (Outcome, String)> {
+    let mut out: HashMap<(String, i64), (Outcome, bool, String)> = HashMap::new();
+    for facts in items.iter().map(|i| &i.manifest.facts) {
+        let verdicts = facts.get("label_verdicts").and_then(|v| Vec::<FileVerdict>::deserialize(v).ok()).unwrap_or_default();
+        let of_image = facts.get("labels_why").and_then(Value::as_str).unwrap_or_default();
+        for v in verdicts {
+            let is_own = v.why.is_some();
+            let why = v.why.unwrap_or_else(|| format!("the labels of its image are drawn together or not at all: {of_image}"));
+            let new = (v.outcome, is_own, why);
+            match out.entry((v.series, v.volume)) {
+                Entry::Occupied(mut best) if (new.0, new.1) > (best.get().0, best.get().1) => _ = best.insert(new),
+                Entry::Occupied(_) => {}
+                Entry::Vacant(first) => _ = first.insert(new),
+            }
+        }
+    }
+    out.into_iter().map(|(file, (outcome, _, why))| (file, (outcome, why))).collect()
+}
+
+/// De-identified DICOM: what became of the files of each series. A file has one name in both tables; of files that were left out nothing else is known, and two
+/// studies may share the UID of a series.
+/// - `tables`: of the index
+fn dicom(mut rows: Vec<ArchiveRow>, files: Option<&NodeEnd>, tables: &Rows) -> Result<Vec<ArchiveRow>, Error> {
     let told: Vec<DeidentifiedRow> = match files.and_then(|n| n.items.first()) {
         Some(item) => table::rows_of(&table::open(&item.dir)?)?,
         None => Vec::new(),
     };
-    let mut by_series: BTreeMap<&str, Vec<&DeidentifiedRow>> = BTreeMap::new();
-    told.iter().for_each(|t| by_series.entry(&t.series).or_default().push(t));
+    let by_file: HashMap<&str, &DeidentifiedRow> = told.iter().map(|t| (t.file.as_str(), t)).collect();
+    let instances: Vec<InstanceRow> = table::rows_of(tables)?;
+    let mut by_volume: HashMap<(&str, i64), Vec<&DeidentifiedRow>> = HashMap::new();
+    for i in &instances {
+        by_volume.entry((&i.series, i.volume)).or_default().extend(by_file.get(i.file.as_str()));
+    }
     for row in &mut rows {
-        let mine = by_series.get(row.series.as_str()).map_or(&[][..], Vec::as_slice);
-        let is_written = |t: &&&DeidentifiedRow| matches!(t.verdict.as_str(), "written" | "unchanged");
+        let mine = by_volume.get(&(row.series.as_str(), row.volume)).map_or(&[][..], Vec::as_slice);
+        let is_written = |t: &&DeidentifiedRow| matches!(t.verdict.as_str(), "written" | "unchanged");
         let bad = mine.iter().find(|t| matches!(t.verdict.as_str(), "refused" | "failed"));
-        row.verdict = if mine.iter().any(|t| is_written(&t)) {
+        let folders: BTreeSet<String> =
+            mine.iter().copied().filter(is_written).map(|t| format!("{}/{}/{}", t.patient, t.study, t.series)).collect();
+        let verdict = if !folders.is_empty() {
             "converted"
         } else if bad.is_some() {
             "refused"
         } else {
             "left out"
-        }
-        .into();
+        };
+        row.verdict = verdict.into();
         row.why = bad.map(|t| t.why.clone());
-        row.files = if row.verdict == "converted" { vec![format!("{}/{}/{}", row.patient, row.study, row.series)] } else { Vec::new() };
+        row.files = folders.into_iter().collect();
     }
     Ok(rows)
 }
@@ -207,4 +236,46 @@ pub fn instances(mut rows: Vec<InstanceRow>, is_hidden: bool) -> Vec<InstanceRow
 /// Facts of the index.
 pub fn of_index(summary: &Summary) -> Option<&Input> {
     summary.nodes.iter().find(|n| n.name == INDEX).and_then(|n| n.items.first())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use voxmill_schemas::artifact::{ContentHash, Key, Kind, Recipe};
+
+    use super::*;
+
+    fn labelled_image(facts: Value) -> Input {
+        let manifest = Manifest {
+            key: Key::of(b""),
+            content: ContentHash::of(b""),
+            kind: Kind::Volume,
+            case: None,
+            recipe: Recipe { stage: "annotate".into(), version: 1, config: Value::Null, inputs: BTreeMap::new(), seed: 0 },
+            input_keys: BTreeMap::new(),
+            facts: facts.as_object().cloned().unwrap_or_default(),
+            files: BTreeMap::new(),
+            bytes: 0,
+            layout: 1,
+        };
+        Input { dir: Default::default(), manifest: Arc::new(manifest), rows: None }
+    }
+
+    #[test]
+    fn a_bad_label_file_does_not_speak_for_the_others_of_its_series() {
+        let file =
+            |volume: i64, outcome: &str, why: Option<&str>| json!({ "series": "s", "volume": volume, "outcome": outcome, "why": why });
+        let told = told(&[
+            labelled_image(json!({ "label_verdicts": [file(1, "drawn", None), file(2, "refused", Some("torn")), file(3, "aside", None)] })),
+            labelled_image(json!({ "labels_why": "two draw it", "label_verdicts": [file(1, "refused", None), file(4, "refused", None)] })),
+        ]);
+        let of = |volume: i64| told.get(&("s".to_string(), volume)).map(|(outcome, why)| (*outcome, why.as_str()));
+        assert_eq!(of(1).map(|v| v.0), Some(Outcome::Drawn), "on one of two images");
+        assert_eq!(of(2), Some((Outcome::Refused, "torn")));
+        assert_eq!(of(3).map(|v| v.0), Some(Outcome::Aside));
+        assert!(of(4).is_some_and(|v| v.0 == Outcome::Refused && v.1.ends_with("two draw it")), "{told:?}");
+        assert_eq!(of(5), None);
+    }
 }

@@ -9,7 +9,7 @@ use voxmill_schemas::artifact::Manifest;
 use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
 use super::Found;
-use crate::dicom::place::Slice;
+use crate::dicom::place::{Grid, Slice};
 use crate::dicom::source;
 use crate::error::Error;
 use crate::stage::Rows;
@@ -19,14 +19,62 @@ use crate::table;
 pub struct Target {
     /// SOP instance and frame number (1 for single frames) of its slices.
     slices: BTreeSet<(String, u32)>,
+    /// Where repeats are stacked: instance → the frames of it (from 0; none: all) and the volume that each repeat takes.
+    repeats: HashMap<String, Vec<(Vec<i64>, i64)>>,
     /// Instances of the other volumes of its series (echoes, phases).
     others: Vec<InstanceRow>,
     frame_of_reference: Option<String>,
 }
 
 impl Target {
-    pub fn new(slices: &[Slice], others: Vec<InstanceRow>, frame_of_reference: Option<String>) -> Target {
-        Target { slices: names(slices), others, frame_of_reference }
+    /// - `mine`: the instances of the image, of several volumes where repeats are stacked
+    pub fn new(slices: &[Slice], mine: &[InstanceRow], others: Vec<InstanceRow>, frame_of_reference: Option<String>) -> Target {
+        let mut repeats: HashMap<String, Vec<(Vec<i64>, i64)>> = HashMap::new();
+        if mine.iter().any(|i| i.volume != mine[0].volume) {
+            mine.iter().for_each(|i| repeats.entry(i.instance.clone()).or_default().push((i.frames.clone(), i.volume)));
+        }
+        Target { slices: names(slices), repeats, others, frame_of_reference }
+    }
+
+    /// Refuses labels that cannot be drawn on the image as they are.
+    pub fn check(&self, found: &Found, grid: &Grid) -> Result<(), Error> {
+        self.check_frame_of_reference(found)?;
+        self.check_one_repeat(found, grid)
+    }
+
+    /// A label that was drawn on any repeat of a stack lies on the one grid of them all. One that was drawn at one place for several repeats, each for itself,
+    /// is refused: laid over one another (or, as contours, cut out of one another) they would be none of them.
+    fn check_one_repeat(&self, found: &Found, grid: &Grid) -> Result<(), Error> {
+        if self.repeats.is_empty() {
+            return Ok(());
+        }
+        // (label, slice) → the repeats that it was drawn on there.
+        let mut seen: HashMap<(usize, usize), BTreeSet<i64>> = HashMap::new();
+        for (label, images) in found.parts() {
+            let mut places: BTreeMap<usize, BTreeSet<i64>> = BTreeMap::new();
+            for image in images {
+                if let (Some(k), Some(volume)) = (grid.slice_of.get(image), self.repeat_of(image)) {
+                    places.entry(*k).or_default().insert(volume);
+                }
+            }
+            for (k, volumes) in places {
+                let before = seen.entry((label, k)).or_default();
+                if let (false, Some(a), Some(b)) = (!before.is_disjoint(&volumes), before.first(), volumes.first()) {
+                    let why = format!(
+                        "it draws one label at one place for several of the repeats that are stacked (volumes {a} and {b} of the series): \
+                         assemble them with repeats: separate"
+                    );
+                    return Err(Error::Labels { what: found.file().into(), why });
+                }
+                before.extend(volumes);
+            }
+        }
+        Ok(())
+    }
+
+    fn repeat_of(&self, (instance, frame): &(String, u32)) -> Option<i64> {
+        let has = |frames: &[i64]| frames.is_empty() || frames.contains(&(i64::from(*frame) - 1));
+        self.repeats.get(instance)?.iter().find(|(frames, _)| has(frames)).map(|(_, volume)| *volume)
     }
 
     /// Labels that name slices of another volume of the series, and none of this one, belong to that one.
@@ -40,7 +88,7 @@ impl Target {
     }
 
     /// Refuses labels of another frame of reference, unless they name slices of the image: then their numbers mean what those of the image mean.
-    pub fn check_frame_of_reference(&self, found: &Found) -> Result<(), Error> {
+    fn check_frame_of_reference(&self, found: &Found) -> Result<(), Error> {
         let frames = found.frames_of_reference();
         let Some(mine) = self.frame_of_reference.as_deref() else { return Ok(()) };
         if frames.is_empty() || frames.contains(mine) || self.is_named(&found.images()) {
@@ -220,7 +268,32 @@ mod tests {
         assert_eq!(plane.origin, Lps([0.0; 3]));
         let slice =
             Slice { sop_class: String::new(), sop_instance: "1.1".into(), frame: None, plane, rows: 4, columns: 4, thickness_mm: None };
-        Target::new(&[slice], Vec::new(), Some("9".into()))
+        Target::new(&[slice], &[], Vec::new(), Some("9".into()))
+    }
+
+    #[test]
+    fn a_label_of_one_repeat_lies_on_the_stack_and_one_of_several_is_refused() {
+        let row = |instance: &str, volume| InstanceRow { instance: instance.into(), volume, ..InstanceRow::default() };
+        let rows = [row("1.1", 0), row("1.2", 0), row("2.1", 4), row("2.2", 4)];
+        let target = Target::new(&[], &rows, Vec::new(), None);
+        let mut grid = Grid::of(&voxmill_schemas::geometry::Geometry::axis_aligned(
+            voxmill_schemas::geometry::Zyx::new(2, 4, 4),
+            voxmill_schemas::geometry::Zyx::splat(1.0),
+        ));
+        for (instance, k) in [("1.1", 0), ("1.2", 1), ("2.1", 0), ("2.2", 1)] {
+            grid.slice_of.insert((instance.to_string(), 1), k);
+        }
+        let on = |contours: &[&[&str]]| {
+            let contour = |images: &&[&str]| Contour { images: images.iter().map(|i| (i.to_string(), 1)).collect(), ..Contour::default() };
+            let roi = Roi { contours: contours.iter().map(contour).collect(), ..Roi::default() };
+            Found::RtStruct(RtStruct { file: "plan.dcm".into(), rois: vec![roi], made: String::new() })
+        };
+        assert!(target.check(&on(&[&["2.1"], &["2.2"]]), &grid).is_ok(), "the second repeat alone");
+        assert!(target.check(&on(&[&["2.1"], &["2.1"]]), &grid).is_ok(), "two contours of one slice");
+        assert!(target.check(&on(&[&["1.1", "2.1"], &["1.1", "2.1"]]), &grid).is_ok(), "drawn on both at once");
+        assert!(target.check(&on(&[&["1.1"], &["2.2"]]), &grid).is_ok(), "at another place");
+        let e = target.check(&on(&[&["1.1"], &["2.1"]]), &grid).unwrap_err().to_string();
+        assert!(e.starts_with("plan.dcm: it draws one label at one place for several") && e.contains("volumes 0 and 4"), "{e}");
     }
 
     #[test]

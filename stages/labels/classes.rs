@@ -37,16 +37,27 @@ impl Classes {
 /// An id is a byte, and 0 is background.
 const MOST: usize = 255;
 
+/// The label names of a whole archive, sorted. Made once for all its images ([`crate::table::prepared`]).
+pub struct AllNames(Option<BTreeMap<String, i64>>);
+
+impl AllNames {
+    /// - `all`: every series of the index
+    pub fn of(all: &[SeriesRow]) -> AllNames {
+        let whole: BTreeSet<&str> = all.iter().flat_map(names).collect();
+        AllNames((whole.len() <= MOST).then(|| whole.into_iter().map(String::from).zip(1..).collect()))
+    }
+}
+
 /// The classes of one image: its own label names, numbered by their place among the sorted names of the whole archive, so that a name has one id in all
 /// images. Where the archive has more names than there are ids, the image's own names are numbered alone; even those may be too many.
-/// - `all`: every series of the index; `mine`: those that label the image
-pub fn numbered<'a>(all: &[SeriesRow], mine: impl Iterator<Item = &'a SeriesRow>) -> Vec<ClassRow> {
+/// - `mine`: the series that label the image
+pub fn numbered<'a>(all: &AllNames, mine: impl Iterator<Item = &'a SeriesRow>) -> Vec<ClassRow> {
     let own: BTreeSet<&str> = mine.flat_map(names).collect();
-    let whole: BTreeSet<&str> = all.iter().flat_map(names).collect();
-    let is_of_archive = whole.len() <= MOST;
-    let among = if is_of_archive { &whole } else { &own };
-    let rows = among.iter().zip(1..).filter(|(name, _)| own.contains(*name));
-    rows.map(|(name, id)| ClassRow { name: name.to_string(), id, is_of_archive }).collect()
+    let row = |name: &str, id, is_of_archive| ClassRow { name: name.to_string(), id, is_of_archive };
+    match &all.0 {
+        Some(ids) => own.iter().filter_map(|name| Some(row(name, *ids.get(*name)?, true))).collect(),
+        None => own.iter().zip(1..).map(|(name, id)| row(name, id, false)).collect(),
+    }
 }
 
 /// Names of the segments or ROIs of a series without outer spaces; one without a name is no class.
@@ -72,7 +83,7 @@ mod tests {
             SeriesRow { labels: vec!["Aorta".into()], ..SeriesRow::default() },
         ];
         let ids = |i: usize| {
-            let rows = numbered(&all, [&all[i]].into_iter());
+            let rows = numbered(&AllNames::of(&all), [&all[i]].into_iter());
             rows.into_iter().map(|r| (r.name, r.id)).collect::<Vec<_>>()
         };
         assert_eq!(ids(0), [("Femur".to_string(), 1), ("Tibia".to_string(), 3)]);
@@ -83,8 +94,8 @@ mod tests {
     fn an_archive_of_more_names_than_ids_numbers_each_image_alone() {
         let many: Vec<String> = (0..300).map(|i| format!("roi {i:03}")).collect();
         let all = [seg(&many.iter().map(String::as_str).collect::<Vec<_>>()), seg(&["b", "a"])];
-        let rows = numbered(&all, [&all[1]].into_iter());
+        let rows = numbered(&AllNames::of(&all), [&all[1]].into_iter());
         assert_eq!(rows.iter().map(|r| (r.name.as_str(), r.id, r.is_of_archive)).collect::<Vec<_>>(), [("a", 1, false), ("b", 2, false)]);
-        assert_eq!(numbered(&all, [&all[0]].into_iter()).last().map(|r| r.id), Some(300));
+        assert_eq!(numbered(&AllNames::of(&all), [&all[0]].into_iter()).last().map(|r| r.id), Some(300));
     }
 }

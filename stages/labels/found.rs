@@ -89,6 +89,17 @@ impl Found {
         }
     }
 
+    /// What it is drawn by, frames or contours: which label, and the images it names. A frame of all labels counts as one label.
+    pub fn parts(&self) -> Vec<(usize, &[(String, u32)])> {
+        match self {
+            Found::Seg(s) => s.frames.iter().map(|f| (f.segment.map_or(0, usize::from), f.sources.as_slice())).collect(),
+            Found::RtStruct(r) => {
+                r.rois.iter().enumerate().flat_map(|(i, roi)| roi.contours.iter().map(move |c| (i, c.images.as_slice()))).collect()
+            }
+            Found::Nifti { .. } => Vec::new(),
+        }
+    }
+
     /// Frames of reference in which it lies, where it says so.
     pub fn frames_of_reference(&self) -> BTreeSet<&str> {
         match self {

@@ -3,7 +3,6 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use voxmill_schemas::artifact::Manifest;
 use voxmill_schemas::geometry::Geometry;
 use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 use voxmill_schemas::zarr_attrs::About;
@@ -83,27 +82,27 @@ pub struct VolumeOf {
 
 /// - `files`: names relative to the folder of the sidecar
 /// - `series`, `instances`: rows of the index of this series; none where the index was not asked
+/// - `decided`: facts of the volume
 pub fn sidecar<'a>(
     stored: &'a StoredVolume,
-    manifest: &'a Manifest,
+    case: Option<&'a str>,
     files: &'a [String],
+    decided: &'a Map<String, Value>,
     series: &[SeriesRow],
     instances: &[InstanceRow],
 ) -> Sidecar<'a> {
     let (about, g) = (&stored.about, &stored.geometry);
-    let repeated = about.repeats.as_ref().map_or(&[][..], |r| &r.volumes);
-    let is_mine = |volume: i64| if repeated.is_empty() { volume == about.volume } else { repeated.contains(&volume) };
     let own: Vec<&SeriesRow> = series.iter().filter(|s| s.kind == "image" && s.series == about.series).collect();
-    let mine = || own.iter().copied().filter(|s| is_mine(s.volume));
+    let mine = || own.iter().copied().filter(|s| about.has_volume(s.volume));
     let one = |of: &dyn Fn(&SeriesRow) -> Option<String>| mine().next().and_then(of);
-    let list = |fact: &str| manifest.facts.get(fact).and_then(Value::as_array).cloned().unwrap_or_default();
+    let list = |fact: &str| decided.get(fact).and_then(Value::as_array).cloned().unwrap_or_default();
     let mut echoes: Vec<f64> = mine().filter_map(|s| s.echo_time_ms).collect();
     echoes.dedup();
     Sidecar {
         software: "voxmill",
         software_version: env!("CARGO_PKG_VERSION"),
         files: files.iter().map(|f| f.rsplit('/').next().unwrap_or(f)).collect(),
-        case: manifest.case.as_ref().map(|c| c.0.as_str()),
+        case,
         patient: &about.patient,
         study: &about.study,
         series: &about.series,
@@ -127,10 +126,14 @@ pub fn sidecar<'a>(
         manufacturer: one(&|s| s.manufacturer.clone()),
         description: one(&|s| s.description.clone()),
         body_part: one(&|s| s.body_part.clone()),
-        instances: instances.iter().filter(|i| i.series == about.series && is_mine(i.volume)).map(|i| i.instance.clone()).collect(),
+        instances: instances
+            .iter()
+            .filter(|i| i.series == about.series && about.has_volume(i.volume))
+            .map(|i| i.instance.clone())
+            .collect(),
         notes: [list("notes"), list("warnings")].concat(),
         about,
-        decided: &manifest.facts,
+        decided,
     }
 }
 

@@ -250,6 +250,17 @@ fn replace(folder: &Path, from: &str, to: &str) {
 }
 
 #[test]
+fn a_series_that_dicom_is_refused_for_says_why() {
+    let b = Bench::new(2);
+    let case = b.archive().join("hippocampus_001");
+    assert!(case.is_dir(), "the example has it");
+    replace(&case, "5.1.4.1.1.4\0", "5.1.4.1.1.7\0");
+    let told = json(&convert(&b, &["--to", "dicom"]).expect(3));
+    let refused = told["refused"].as_array().unwrap();
+    assert!(refused.iter().any(|r| r["why"].as_str().unwrap().contains("secondary capture")), "{told}");
+}
+
+#[test]
 fn hostile_ids_stay_inside_out_and_apart() {
     let b = Bench::new(3);
     let hostile = ["../../../outerr", "Con<b>|\"*?:ABCD", "con<b>|\"*?:abcd"];
