@@ -111,7 +111,7 @@ pub fn read_all(found: Found, names: &Names, memo: &Path, step: &(dyn Fn(u64) ->
     entries.extend(read.into_iter().flatten());
     entries.par_sort_by(|a, b| a.seen.cmp(&b.seen));
     let catalog = Catalog { root: found.root, entries, series: series.into_inner() };
-    if has_news && let Err(e) = memory::remember(memo, names, &catalog) {
+    if has_news && let Err(e) = memory::remember(memo, names, &catalog, found.began_ns) {
         // A memory that cannot be kept costs the next run time, nothing else.
         tracing::warn!(error = %e, "what was read of the archive is not remembered");
     }

@@ -249,7 +249,8 @@ fn zip_members(source: &Source) -> Result<(Vec<Member>, Option<String>)> {
 
 fn tar_members(source: &Source) -> (Vec<Member>, Option<String>) {
     let mut members = Vec::new();
-    let broken = |n: usize, e: Error| Some(format!("it is broken after {n} members: {e}"));
+    // The text of the error carries the member's name, which may be a patient's.
+    let broken = |n: usize, e: Error| Some(format!("it is broken after {n} members ({})", e.kind()));
     let mut tar = tar::Archive::new(source.reader());
     let entries = match tar.entries_with_seek() {
         Ok(entries) => entries,
@@ -355,7 +356,16 @@ type Slot = Arc<OnceLock<std::result::Result<Arc<Directory>, (ErrorKind, String)
 
 /// The directories of the containers in use, the last used last: 300 slices of one zip read its directory once.
 static KEPT: Mutex<Vec<(Place0, Slot)>> = Mutex::new(Vec::new());
-const N_KEPT: usize = 8;
+
+/// Every thread may be in a container of its own, and in those that it is nested in, with another one to come.
+fn n_kept() -> usize {
+    (2 * DEEPEST * rayon::current_num_threads()).max(8)
+}
+
+/// A container that could not be read is looked at anew by the next who asks.
+fn forget(slot: &Slot) {
+    KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).retain(|(_, s)| !Arc::ptr_eq(s, slot));
+}
 
 fn kept(path: &Path, inside: &str, source: impl FnOnce() -> Result<Source>) -> Result<Arc<Directory>> {
     let stat = super::walk::Stat::of(&std::fs::metadata(path)?);
@@ -366,9 +376,8 @@ fn kept(path: &Path, inside: &str, source: impl FnOnce() -> Result<Source>) -> R
             Some(i) => kept.remove(i).1,
             None => Slot::default(),
         };
-        if kept.len() >= N_KEPT {
-            kept.remove(0);
-        }
+        let too_many = (kept.len() + 1).saturating_sub(n_kept());
+        kept.drain(..too_many);
         kept.push((place, slot.clone()));
         slot
     };
@@ -377,7 +386,10 @@ fn kept(path: &Path, inside: &str, source: impl FnOnce() -> Result<Source>) -> R
         let kind = kind_inside(&source, inside.strip_suffix(INSIDE).unwrap_or(&path.to_string_lossy()));
         Directory::read(source, kind.ok_or_else(|| Error::new(ErrorKind::InvalidData, "it is no container any more"))?).map(Arc::new)
     };
-    slot.get_or_init(|| read().map_err(|e| (e.kind(), e.to_string()))).clone().map_err(|(kind, why)| Error::new(kind, why))
+    slot.get_or_init(|| read().map_err(|e| (e.kind(), e.to_string()))).clone().map_err(|(kind, why)| {
+        forget(&slot);
+        Error::new(kind, why)
+    })
 }
 
 #[cfg(test)]
@@ -464,6 +476,32 @@ mod tests {
         zip[33] ^= 0x55;
         let d = Directory::read(Source::of_raw(zip), Kind::Zip).unwrap();
         assert!(d.open(&d.members[0]).is_err());
+    }
+
+    #[test]
+    fn a_broken_tar_names_no_member() {
+        let mut tar = tar_of(&[("fine", &[1; 600]), ("JANE^DOE", &[2; 600])]);
+        // The size of the second member is no number.
+        tar[512 + 1024 + 124..512 + 1024 + 136].copy_from_slice(b"JANE^DOE^^^^");
+        let d = Directory::read(Source::of_raw(tar), Kind::Tar).unwrap();
+        let fault = d.fault.unwrap();
+        assert!(fault.starts_with("it is broken after 1 members"), "{fault}");
+        assert!(!fault.contains("JANE"), "{fault}");
+    }
+
+    #[test]
+    fn as_many_containers_are_kept_as_the_threads_use_and_none_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap();
+        threads.install(|| {
+            let paths: Vec<_> = (0..16).map(|i| dir.path().join(format!("{i}.zip"))).collect();
+            paths.iter().for_each(|p| std::fs::write(p, zip_of(&[("a", b"a", false)])).unwrap());
+            let directory = |p: &Path| kept(p, "", || Source::raw_at(p, None)).unwrap();
+            let first: Vec<_> = paths.iter().map(|p| directory(p)).collect();
+            assert!(paths.iter().zip(&first).all(|(p, d)| Arc::ptr_eq(&directory(p), d)));
+            let fails = |why: &str| kept(&dir.path().join("0.zip"), "x!/", || Err(Error::other(why.to_string()))).unwrap_err().to_string();
+            assert_eq!((fails("once"), fails("twice")), ("once".into(), "twice".into()));
+        });
     }
 
     #[test]

@@ -1,17 +1,15 @@
 //! The hash of the bytes of files: what makes the key of a case. It is taken when a case is opened, not when the archive is indexed, and remembered with the
 //! file's size and times, so that what has not changed is not read for it again. The memory may be lost at any time.
 
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use rayon::prelude::*;
 use voxmill_schemas::tables::{InstanceRow, Row};
 
 use super::bytes::Source;
-use super::walk::Stat;
+use super::walk::{Stat, now_ns};
 use crate::error::Error;
 use crate::stage::Rows;
 
@@ -42,6 +40,7 @@ impl Contents {
     }
 
     /// Fills the column `content` of the rows of the table `instances` that lack it, and `seen` with how the files stood there. Returns the number of bytes read.
+    /// A file that cannot be read fails nobody here: its `content` says so, and the verdict belongs to the stage that opens it.
     /// - `step`: told the bytes of every file before it is read; an error stops the work
     pub fn fill(&self, rows: &mut Rows, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<u64, Error> {
         let Some(batch) = rows.0.get_mut(InstanceRow::TABLE) else { return Ok(0) };
@@ -51,14 +50,16 @@ impl Contents {
         }
         let read = AtomicU64::new(0);
         instances.par_iter_mut().filter(|i| i.content.is_empty()).try_for_each(|i| {
-            let unread = |e: std::io::Error| match e.kind() {
-                std::io::ErrorKind::NotFound => {
-                    Error::Dicom { file: i.file.clone(), why: "the file is gone since it was indexed: run again".into() }
+            let unread = |e: std::io::Error| format!("unreadable {:?}", e.kind());
+            // Taken before its bytes: what changes while they are read is not remembered.
+            let began_ns = now_ns();
+            let stat = match std::fs::metadata(&i.path) {
+                Ok(meta) => Stat::of(&meta),
+                Err(e) => {
+                    i.content = unread(e);
+                    return Ok(());
                 }
-                // By the name that the index gave it: the place may name the patient.
-                _ => Error::Dicom { file: i.file.clone(), why: format!("it cannot be read: {e}") },
             };
-            let stat = Stat::of(&std::fs::metadata(&i.path).map_err(unread)?);
             let place = place(i);
             let known = self.known.lock().expect("nothing panics in here").get(&place).copied();
             let content = match known.filter(|(then, _)| *then == stat) {
@@ -66,9 +67,14 @@ impl Contents {
                 None => {
                     step(stat.bytes)?;
                     read.fetch_add(stat.bytes, Ordering::Relaxed);
-                    let content = hash(i).map_err(unread)?;
-                    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-                    if stat.modified_ns.max(stat.changed_ns) <= now_ns - TOO_FRESH_NS {
+                    let content = match hash(i) {
+                        Ok(content) => content,
+                        Err(e) => {
+                            i.content = unread(e);
+                            return Ok(());
+                        }
+                    };
+                    if stat.modified_ns.max(stat.changed_ns) <= began_ns - TOO_FRESH_NS {
                         self.known.lock().expect("nothing panics in here").insert(place, (stat, content));
                         self.has_news.store(true, Ordering::Relaxed);
                     }
@@ -135,7 +141,11 @@ impl FileRef {
 /// A file that stands there as it did when it was hashed is not hashed again.
 pub fn open(f: &FileRef) -> Result<Source, Error> {
     let wrong = |why: String| Error::Dicom { file: f.name.clone(), why };
-    let unread = |e: std::io::Error| wrong(format!("it cannot be read: {e}"));
+    // By the name that the index gave it, and by the kind of the error alone: the place may name the patient.
+    let unread = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => wrong("the file is gone since it was indexed: run again".into()),
+        kind => wrong(format!("it cannot be read: {kind}")),
+    };
     let stat = Stat::of(&std::fs::metadata(&f.path).map_err(unread)?);
     if f.content.is_empty() || (!f.seen.is_empty() && stat.to_string() == f.seen) {
         return Source::open_at(&f.path, f.member.as_deref()).map_err(unread);
@@ -227,9 +237,24 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_gone_is_named_as_the_index_names_it() {
-        let c = Contents::open(Path::new("nowhere"));
-        let why = c.fill(&mut rows(Path::new("/no/such/patient")), &|_| Ok(())).unwrap_err().to_string();
-        assert_eq!(why, "a: the file is gone since it was indexed: run again");
+    fn a_file_that_cannot_be_read_fails_who_opens_it_and_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let c = Contents::open(dir.path());
+        let (row, read) = filled(&c, Path::new("/no/such/patient"));
+        assert_eq!((row.content.as_str(), row.seen.as_str(), read), ("unreadable NotFound", "", 0));
+        assert_eq!(open(&FileRef::of(&row)).unwrap_err().to_string(), "a: the file is gone since it was indexed: run again");
+        // Nothing of it is remembered, and what is there later has other bytes than the key says.
+        let path = dir.path().join("f.zip");
+        std::fs::write(&path, "no zip").unwrap();
+        let member = InstanceRow { path: path.to_string_lossy().into_owned(), member: Some("m".into()), ..row.clone() };
+        let mut rows =
+            Rows([(InstanceRow::TABLE.to_string(), InstanceRow::to_batch(&[InstanceRow { content: String::new(), ..member }]))].into());
+        c.fill(&mut rows, &|_| Ok(())).unwrap();
+        let broken = InstanceRow::from_batch(&rows.0[InstanceRow::TABLE]).unwrap().remove(0);
+        assert_eq!(broken.content, "unreadable InvalidData");
+        c.keep();
+        assert!(!dir.path().join(MEMORY).exists());
+        let back = InstanceRow { path: path.to_string_lossy().into_owned(), ..row };
+        assert_eq!(open(&FileRef::of(&back)).unwrap_err().to_string(), "a: the file has changed since it was indexed: run again");
     }
 }

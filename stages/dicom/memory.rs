@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -56,10 +55,12 @@ pub fn recall(memo: &Path) -> (HashMap<Place, Remembered>, Vec<SeriesKey>) {
     }
 }
 
+/// - `began_ns`: before the first of the files was looked at
+///
 /// Written beside under a name of its own (two processes may look at one archive), then put in place.
-pub fn remember(memo: &Path, names: &Names, catalog: &Catalog) -> std::io::Result<()> {
+pub fn remember(memo: &Path, names: &Names, catalog: &Catalog, began_ns: i64) -> std::io::Result<()> {
     static N: AtomicU64 = AtomicU64::new(0);
-    let packed = pack(&memory_of(names, catalog), &Template::default());
+    let packed = pack(&memory_of(names, catalog, began_ns), &Template::default());
     let beside = memo.join(format!("{FILE}.{}-{}.new", std::process::id(), N.fetch_add(1, Ordering::Relaxed)));
     let written = write(&beside, &packed).and_then(|()| std::fs::rename(&beside, memo.join(FILE)));
     if written.is_err() {
@@ -79,15 +80,14 @@ fn write(path: &Path, packed: &[u8]) -> std::io::Result<()> {
     file.write_all(packed)
 }
 
-fn memory_of(names: &Names, catalog: &Catalog) -> Memory {
-    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+fn memory_of(names: &Names, catalog: &Catalog, began_ns: i64) -> Memory {
     let mut files = Vec::with_capacity(catalog.entries.len());
     // Series that no file is of any more are forgotten.
     let mut number: Vec<Option<u32>> = vec![None; catalog.series.len()];
     let mut series = Vec::new();
     for of_file in catalog.entries.chunk_by(|a, b| a.seen.file == b.seen.file) {
         let seen = &of_file[0].seen;
-        let is_fresh = seen.stat.modified_ns.max(seen.stat.changed_ns) > now_ns - TOO_FRESH_NS;
+        let is_fresh = seen.stat.modified_ns.max(seen.stat.changed_ns) > began_ns - TOO_FRESH_NS;
         if is_fresh || of_file.iter().any(|e| matches!(e.outcome, Outcome::Unreadable(_))) {
             continue;
         }

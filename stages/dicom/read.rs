@@ -169,6 +169,13 @@ pub fn repeated(volumes: &[Vec<InstanceRow>], how: &Reading) -> Result<Stacked, 
         if !part.geometry.same_grid(&first.geometry, 0.05) || part.z_positions_mm.len() != first.z_positions_mm.len() || !same_slices {
             return Err(of(format!("repeat {} lies on another grid than the first: take `repeats: separate`", t + 1)));
         }
+        if part.made_slices != first.made_slices {
+            let why = format!(
+                "repeat {} lacks other slices than the first, and one list of made slices is kept: take `repeats: separate`",
+                t + 1
+            );
+            return Err(of(why));
+        }
         parts.push(part);
     }
     let join = |parts: &[Stacked]| -> Voxels {
@@ -275,7 +282,7 @@ fn read_header(f: &FileRef) -> Result<Header, Error> {
         Ok(Err(_)) => Err(again("its header has changed")),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(again("the file is gone")),
         // By the name that the index gave it: the place may name the patient.
-        Err(e) => Err(Error::Dicom { file: f.name.clone(), why: format!("it cannot be read: {e}") }),
+        Err(e) => Err(Error::Dicom { file: f.name.clone(), why: format!("it cannot be read: {}", e.kind()) }),
     }
 }
 

@@ -45,12 +45,19 @@ pub struct Found {
     /// The folder that the names are relative to.
     pub root: PathBuf,
     pub files: Vec<Seen>,
+    /// When the first of them was looked at, ns since 1970.
+    pub began_ns: i64,
     /// Files and folders that could not be looked at, relative to the archive, with the reason.
     pub unreadable: Vec<(String, String)>,
 }
 
+/// ns since 1970.
+pub fn now_ns() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+}
+
 pub fn walk(root: &Path) -> std::io::Result<Found> {
-    let mut found = Found { root: root.to_path_buf(), ..Found::default() };
+    let mut found = Found { root: root.to_path_buf(), began_ns: now_ns(), ..Found::default() };
     let meta = std::fs::metadata(root)?;
     if meta.is_file() {
         let file = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -89,7 +96,7 @@ struct Listed {
 /// One folder. `place`: relative to the archive.
 fn list(folder: &Path, place: &str) -> Listed {
     let mut out = Listed::default();
-    let unlisted = |e: std::io::Error| (place.to_string(), format!("the folder cannot be listed: {e}"));
+    let unlisted = |e: std::io::Error| (place.to_string(), format!("the folder cannot be listed: {}", e.kind()));
     let mut entries = Vec::new();
     match std::fs::read_dir(folder) {
         Ok(found) => found.for_each(|e| match e {
@@ -117,8 +124,8 @@ fn list(folder: &Path, place: &str) -> Listed {
             Ok(m) if m.is_dir() => Is::Folder(e.path(), at(name)),
             Ok(m) if m.is_file() => Is::File(Seen { file: at(name), member: None, stat: Stat::of(&m), bytes: m.len() }),
             Ok(_) => Is::Unreadable(at(name), "neither a file nor a folder".into()),
-            Err(e) if is_link => Is::Unreadable(at(name), format!("the link leads nowhere: {e}")),
-            Err(e) => Is::Unreadable(at(name), format!("the file cannot be looked at: {e}")),
+            Err(e) if is_link => Is::Unreadable(at(name), format!("the link leads nowhere: {}", e.kind())),
+            Err(e) => Is::Unreadable(at(name), format!("the file cannot be looked at: {}", e.kind())),
         }
     };
     let looked: Vec<Is> = entries.par_iter().with_min_len(64).map(look).collect();
