@@ -136,3 +136,22 @@ fn the_engine_names_no_stage() {
         }
     }
 }
+
+#[test]
+fn what_is_fuzzed_is_built_of_what_the_program_is_built_of() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (table, fuzz) = (read("Cargo.toml"), read("tests/fuzz/Cargo.toml"));
+    let own = ["libfuzzer-sys", "voxmill-schemas"];
+    let lines: Vec<&str> = fuzz.lines().skip_while(|l| *l != "[dependencies]").skip(1).take_while(|l| !l.starts_with('[')).collect();
+    let wrong = lines.iter().filter(|l| l.contains(" = ") && !own.iter().any(|name| l.starts_with(name)) && !table.lines().any(|t| t == **l));
+    assert_eq!(wrong.collect::<Vec<_>>(), Vec::<&&str>::new(), "lines that do not stand so in the version table");
+    // The very releases, too: a fault of a codec is found in the one that is shipped.
+    let locked = |lock: String| -> Vec<String> {
+        lock.split("[[package]]").map(|p| p.lines().take(3).collect::<Vec<_>>().join(" ")).filter(|p| p.contains("name = ")).collect()
+    };
+    let (shipped, fuzzed) = (locked(read("Cargo.lock")), locked(read("tests/fuzz/Cargo.lock")));
+    let name = |p: &String| p.split(" version").next().map(str::to_string);
+    let other = fuzzed.iter().filter(|p| !shipped.contains(p) && shipped.iter().any(|s| name(s) == name(p)));
+    assert_eq!(other.collect::<Vec<_>>(), Vec::<&String>::new(), "other releases than in the root Cargo.lock: copy it and build");
+}
