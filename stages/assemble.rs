@@ -109,7 +109,7 @@ const PORT: &str = "series";
 impl Stage for Assemble {
     const INFO: Info = Info {
         name: "assemble",
-        version: 2,
+        version: 3,
         scope: Scope::Case,
         ports: &[Port { name: PORT, kind: Kind::Table, required: true, about: "the index of an archive" }],
         gives: Kind::Volume,
@@ -180,6 +180,7 @@ impl Stage for Assemble {
             limit_bytes: cx.memory_bytes.max(4 << 30),
             keeps_colour: self.colour == Colour::Channels,
             suv: self.suv,
+            is_repeat: series.repeat.is_some_and(|n| n > 0),
             step: &|bytes| {
                 cx.bytes(bytes);
                 cx.check_cancelled()

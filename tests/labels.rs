@@ -49,6 +49,7 @@ fn grid(folder: &Path) -> Grid {
         limit_bytes: 1 << 32,
         keeps_colour: false,
         suv: None,
+        is_repeat: false,
         step: &|_| Ok(()),
     };
     let geometry = read::volume(&rows, &reading).unwrap().geometry;
@@ -287,6 +288,7 @@ fn contours_of_another_image_are_counted_not_drawn() {
         limit_bytes: 1 << 32,
         keeps_colour: false,
         suv: None,
+        is_repeat: false,
         step: &|_| Ok(()),
     };
     let grid = Grid::with_slices(&read::volume(&rows, &reading).unwrap().geometry, &slices);

@@ -28,6 +28,8 @@ const PHILIPS_INTERCEPT: Tag = Tag(0x2005, 0x100D);
 const PHILIPS_FRAME: Tag = Tag(0x2005, 0x140F);
 const PHILIPS_SUV: Tag = Tag(0x7053, 0x1000);
 const PHILIPS_ACTIVITY: Tag = Tag(0x7053, 0x1009);
+const GE_CREATOR: Tag = Tag(0x0009, 0x0010);
+const GE_SCAN: Tag = Tag(0x0009, 0x100D);
 
 /// Descriptor, data, segmented data.
 const PALETTES: [(&str, [Tag; 3]); 3] = [
@@ -42,6 +44,7 @@ static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::LUT_DESCRIPTOR, t::LUT_DATA, t::UNITS, t::SUV_TYPE, t::CORRECTED_IMAGE, t::DECAY_CORRECTION, t::PATIENT_WEIGHT, t::SERIES_DATE, t::SERIES_TIME,
         t::ACQUISITION_DATE, t::ACQUISITION_TIME, t::ACQUISITION_DATE_TIME, t::RADIONUCLIDE_TOTAL_DOSE, t::RADIONUCLIDE_HALF_LIFE,
         t::RADIOPHARMACEUTICAL_START_TIME, t::RADIOPHARMACEUTICAL_START_DATE_TIME, PHILIPS_SLOPE, PHILIPS_INTERCEPT, PHILIPS_SUV, PHILIPS_ACTIVITY,
+        t::FRAME_REFERENCE_TIME, t::ACTUAL_FRAME_DURATION, GE_CREATOR, GE_SCAN,
     ];
     values.extend(PALETTES.iter().flat_map(|(_, tags)| *tags));
     let sequences = vec![
@@ -106,6 +109,9 @@ fn tracer(top: &Level) -> Tracer {
         injected_time_s: drug.and_then(|d| d.time_s(t::RADIOPHARMACEUTICAL_START_TIME)),
         series_s: at(t::SERIES_DATE, t::SERIES_TIME),
         acquired_s: at(t::ACQUISITION_DATE, t::ACQUISITION_TIME).or_else(|| moment(top.text(t::ACQUISITION_DATE_TIME))),
+        frame_reference_s: float(t::FRAME_REFERENCE_TIME).map(|ms| ms / 1e3),
+        frame_duration_s: float(t::ACTUAL_FRAME_DURATION).map(|ms| ms / 1e3),
+        ge_scan_s: Some(top.text(GE_SCAN)).filter(|_| top.text(GE_CREATOR) == "GEMS_PETD_01").and_then(moment),
         philips_suv: float(PHILIPS_SUV).filter(|v| *v > 0.0),
         philips_activity: float(PHILIPS_ACTIVITY).filter(|v| *v > 0.0),
     }

@@ -20,6 +20,8 @@ pub struct How<'a> {
     /// Colour images become channels R, G and B instead of an error.
     pub keeps_colour: bool,
     pub suv: Option<Suv>,
+    /// The frames are of a volume that is a later one of several in time.
+    pub is_repeat: bool,
     /// Told the bytes of every file read; an error of it stops the reading.
     pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
@@ -72,7 +74,7 @@ pub fn decode(
         return Err(fault(&files[first].name, why));
     }
     let factors = match how.suv {
-        Some(Suv::BodyWeight) => Some(factors(files, headers)?),
+        Some(Suv::BodyWeight) => Some(factors(files, headers, how.is_repeat)?),
         None => None,
     };
     let opens = |file: usize| {
@@ -321,13 +323,13 @@ impl Stack<'_> {
 }
 
 /// SUV factors, one a file.
-fn factors(files: &[FileRef], headers: &[Header]) -> Result<Vec<f64>, Error> {
+fn factors(files: &[FileRef], headers: &[Header], is_repeat: bool) -> Result<Vec<f64>, Error> {
     let tracers: Vec<_> = files
         .par_iter()
         .zip(headers)
         .map(|(f, h)| frames::open(f, h, true, &|_| Ok(())).map(|opened| opened.extras.tracer))
         .collect::<Result<_, _>>()?;
-    let first_s = tracers.iter().filter_map(|t| t.acquired_s).reduce(f64::min);
-    let factor = |(f, t): (&FileRef, &suv::Tracer)| suv::factor(t, first_s).map_err(|why| fault(&f.name, why));
+    let began = suv::Began::of(&tracers, is_repeat);
+    let factor = |(f, t): (&FileRef, &suv::Tracer)| suv::factor(t, &began).map_err(|why| fault(&f.name, why));
     files.iter().zip(&tracers).map(factor).collect()
 }

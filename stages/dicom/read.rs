@@ -40,6 +40,8 @@ pub struct Reading<'a> {
     /// Colour images become channels R, G and B instead of an error.
     pub keeps_colour: bool,
     pub suv: Option<Suv>,
+    /// The volume is a later one of several in time.
+    pub is_repeat: bool,
     /// Told the bytes of every file read; an error stops the reading.
     pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
@@ -109,7 +111,7 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
 
 /// The pixels of slices; slices of a mosaic are cut out of its picture, which is decoded once.
 fn pictures(files: &[FileRef], headers: &[Header], slices: &[(usize, usize)], size: Zyx<usize>, how: &Reading) -> Result<Decoded, Error> {
-    let px = pixels::How { keeps_colour: how.keeps_colour, suv: how.suv, step: how.step };
+    let px = pixels::How { keeps_colour: how.keeps_colour, suv: how.suv, is_repeat: how.is_repeat, step: how.step };
     let mosaic = |file: usize| headers[file].mosaic.as_ref().and_then(|m| m.as_ref().ok());
     if !slices.iter().any(|(file, _)| mosaic(*file).is_some()) {
         return pixels::decode(files, headers, slices, size.y, size.x, &px);
@@ -157,7 +159,7 @@ pub fn repeated(volumes: &[Vec<InstanceRow>], how: &Reading) -> Result<Stacked, 
     let of = |why: String| Error::Geometry { what: format!("{} of one place", count(volumes.len(), "volume")), why };
     let mut parts = Vec::with_capacity(volumes.len());
     for (t, instances) in volumes.iter().enumerate() {
-        let part = volume(instances, how)?;
+        let part = volume(instances, &Reading { is_repeat: how.is_repeat || t > 0, ..*how })?;
         let first = parts.first().unwrap_or(&part);
         check_size(part.geometry.size, volumes.len(), how)?;
         if part.pixels.is_colour || part.repeats.is_some() {

@@ -365,7 +365,7 @@ impl Making<'_> {
             let (path, member) = (self.path_of(f.entry), f.entry.seen.member.as_deref().map(String::from));
             let file = FileRef { path, member, name: f.name.clone(), content: f.content.clone(), seen: String::new() };
             let frames: Vec<_> = (0..f.header.frames.len()).map(|frame| (0, frame)).collect();
-            let how = How { keeps_colour: true, suv: None, step: &|_| Ok(()) };
+            let how = How { keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
             pixels::decode(&[file], std::slice::from_ref(&f.header), &frames, x.rows as usize, x.columns as usize, &how)
         };
         geometry(x) == geometry(y) && matches!((voxels(a), voxels(b)), (Ok(a), Ok(b)) if a == b)

@@ -64,5 +64,5 @@ impl Archive {
 }
 
 fn reading(how: How) -> Reading<'static> {
-    Reading { how, limit_bytes: 4 << 30, keeps_colour: true, suv: None, step: &|_| Ok(()) }
+    Reading { how, limit_bytes: 4 << 30, keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) }
 }

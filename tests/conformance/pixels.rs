@@ -36,7 +36,7 @@ fn read(path: &std::path::Path) -> Result<Voxels, String> {
     let h = header::read(path, None).unwrap().map_err(|why| format!("{why:?}"))?;
     let file = FileRef { path: path.into(), member: None, name: String::new(), content: String::new(), seen: String::new() };
     let frames: Vec<_> = (0..h.n_frames as usize).map(|frame| (0, frame)).collect();
-    let how = How { keeps_colour: true, suv: None, step: &|_| Ok(()) };
+    let how = How { keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
     let decoded = pixels::decode(&[file], std::slice::from_ref(&h), &frames, h.rows as usize, h.columns as usize, &how);
     decoded.map(|d| d.voxels).map_err(|e| voxmill_stages::error::chain(&e).trim_start_matches(": ").to_string())
 }

@@ -68,6 +68,7 @@ fn grid(rows: &[InstanceRow]) -> (Geometry, Grid) {
         limit_bytes: 1 << 32,
         keeps_colour: false,
         suv: None,
+        is_repeat: false,
         step: &|_| Ok(()),
     };
     let geometry = read::volume(rows, &reading).unwrap().geometry;

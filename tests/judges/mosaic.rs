@@ -16,7 +16,8 @@ fn nibabel_cuts_mosaics_in_the_same_way() {
     let dir = tempfile::tempdir().unwrap();
     let names: Vec<String> = serde_json::from_value(ask(&python, JUDGE, &[dir.path()])).unwrap();
     for name in names {
-        let reading = Reading { how: Default::default(), limit_bytes: 1 << 30, keeps_colour: false, suv: None, step: &|_| Ok(()) };
+        let reading =
+            Reading { how: Default::default(), limit_bytes: 1 << 30, keeps_colour: false, suv: None, is_repeat: false, step: &|_| Ok(()) };
         let ours = read::volume(&rows(&dir.path().join(format!("{name}.dcm"))), &reading).unwrap();
         let truth = nifti::read(&dir.path().join(format!("{name}.nii"))).unwrap();
         assert_eq!(ours.geometry.size, Zyx::new(48, 128, 128));

@@ -65,6 +65,7 @@ fn colours_are_those_of_the_ground_truth() {
         limit_bytes: 1 << 32,
         keeps_colour: true,
         suv: None,
+        is_repeat: false,
         step: &|_| Ok(()),
     };
     let stacked = read::volume(&rows(&folder.join("001")), &reading).unwrap();
