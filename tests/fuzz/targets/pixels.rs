@@ -30,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
             limit_bytes: 4 << 30,
             keeps_colour: takes_all,
             suv,
+            is_repeat: bytes.len() % 8 > 3,
             step: &|_| Ok(()),
         };
         for rows in volumes.values() {
