@@ -6,6 +6,7 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use voxmill_schemas::artifact::{Kind, Scope};
 use voxmill_schemas::tables::{FileRow, InstanceRow, Row, SeriesRow};
 
@@ -25,9 +26,8 @@ pub struct Index {
     /// `.tar`, `.tar.gz`, `.tar.zst`, one in another three deep) are looked into, and each of their members is a file of the archive; `.gz` and `.zst` of
     /// one file are read as that file.
     pub archive: String,
-    /// `basic`: ids become pseudonyms, free text of the scanner is dropped, and files and folders of the archive (often named after patients) go by
-    /// pseudonyms too; their real places stand in the column `path` of the table instances alone, since the files are read from there. Names of labels
-    /// and this `archive` stay as they are. `none`: all stays as it is.
+    /// `basic`: ids become pseudonyms, free text of the scanner is dropped, and files and folders of the archive (often named after patients, this
+    /// `archive` too) go by pseudonyms: nothing that is written says where they stand. Names of labels stay as they are. `none`: all stays as it is.
     #[serde(default)]
     pub deidentify: Deidentify,
     /// Name of an environment variable that holds the secret key of the pseudonyms. Without it they are the same for everyone, and who knows a
@@ -61,6 +61,16 @@ impl Stage for Index {
         example: "uses: index\nwith: { archive: data/archive, deidentify: basic }",
         absent_in_inference: None,
     };
+
+    fn recorded(&self) -> Value {
+        let mut shown = self.clone();
+        if self.deidentify == Deidentify::Basic {
+            // Without its key there is no run, and nothing to tell two archives apart in.
+            let place = self.names().map_or([0; 16], |n| n.place(&self.archive));
+            shown.archive = format!("hidden:{:032x}", u128::from_be_bytes(place));
+        }
+        serde_json::to_value(shown).expect("plain data")
+    }
 
     fn run(&self, _inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let names = self.names()?;
@@ -97,8 +107,11 @@ impl Stage for Index {
 }
 
 impl Index {
+    /// An error is kept in lineage: a place that is there is not named in it under pseudonyms.
     fn wrong(&self, found: &str, expected: &str) -> Error {
-        Error::Input { what: format!("archive {}", self.archive), found: found.into(), expected: expected.into() }
+        let is_hidden = self.deidentify == Deidentify::Basic && Path::new(&self.archive).exists();
+        let what = if is_hidden { "the archive".into() } else { format!("archive {}", self.archive) };
+        Error::Input { what, found: found.into(), expected: expected.into() }
     }
 
     fn names(&self) -> Result<Names, Error> {

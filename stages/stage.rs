@@ -29,6 +29,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         Vec::new()
     }
 
+    /// The configuration as recipes, manifests and lineage hold it: a stage hides in it what may name a patient.
+    fn recorded(&self) -> Value {
+        serde_json::to_value(self).expect("a stage's config is plain data")
+    }
+
     /// The cases that a table opens. Only for stages of scope `Case` whose first port is a table.
     fn cases(&self, _tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error> {
         Ok(Vec::new())
@@ -234,7 +239,7 @@ impl<S: Stage> AnyStage for S {
         S::RANDOM
     }
     fn config(&self) -> Value {
-        voxmill_schemas::artifact::canonical(serde_json::to_value(self).expect("a stage's config is plain data"))
+        voxmill_schemas::artifact::canonical(Stage::recorded(self))
     }
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         Stage::run(self, inputs, cx)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{containers, scan};
+use super::{containers, places, scan};
 
 /// What stood around the data set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +58,9 @@ impl Source {
 
     /// The same as its bytes are in the folder or container: what a hash is taken of.
     pub fn raw_at(path: &Path, member: Option<&str>) -> Result<Source> {
+        let path = places::path(path);
         match member {
-            Some(member) => containers::open(path, member),
+            Some(member) => containers::open(&path, &places::member(member)),
             None => Source::of_file(File::open(path)?),
         }
     }

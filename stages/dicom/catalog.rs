@@ -95,8 +95,9 @@ pub fn read_all(found: Found, names: &Names, memo: &Path, step: &(dyn Fn(u64) ->
     let mut entries = Vec::with_capacity(found.files.len());
     let mut new = Vec::new();
     for seen in found.files {
-        match remembered.remove(&names.place(&seen.file)).filter(|r| r.stat == seen.stat) {
-            Some(r) => entries.extend(r.found.into_iter().map(|f| {
+        let known = remembered.remove(&names.place(&seen.file)).filter(|r| r.stat == seen.stat);
+        match known.and_then(|r| r.open(names, &seen.file)) {
+            Some(found) => entries.extend(found.into_iter().map(|f| {
                 let seen = Seen { member: f.member, bytes: f.bytes, ..seen.clone() };
                 Entry { seen, outcome: f.outcome }
             })),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use voxmill_schemas::tables::{InstanceRow, Row};
 
 use super::bytes::Source;
+use super::places;
 use super::walk::{Stat, now_ns};
 use crate::error::Error;
 use crate::stage::Rows;
@@ -53,7 +54,7 @@ impl Contents {
             let unread = |e: std::io::Error| format!("unreadable {:?}", e.kind());
             // Taken before its bytes: what changes while they are read is not remembered.
             let began_ns = now_ns();
-            let stat = match std::fs::metadata(&i.path) {
+            let stat = match std::fs::metadata(places::path(Path::new(&i.path))) {
                 Ok(meta) => Stat::of(&meta),
                 Err(e) => {
                     i.content = unread(e);
@@ -146,7 +147,7 @@ pub fn open(f: &FileRef) -> Result<Source, Error> {
         std::io::ErrorKind::NotFound => wrong("the file is gone since it was indexed: run again".into()),
         kind => wrong(format!("it cannot be read: {kind}")),
     };
-    let stat = Stat::of(&std::fs::metadata(&f.path).map_err(unread)?);
+    let stat = Stat::of(&std::fs::metadata(places::path(&f.path)).map_err(unread)?);
     if f.content.is_empty() || (!f.seen.is_empty() && stat.to_string() == f.seen) {
         return Source::open_at(&f.path, f.member.as_deref()).map_err(unread);
     }
@@ -157,7 +158,7 @@ pub fn open(f: &FileRef) -> Result<Source, Error> {
     Ok(source)
 }
 
-/// No path stands in the memory: it may name a patient.
+/// No path stands in the memory: it may name a patient. Of an index with pseudonyms it is a hash of tokens, which only who has the key can make.
 fn place(i: &InstanceRow) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(i.path.as_bytes());

@@ -26,12 +26,27 @@ pub fn names(key_env: Option<&str>, key_file: Option<&str>) -> Result<Names, Err
 }
 
 fn from_environment(variable: &str) -> Result<Names, Error> {
-    let key = std::env::var(variable).ok().filter(|k| !k.is_empty()).ok_or_else(|| Error::Input {
-        what: format!("key_env: {variable}"),
-        found: "no such environment variable".into(),
-        expected: "the secret key of the pseudonyms in it".into(),
-    })?;
-    Ok(Names::keyed(key.trim_end_matches(['\r', '\n']).as_bytes()))
+    let wrong = |found: String, expected: &str| Error::Input { what: format!("key_env: {variable}"), found, expected: expected.into() };
+    let key = std::env::var(variable).ok().filter(|k| !k.is_empty());
+    let key = key.ok_or_else(|| wrong("no such environment variable".into(), "the secret key of the pseudonyms in it"))?;
+    strong(key.trim_end_matches(['\r', '\n']).as_bytes()).map_err(|why| wrong(why, STRONG))
+}
+
+/// What a key has to be: a guessed key gives every pseudonym away.
+const STRONG: &str = "at least 16 random bytes or 32 hex digits (`--key-file FILE --new-key` makes a key, and so does `openssl rand -hex 32`)";
+const LEAST_BYTES: usize = 16;
+
+/// Pseudonyms by a key that is not soon guessed, or what is wrong with it; never the key itself.
+fn strong(key: &[u8]) -> Result<Names, String> {
+    let is_hex = key.iter().all(u8::is_ascii_hexdigit);
+    let n_bytes = if is_hex { key.len() / 2 } else { key.len() };
+    if n_bytes < LEAST_BYTES {
+        return Err(if is_hex { format!("{} hex digits", key.len()) } else { format!("{} bytes", key.len()) });
+    }
+    if key.iter().all(|b| *b == key[0]) {
+        return Err("one character over and over".into());
+    }
+    Ok(Names::keyed(key))
 }
 
 fn from_file(file: &Path) -> Result<Names, Error> {
@@ -50,9 +65,9 @@ fn from_file(file: &Path) -> Result<Names, Error> {
     let bytes = std::fs::read(file).map_err(Error::io("read key file", file))?;
     let end = bytes.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |i| i + 1);
     if end == 0 {
-        return Err(wrong("an empty file".into(), "a text that only you know (`voxmill deidentify … --new-key` makes one)"));
+        return Err(wrong("an empty file".into(), STRONG));
     }
-    Ok(Names::keyed(&bytes[..end]))
+    strong(&bytes[..end]).map_err(|why| wrong(why, STRONG))
 }
 
 #[cfg(unix)]
@@ -130,8 +145,15 @@ mod tests {
         let e = names(None, key.to_str()).err().unwrap().to_string();
         assert!(e.contains("0640") && e.contains("0600"), "{e}");
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(&key, "\n").unwrap();
-        assert!(names(None, key.to_str()).is_err());
+        for weak in ["\n", "secret", "0123456789abcdef", "0123456789abcdef0123456789abcde", &"a".repeat(64), &"x".repeat(40)] {
+            std::fs::write(&key, weak).unwrap();
+            let e = names(None, key.to_str()).err().unwrap_or_else(|| panic!("{weak}")).to_string();
+            assert!(e.contains("--new-key") && !e.contains("cdef") && !e.contains("secret"), "{e}");
+        }
+        for good in ["0123456789abcdef0123456789abcdef\n", "correct horse battery"] {
+            std::fs::write(&key, good).unwrap();
+            assert!(names(None, key.to_str()).is_ok(), "{good}");
+        }
         assert!(names(Some("A"), Some("b")).is_err());
     }
 }

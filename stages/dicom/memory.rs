@@ -1,5 +1,6 @@
 //! What was learnt of an archive, kept between runs: one small record a file, told apart by its place and how it stood there. Headers in it carry pseudonyms
-//! where those were asked for, and no place stands in it but those of members in their containers. It may be lost or torn at any time: then files are read.
+//! where those were asked for, and no place stands in it; members of containers and what a DICOMDIR names are sealed by the place of their file. It may be
+//! lost or torn at any time: then files are read.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -15,7 +16,7 @@ use super::pack::{Template, pack, unpack};
 use super::walk::Stat;
 
 /// The name goes up when what is read from a file changes, so that older memories are read again.
-pub const FILE: &str = "files-3";
+pub const FILE: &str = "files-4";
 /// A file touched this shortly before it was read may change again without a new time stamp.
 const TOO_FRESH_NS: i64 = 100_000_000;
 const HASH_BYTES: usize = 32;
@@ -33,7 +34,37 @@ struct Memory {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Remembered {
     pub stat: Stat,
-    pub found: Vec<FoundIn>,
+    found: Kept,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Kept {
+    Open(Vec<FoundIn>),
+    /// It names files: only who walks the archive gets at it.
+    Sealed(Packed),
+}
+
+impl Remembered {
+    fn of(stat: Stat, found: Vec<FoundIn>, names: &Names, file: &str) -> Self {
+        let names_files = |f: &FoundIn| f.member.is_some() || matches!(f.outcome, Outcome::Dicomdir(_));
+        if matches!(names, Names::Own) || !found.iter().any(names_files) {
+            return Self { stat, found: Kept::Open(found) };
+        }
+        let mut sealed = pack(&found, &Template::default()).into_boxed_slice();
+        names.seal(file, &stat.to_string(), &mut sealed);
+        Self { stat, found: Kept::Sealed(Packed(sealed)) }
+    }
+
+    /// What was found in `file`; `None` where the memory is torn.
+    pub fn open(self, names: &Names, file: &str) -> Option<Vec<FoundIn>> {
+        match self.found {
+            Kept::Open(found) => Some(found),
+            Kept::Sealed(Packed(mut bytes)) => {
+                names.seal(file, &self.stat.to_string(), &mut bytes);
+                unpack(&bytes, &Template::default()).ok()
+            }
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -103,7 +134,7 @@ fn memory_of(names: &Names, catalog: &Catalog, began_ns: i64) -> Memory {
             FoundIn { member: e.seen.member.clone(), bytes: e.seen.bytes, outcome }
         };
         let found = of_file.iter().map(&mut found_in).collect();
-        files.push((names.place(&seen.file), Remembered { stat: seen.stat, found }));
+        files.push((names.place(&seen.file), Remembered::of(seen.stat, found, names, &seen.file)));
     }
     Memory { series, files }
 }
@@ -127,5 +158,40 @@ impl<'de> Deserialize<'de> for Packed {
             }
         }
         d.deserialize_bytes(Bytes)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::super::catalog::read_all;
+    use super::super::walk::walk;
+    use super::*;
+
+    #[test]
+    fn names_in_containers_are_remembered_and_not_written_down() {
+        let (root, memo) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(root.path().join("Doe.zip")).unwrap());
+        zip.start_file("Doe^Jane/letter.txt", zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(b"hello").unwrap();
+        zip.finish().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        let look = |key: &[u8]| {
+            let n = AtomicU64::new(0);
+            let step = |bytes: u64| {
+                n.fetch_add((bytes > 0) as u64, Ordering::Relaxed);
+                Ok(())
+            };
+            let c = read_all(walk(root.path()).unwrap(), &Names::keyed(key), memo.path(), &step).unwrap();
+            (n.into_inner(), c.entries.iter().map(|e| e.seen.place().into_owned()).collect::<Vec<_>>())
+        };
+        let all = vec!["Doe.zip!/Doe^Jane/letter.txt".to_string()];
+        assert_eq!(look(b"k"), (1, all.clone()));
+        let bytes = std::fs::read(memo.path().join(FILE)).unwrap();
+        assert!(!bytes.windows(3).any(|w| w == b"Doe") && !bytes.windows(6).any(|w| w == b"letter"));
+        assert_eq!(look(b"k"), (0, all.clone()));
+        assert_eq!(look(b"other"), (1, all), "under another key it is read again");
     }
 }

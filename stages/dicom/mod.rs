@@ -37,6 +37,7 @@ pub mod pack;
 pub mod phantom;
 pub mod pixels;
 pub mod place;
+pub mod places;
 pub mod read;
 mod repeats;
 mod rle;

@@ -61,6 +61,17 @@ impl Names {
         hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes")
     }
 
+    /// Hides bytes from whoever lacks the key or does not know of the place, and, done again, shows them. Nothing is done with [`Names::Own`].
+    /// - `which`: tells what is hidden at one place at different times apart
+    pub fn seal(&self, place: &str, which: &str, bytes: &mut [u8]) {
+        let Names::Keyed(key) = self else { return };
+        let mut h = blake3::Hasher::new_keyed(key);
+        h.update(b"seal").update(&[0]).update(place.as_bytes()).update(&[0]).update(which.as_bytes());
+        let mut stream = vec![0; bytes.len()];
+        h.finalize_xof().fill(&mut stream);
+        bytes.iter_mut().zip(stream).for_each(|(b, s)| *b ^= s);
+    }
+
     /// Free text is not kept under a pseudonym.
     pub fn text(&self, text: &str) -> Option<String> {
         (matches!(self, Names::Own) && !text.is_empty()).then(|| text.to_string())

@@ -17,6 +17,7 @@ pub use super::names::Names;
 use super::names::patient_of;
 use super::order::{self, Slice};
 use super::pixels::{self, How};
+use super::places;
 
 /// The index, and the verdicts that only came out in making it.
 #[derive(Debug, Default)]
@@ -246,12 +247,13 @@ impl Making<'_> {
     #[allow(clippy::too_many_arguments)]
     fn instance_row(&self, e: &Entry, name: &str, h: &Header, volume: i64, series: &str, frames: Vec<i64>, first: usize) -> InstanceRow {
         let frame = h.frames.get(first);
+        let (path, member) = places::written(self.names, &self.root, &e.seen);
         InstanceRow {
             series: series.to_string(),
             volume,
             instance: h.sop_instance.clone(),
-            path: self.path_of(e).to_string_lossy().into_owned(),
-            member: e.seen.member.as_deref().map(String::from),
+            path,
+            member,
             file: name.to_string(),
             content: String::new(),
             seen: String::new(),
@@ -285,11 +287,12 @@ impl Making<'_> {
             n_frames: 1,
             ..SeriesRow::default()
         });
+        let (path, member) = places::written(names, &self.root, &e.seen);
         made.instances.push(InstanceRow {
             instance: names.of("instance", file),
             series,
-            path: self.path_of(e).to_string_lossy().into_owned(),
-            member: e.seen.member.as_deref().map(String::from),
+            path,
+            member,
             file: name.clone(),
             size_bytes: e.seen.bytes as i64,
             n_frames: 1,

@@ -13,7 +13,7 @@ use voxmill_schemas::tables::DeidentifiedRow;
 
 use super::file::{self, Made, Outcome, Rules};
 use crate::dicom::bytes::{DEFLATED, Source};
-use crate::dicom::scan;
+use crate::dicom::{places, scan};
 use crate::error::Error;
 
 /// Files up to this size are read at once; of larger ones the pixels pass through a small buffer.
@@ -218,7 +218,7 @@ fn one(
 /// A file of usual size is read whole into the buffer (`None`); everything else is opened: members of containers, what is compressed, what is large.
 fn open(item: &Item, buffer: &mut Vec<u8>) -> std::io::Result<Option<Source>> {
     if item.member.is_none() {
-        let mut file = File::open(&item.path)?;
+        let mut file = File::open(places::path(&item.path))?;
         let len = file.metadata()?.len();
         if len <= WHOLE_BYTES {
             buffer.resize(len as usize, 0);
