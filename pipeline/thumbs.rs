@@ -1,8 +1,9 @@
-//! Small pictures of volumes: the middle slice, windowed by its own values, as PNG.
+//! Small pictures of volumes: the middle slice of the first channel, windowed by its own values, as PNG.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
@@ -18,8 +19,9 @@ const EDGE: usize = 96;
 const BLACK: f64 = 0.01;
 const WHITE: f64 = 0.99;
 
-/// A picture of each volume; one that cannot be read has none. `memo`: a folder where pictures are kept by the key of their volume; it may be lost.
+/// A picture of each artifact, at its first row (a series of many repeats is one, or its repeats look alike); one that cannot be read has none. `memo`: a folder where pictures are kept by the key of their volume; it may be lost.
 pub fn of(memo: &Path, store: &Store, volumes: &[(usize, Input)]) -> BTreeMap<usize, Vec<u8>> {
+    static N: AtomicU64 = AtomicU64::new(0);
     // What is not remembered is made again.
     let _ = std::fs::create_dir_all(memo);
     let picture = |(row, item): &(usize, Input)| {
@@ -28,20 +30,23 @@ pub fn of(memo: &Path, store: &Store, volumes: &[(usize, Input)]) -> BTreeMap<us
             return Some((*row, png));
         }
         let png = middle(item, store).ok()?;
-        let beside = path.with_extension(format!("{}.new", std::process::id()));
-        let _ = std::fs::write(&beside, &png).and_then(|()| std::fs::rename(&beside, &path));
+        let beside = path.with_extension(format!("{}-{}.new", std::process::id(), N.fetch_add(1, Ordering::Relaxed)));
+        if std::fs::write(&beside, &png).and_then(|()| std::fs::rename(&beside, &path)).is_err() {
+            let _ = std::fs::remove_file(&beside);
+        }
         Some((*row, png))
     };
-    volumes.par_iter().filter_map(picture).collect()
+    let mut met = HashSet::new();
+    let first: Vec<&(usize, Input)> = volumes.iter().filter(|(_, item)| met.insert(item.manifest.key)).collect();
+    first.into_par_iter().filter_map(picture).collect()
 }
 
 fn middle(item: &Input, store: &Store) -> Result<Vec<u8>, Error> {
     let volume = StoredVolume::open(&item.dir, item.manifest.key)?;
     let size = volume.geometry.size;
     let region = Region { start: Zyx::new((size.z / 2) as i64, 0, 0), size: Zyx::new(1, size.y, size.x) };
-    let patch = volume.read(region, 0.0, store)?;
-    let slice = patch.voxels.get(..size.y * size.x).unwrap_or_default();
-    let (grey, rows, columns) = grey(slice, size.y, size.x);
+    let slice = volume.first_channel(region, 0.0, store)?;
+    let (grey, rows, columns) = grey(&slice, size.y, size.x);
     Ok(png(&grey, rows, columns))
 }
 

@@ -1,19 +1,31 @@
 //! Files of the store → OUT, as hard links where the disk allows. A list remembers what was put there, so that what an archive no longer gives is taken away
-//! again and what others have put there stays.
+//! again and what others have put there stays. One process at a time puts files into OUT; each is written beside, synced and renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use voxmill_schemas::tables::Row;
 use voxmill_stages::error::Error;
 use voxmill_stages::stage::Input;
 use voxmill_stages::table;
 
-use crate::publish::{link, remove};
+use crate::publish::remove;
 use crate::session::Fault;
 
 /// Begins the first line of a list: the archive, by a hash of its place.
 const ARCHIVE: &str = "# archive ";
+/// Begins the name of every list.
+const LIST: &str = ".converted-";
+/// Held by whoever puts files into OUT.
+const LOCK: &str = ".converted.lock";
+/// Files on their way; what a dead process left in it goes.
+const COMING: &str = ".converted.new";
+/// What every conversion writes beside its files.
+pub const TABLES: [&str; 3] = ["series", "files", "instances"];
+pub const REPORT: &str = "report.html";
 
 /// Puts files under OUT.
 pub struct Placing {
@@ -22,34 +34,78 @@ pub struct Placing {
     archive: String,
     before: BTreeSet<String>,
     now: BTreeSet<String>,
+    /// Freed on drop, and by the kernel when the process dies.
+    _lock: File,
 }
 
-/// Refuses an OUT that holds what was made of another archive: it would be taken away as gone.
+/// Refuses an OUT that holds what was made of another archive (it would be taken away as gone) or what others have put where we write.
+/// - `archive`: what the archive goes by
 pub fn check(out: &Path, format: &str, archive: &str) -> Result<(), Fault> {
-    let placing = Placing::open(out, format, archive);
-    let text = std::fs::read_to_string(&placing.list).unwrap_or_default();
-    match text.lines().next().and_then(|l| l.strip_prefix(ARCHIVE)) {
-        Some(other) if other != placing.archive => Err(Fault::Wrong(format!(
-            "{} holds what was converted from another archive: give another OUT (if the archive has only moved, delete {} first)",
+    if out.exists() && !out.is_dir() {
+        return Err(Fault::Wrong(format!("OUT {} is a file: give a folder", out.display())));
+    }
+    let list = out.join(format!("{LIST}{format}"));
+    let text = std::fs::read_to_string(&list).unwrap_or_default();
+    if text.lines().next().and_then(|l| l.strip_prefix(ARCHIVE)).is_some_and(|other| other != archive) {
+        return Err(Fault::Wrong(format!(
+            "{} holds what was converted from another archive or with another key or --deidentify, and that would be taken away: give another OUT, or \
+             the key of before (if the archive has only moved, delete {} first)",
             out.display(),
-            placing.list.display()
+            list.display()
+        )));
+    }
+    let is_ours = std::fs::read_dir(out).is_ok_and(|all| all.flatten().any(|e| e.file_name().to_string_lossy().starts_with(LIST)));
+    let ours = TABLES.iter().map(|t| format!("{t}.parquet")).chain([REPORT.to_string()]);
+    match ours.filter(|_| !is_ours).find(|name| std::fs::symlink_metadata(out.join(name)).is_ok()) {
+        Some(name) => Err(Fault::Wrong(format!(
+            "{} holds a {name} that no conversion has put there, and one is to be written: move it away, or give another OUT",
+            out.display()
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
 impl Placing {
+    /// Waits until no other process puts files into OUT, and looks again at what stands there.
     /// - `format`: each has a list of its own, so that two can stand in one OUT
-    pub fn open(out: &Path, format: &str, archive: &str) -> Self {
-        let list = out.join(format!(".converted-{format}"));
+    /// - `is_cancelled`: asked while it waits
+    pub fn open(out: &Path, format: &str, archive: &str, is_cancelled: &dyn Fn() -> bool) -> Result<Self, Fault> {
+        std::fs::create_dir_all(out).map_err(Error::io("make folder", out))?;
+        let lock = lock(&out.join(LOCK), is_cancelled)?;
+        check(out, format, archive)?;
+        let list = out.join(format!("{LIST}{format}"));
         let before = std::fs::read_to_string(&list).unwrap_or_default().lines().filter(|l| !l.starts_with('#')).map(String::from).collect();
-        let archive = blake3::hash(archive.as_bytes()).to_hex()[..16].to_string();
-        Self { out: out.to_path_buf(), list, archive, before, now: BTreeSet::new() }
+        remove(&out.join(COMING))?;
+        Ok(Self { out: out.to_path_buf(), list, archive: archive.to_string(), before, now: BTreeSet::new(), _lock: lock })
+    }
+
+    /// A place beside, on the same disk; nobody else's while the lock is held.
+    fn beside(&self) -> Result<PathBuf, Error> {
+        let folder = self.out.join(COMING);
+        std::fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
+        Ok(folder.join("file"))
+    }
+
+    /// A hard link to `from`, or a synced copy where that is on another disk, put in place whole. A file that stands there is replaced, never written into.
+    fn put(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        let beside = self.beside()?;
+        remove(&beside)?;
+        if std::fs::hard_link(from, &beside).is_err() {
+            std::fs::copy(from, &beside).and_then(|_| File::open(&beside)?.sync_all()).map_err(Error::io("copy to", to))?;
+        }
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent).map_err(Error::io("make folder", parent))?;
+        }
+        if to.is_dir() {
+            remove(to)?;
+        }
+        std::fs::rename(&beside, to).map_err(Error::io("write", to))?;
+        // Two names of one file: then the rename has done nothing.
+        remove(&beside)
     }
 
     /// The files of these artifacts; what each is called under OUT.
     pub fn lay(&mut self, items: &[Input]) -> Result<BTreeMap<String, String>, Fault> {
-        std::fs::create_dir_all(&self.out).map_err(Error::io("make folder", &self.out))?;
         let names: Vec<(usize, &str)> =
             items.iter().enumerate().flat_map(|(i, item)| item.manifest.files.keys().map(move |f| (i, f.as_str()))).collect();
         let places = apart(&names);
@@ -69,7 +125,7 @@ impl Placing {
                         expected: "nothing (move it away, or give another OUT)".into(),
                     }));
                 }
-                link(&from, &to)?;
+                self.put(&from, &to)?;
             }
             moved.insert(file.to_string(), place.clone());
             self.now.insert(place);
@@ -94,15 +150,21 @@ impl Placing {
         self.write(&name, format!("{ARCHIVE}{}\n{lines}", self.archive).as_bytes())
     }
 
-    /// Written beside and renamed.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Fault> {
-        let (to, beside) = (self.out.join(name), self.out.join(format!(".{}.new", name.trim_start_matches('.'))));
-        std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, &to)).map_err(Error::io("write", &to))?;
+        let (to, beside) = (self.out.join(name), self.beside()?);
+        let written = File::create(&beside).and_then(|mut f| {
+            f.write_all(bytes)?;
+            f.sync_all()
+        });
+        written.and_then(|()| std::fs::rename(&beside, &to)).map_err(Error::io("write", &to))?;
         Ok(())
     }
 
     pub fn table<R: Row>(&self, name: &str, rows: &[R]) -> Result<(), Fault> {
-        Ok(table::write_durably(&self.out.join(format!("{name}.parquet")), &R::to_batch(rows))?)
+        let (to, beside) = (self.out.join(format!("{name}.parquet")), self.beside()?);
+        table::write_durably(&beside, &R::to_batch(rows))?;
+        std::fs::rename(&beside, &to).map_err(Error::io("write", &to))?;
+        Ok(())
     }
 
     /// Takes away what is no longer made, and writes the list.
@@ -111,6 +173,7 @@ impl Placing {
     pub fn close(self, is_whole: bool) -> Result<usize, Fault> {
         if !is_whole {
             self.remember(&self.now.union(&self.before).cloned().collect())?;
+            remove(&self.out.join(COMING))?;
             return Ok(0);
         }
         let mut removed = 0;
@@ -126,7 +189,23 @@ impl Placing {
             }
         }
         self.remember(&self.now)?;
+        remove(&self.out.join(COMING))?;
+        // What was renamed is to stand there after a crash as well.
+        File::open(&self.out).and_then(|f| f.sync_all()).map_err(Error::io("write", &self.out))?;
         Ok(removed)
+    }
+}
+
+/// A short wait: files are linked, not made, while it is held.
+fn lock(path: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<File, Error> {
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(Error::io("open lock", path))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::Error(e)) => return Err(Error::io("lock", path)(e)),
+            Err(std::fs::TryLockError::WouldBlock) if is_cancelled() => return Err(Error::Cancelled),
+            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 
@@ -210,13 +289,46 @@ mod tests {
         for f in ["p/s/old.nii.gz", "p/theirs.txt"] {
             std::fs::write(out.join(f), f).unwrap();
         }
-        let first = Placing::open(out, "nifti", "/a");
-        first.remember(&BTreeSet::from(["p/s/old.nii.gz".to_string()])).unwrap();
-        assert!(check(out, "nifti", "/a").is_ok() && check(out, "ome-zarr", "/b").is_ok());
-        assert!(check(out, "nifti", "/b").is_err(), "another archive");
-        Placing::open(out, "nifti", "/a").close(false).unwrap();
+        let open = |archive: &str| Placing::open(out, "nifti", archive, &|| true);
+        open("a").unwrap().remember(&BTreeSet::from(["p/s/old.nii.gz".to_string()])).unwrap();
+        assert!(check(out, "nifti", "a").is_ok() && check(out, "ome-zarr", "b").is_ok());
+        assert!(check(out, "nifti", "b").is_err() && open("b").is_err(), "another archive");
+        open("a").unwrap().close(false).unwrap();
         assert!(out.join("p/s/old.nii.gz").exists(), "a run that failed takes nothing away");
-        Placing::open(out, "nifti", "/a").close(true).unwrap();
-        assert!(!out.join("p/s").exists() && out.join("p/theirs.txt").exists());
+        open("a").unwrap().close(true).unwrap();
+        assert!(!out.join("p/s").exists() && out.join("p/theirs.txt").exists() && !out.join(COMING).exists());
+    }
+
+    #[test]
+    fn one_process_at_a_time_puts_files_into_out_and_none_over_a_foreign_report() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        std::fs::write(out.join(REPORT), "mine").unwrap();
+        let e = check(out, "nifti", "a").unwrap_err().to_string();
+        assert!(e.contains("report.html") && e.contains("move it away"), "{e}");
+        std::fs::remove_file(out.join(REPORT)).unwrap();
+        let first = Placing::open(out, "nifti", "a", &|| true).unwrap();
+        let second = Placing::open(out, "ome-zarr", "a", &|| true);
+        assert!(matches!(second, Err(Fault::Stage(Error::Cancelled))), "the other one has it");
+        first.write(REPORT, b"ours").unwrap();
+        first.close(true).unwrap();
+        Placing::open(out, "ome-zarr", "a", &|| true).unwrap().write(REPORT, b"ours again").unwrap();
+        assert_eq!(std::fs::read(out.join(REPORT)).unwrap(), b"ours again");
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_what_it_was_linked_to_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, a, b) = (dir.path().join("out"), dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "a").unwrap();
+        std::fs::write(&b, "b").unwrap();
+        let placing = Placing::open(&out, "nifti", "a", &|| true).unwrap();
+        let to = out.join("p/s/x.nii.gz");
+        for from in [&a, &a, &b] {
+            placing.put(from, &to).unwrap();
+            assert!(is_same_file(from, &to));
+        }
+        assert_eq!((std::fs::read(&a).unwrap(), std::fs::read(&to).unwrap()), (b"a".to_vec(), b"b".to_vec()));
+        placing.close(true).unwrap();
     }
 }

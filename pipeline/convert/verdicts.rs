@@ -20,7 +20,7 @@ use crate::run::{NodeEnd, Summary};
 #[derive(Default)]
 pub struct Verdicts {
     pub rows: Vec<ArchiveRow>,
-    /// Row → its volume.
+    /// Row → its volume, of the first repeat.
     pub made: Vec<(usize, Input)>,
 }
 
@@ -47,7 +47,10 @@ pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Err
                 let volume = [&of_labels, &of_images].into_iter().flatten().find_map(|n| n.having(case, "spacing_mm"));
                 if let Some(volume) = volume {
                     describe(&mut row, &volume.manifest);
-                    out.made.push((out.rows.len(), volume.clone()));
+                    // One picture of a series that was taken many times.
+                    if s.repeat.unwrap_or(0) == 0 {
+                        out.made.push((out.rows.len(), volume.clone()));
+                    }
                 }
                 match of_files.as_ref().and_then(|n| n.having(case, "files")) {
                     Some(files) => {

@@ -96,8 +96,29 @@ impl StoredVolume {
         labels: Option<&mut [u8]>,
     ) -> Result<(), Error> {
         assert_eq!(voxels.len(), self.channels.len() * region.size.count(), "the caller gives room for the region");
+        self.image_into(region, outside, store, voxels)?;
+        let Some(labels) = labels else { return Ok(()) };
+        assert_eq!(labels.len(), region.size.count(), "the caller gives room for the region");
         let sticks_out = !Region::whole(self.geometry.size).contains(&region);
-        if sticks_out {
+        if sticks_out || self.label_array.is_none() {
+            labels.fill(0);
+        }
+        match &self.label_array {
+            Some(array) => self.fill(array, LABELS, region, store, labels, |from, to| to.copy_from_slice(from)),
+            None => Ok(()),
+        }
+    }
+
+    /// The first channel alone: of a series with many time points no other brick is touched. `[z, y, x]` of the region
+    pub fn first_channel(&self, region: Region, outside: f32, store: &Store) -> Result<Vec<f32>, Error> {
+        let mut voxels = vec![0.0; region.size.count()];
+        self.image_into(region, outside, store, &mut voxels)?;
+        Ok(voxels)
+    }
+
+    /// - `voxels`: `[c, z, y, x]` of the region, of as many of the first channels as there is room for
+    fn image_into(&self, region: Region, outside: f32, store: &Store, voxels: &mut [f32]) -> Result<(), Error> {
+        if !Region::whole(self.geometry.size).contains(&region) {
             voxels.fill(outside);
         }
         if let Some(image) = &self.image {
@@ -109,15 +130,7 @@ impl StoredVolume {
             };
             self.fill(image, IMAGE, region, store, voxels, convert)?;
         }
-        let Some(labels) = labels else { return Ok(()) };
-        assert_eq!(labels.len(), region.size.count(), "the caller gives room for the region");
-        if sticks_out || self.label_array.is_none() {
-            labels.fill(0);
-        }
-        match &self.label_array {
-            Some(array) => self.fill(array, LABELS, region, store, labels, |from, to| to.copy_from_slice(from)),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The labels alone, whole: what a plan of patches needs to find foreground. `[z, y, x]`
@@ -128,7 +141,7 @@ impl StoredVolume {
         Ok(Some(labels))
     }
 
-    /// - `out`: `[c, z, y, x]` of the region; left as it is outside the volume
+    /// - `out`: `[c, z, y, x]` of the region, of the first channels; left as it is outside the volume
     fn fill<T: Copy + Send + Default>(
         &self,
         array: &ArrayFile,
@@ -140,7 +153,7 @@ impl StoredVolume {
     ) -> Result<(), Error> {
         let layout = &array.layout;
         let Some(inside) = region.intersect(&Region::whole(layout.size)) else { return Ok(()) };
-        let touched = Touched::new(layout, inside);
+        let touched = Touched::new(layout, inside, out.len() / region.size.count().max(1));
         let shards = array.shards();
         let fetch = |i: usize| -> Result<Option<Arc<Vec<u8>>>, Error> {
             let (channel, at) = touched.brick(i);
@@ -164,7 +177,7 @@ impl StoredVolume {
     }
 }
 
-/// The bricks that a box overlaps: a box of the brick grid, for every channel.
+/// The bricks that a box overlaps: a box of the brick grid, for every channel that is read.
 struct Touched {
     first: Zyx<usize>,
     n: Zyx<usize>,
@@ -172,10 +185,10 @@ struct Touched {
 }
 
 impl Touched {
-    fn new(layout: &Layout, inside: Region) -> Self {
+    fn new(layout: &Layout, inside: Region, n_channels: usize) -> Self {
         let first = inside.start.zip(layout.brick).map(|(s, b)| s as usize / b);
         let end = inside.end().zip(layout.brick).map(|(e, b)| (e as usize).div_ceil(b));
-        Self { first, n: end.zip(first).map(|(e, f)| e - f), n_channels: layout.n_channels() }
+        Self { first, n: end.zip(first).map(|(e, f)| e - f), n_channels }
     }
 
     fn len(&self) -> usize {
