@@ -131,6 +131,9 @@ pub struct ConvertArgs {
     /// The file that holds it, readable by you alone
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Make the key file first; it must not be there yet
+    #[arg(long, requires = "key_file")]
+    pub new_key: bool,
     /// Only series that fit an SQL condition, such as "modality = 'CT'" (columns: voxmill query --help)
     #[arg(long = "where", value_name = "SQL")]
     pub condition: Option<String>,

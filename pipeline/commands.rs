@@ -135,11 +135,15 @@ pub fn convert(a: &ConvertArgs, defs: &'static [StageDef]) -> u8 {
             return Ok(0);
         }
         convert::check(&wanted)?;
-        let file = FileArgs { file: wanted.write(&text)?, sets: Vec::new() };
-        let plan = load(&file, defs).map_err(Fault::Told)?;
+        let file = FileArgs { file: wanted.write()?, sets: Vec::new() };
+        // Not what was just written: that does not say where a hidden archive is, and another process may write its own.
+        let plan = crate::load_text(&file.file, text, defs).map_err(|problems| {
+            tell("mistakes", &problem::render(&problems));
+            Fault::Told(2)
+        })?;
         let nodes = (0..plan.nodes.len()).collect();
         let ended = execute(&plan, &file, &a.work, false, &nodes, BTreeMap::new(), None)?;
-        let told = convert::finish(&wanted, &plan, &ended.session, &ended.summary)?;
+        let told = convert::finish(&wanted, &plan, &ended.session, &ended.summary, &|| CANCEL.load(Ordering::Relaxed))?;
         ended.ui.summary(&ended.summary, ended.code);
         told.tell(&wanted, &ended.ui, ended.code);
         ended.recorded?;

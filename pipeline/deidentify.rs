@@ -7,7 +7,7 @@ use serde_json::json;
 use voxmill_schemas::tables::DeidentifiedRow;
 use voxmill_stages::dicom::deid::archive::{self, Counts, Item};
 use voxmill_stages::dicom::deid::{BurnedIn, Dates, Private, Profile, Rules};
-use voxmill_stages::dicom::{keys, walk};
+use voxmill_stages::dicom::walk;
 use voxmill_stages::error::Error;
 
 use crate::cli::{BurnedInArg, DatesKept, DeidentifyArgs, print};
@@ -29,11 +29,8 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     }
     apart(&a.archive, &a.out)?;
     let profile = profile(a)?;
-    if let (Some(file), true) = (&a.key_file, a.new_key) {
-        keys::create(file)?;
-    }
     let key_file = a.key_file.as_ref().map(|f| f.to_string_lossy().into_owned());
-    let names = keys::names(a.key_env.as_deref(), key_file.as_deref())?;
+    let names = crate::convert::key(a.key_env.as_deref(), key_file.as_deref(), a.new_key)?;
     let found = walk::walk(&a.archive).map_err(Error::io("read", &a.archive))?;
     let item = |f: &walk::Seen| Item {
         name: names.file(&f.place()),

@@ -16,7 +16,7 @@ use crate::session::{Fault, Session};
 use crate::thumbs;
 
 pub use told::Told;
-pub use wanted::{FILE, Wanted};
+pub use wanted::{FILE, Wanted, key};
 
 /// Shown by `voxmill convert --help`.
 pub const HELP: &str = "What is made:
@@ -49,11 +49,12 @@ pub(crate) const FILES: &str = "files";
 
 /// What can be wrong with OUT, before any work.
 pub fn check(wanted: &Wanted) -> Result<(), Fault> {
-    place::check(&wanted.out, wanted.format(), &wanted.archive)
+    place::check(&wanted.out, wanted.format(), &wanted.archive_id)
 }
 
 /// Puts what was made under OUT, with tables and the page.
-pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary) -> Result<Told, Fault> {
+/// - `is_cancelled`: asked while another process puts files there
+pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary, is_cancelled: &dyn Fn() -> bool) -> Result<Told, Fault> {
     let Some(index) = verdicts::of_index(summary) else { return Ok(Told::of(summary, None, verdicts::Verdicts::default())) };
     let tables = table::open(&index.dir)?;
     let mut files: Vec<FileRow> = table::rows_of(&tables)?;
@@ -62,7 +63,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
     if summary.cancelled {
         return Ok(told);
     }
-    let mut placing = place::Placing::open(&wanted.out, wanted.format(), &wanted.archive);
+    let mut placing = place::Placing::open(&wanted.out, wanted.format(), &wanted.archive_id, is_cancelled)?;
     let made = summary.nodes.iter().find(|n| n.name == FILES).map_or(&[][..], |n| &n.items);
     let moved = placing.lay(made)?;
     for file in told.rows.iter_mut().flat_map(|r| &mut r.files) {
@@ -81,11 +82,12 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
         verdicts: &files,
         thumbs: &thumbs,
     });
-    placing.write("report.html", page.as_bytes())?;
-    placing.table("series", &told.rows)?;
-    placing.table("files", &files)?;
-    placing.table("instances", &verdicts::instances(table::rows_of(&tables)?, wanted.is_hidden()))?;
+    placing.write(place::REPORT, page.as_bytes())?;
+    let [series, file_names, instances] = place::TABLES;
+    placing.table(series, &told.rows)?;
+    placing.table(file_names, &files)?;
+    placing.table(instances, &verdicts::instances(table::rows_of(&tables)?, wanted.is_hidden()))?;
     told.removed = placing.close(summary.nodes.iter().all(|n| n.failed.is_none()))?;
-    told.report = Some(wanted.out.join("report.html"));
+    told.report = Some(wanted.out.join(place::REPORT));
     Ok(told)
 }

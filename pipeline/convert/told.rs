@@ -133,9 +133,7 @@ impl Told {
             eprintln!("and {} more files: --json lists all", self.left_out.len() - SHOWN);
         }
         if wanted.is_hidden() && !wanted.has_key() {
-            eprintln!(
-                "warning: pseudonyms are made without a secret: who knows an id can find its pseudonym (--key-file FILE; `voxmill deidentify --new-key` makes one)"
-            );
+            eprintln!("warning: pseudonyms are made without a secret: who knows an id can find its pseudonym (--key-file FILE --new-key)");
         }
         if ui.style == Style::Quiet || self.index.is_empty() {
             return;

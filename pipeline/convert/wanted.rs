@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use voxmill_stages::error::Error;
+use voxmill_stages::dicom::keys;
+use voxmill_stages::dicom::names::Names;
+use voxmill_stages::error::{Error, chain};
 
 use super::{FILES, IMAGES, INDEX, LABELS};
-use crate::cli::{ConvertArgs, ConvertNames, ConvertTo, word};
+use crate::cli::{ConvertArgs, ConvertColour, ConvertGaps, ConvertNames, ConvertRepeats, ConvertTo, word};
 use crate::infer;
 use crate::session::Fault;
 
@@ -17,6 +19,8 @@ pub struct Wanted {
     pub archive: String,
     pub out: PathBuf,
     pub workspace: PathBuf,
+    /// What the archive goes by where it must not be named: a hash under the key of the pseudonyms.
+    pub archive_id: String,
     args: ConvertArgs,
 }
 
@@ -31,8 +35,20 @@ impl Wanted {
                 "--to dicom writes every DICOM file de-identified: it takes no --labels, no --where and no --deidentify none".into(),
             ));
         }
-        if a.key_env.is_some() && a.deidentify == ConvertNames::None {
-            return Err(Fault::Wrong("--key-env is for pseudonyms, and --deidentify none makes none: leave one of them out".into()));
+        if a.to == ConvertTo::Dicom {
+            let ignored = [
+                ("--gaps", a.gaps != ConvertGaps::Refuse),
+                ("--repeats", a.repeats != ConvertRepeats::Stack),
+                ("--colour", a.colour != ConvertColour::Channels),
+            ];
+            if let Some((option, _)) = ignored.iter().find(|(_, is_given)| *is_given) {
+                return Err(Fault::Wrong(format!("--to dicom makes no volumes, it writes the files as they are: it takes no {option}")));
+            }
+        }
+        for (option, is_given) in [("--key-env", a.key_env.is_some()), ("--key-file", a.key_file.is_some())] {
+            if is_given && a.deidentify == ConvertNames::None {
+                return Err(Fault::Wrong(format!("{option} is for pseudonyms, and --deidentify none makes none: leave one of them out")));
+            }
         }
         if let Some(workspace) = &a.workspace {
             infer::apart("ARCHIVE", &a.archive, workspace)?;
@@ -40,7 +56,18 @@ impl Wanted {
         let absolute = |p: &Path| std::path::absolute(p).unwrap_or_else(|_| p.to_path_buf());
         let out = absolute(&a.out);
         let workspace = a.workspace.as_deref().map_or_else(|| out.join(".voxmill"), absolute);
-        Ok(Self { archive: utf8(&absolute(&a.archive))?, out, workspace, args: a.clone() })
+        let archive = utf8(&absolute(&a.archive))?;
+        let key_file = a.key_file.as_deref().map(|f| utf8(&absolute(f))).transpose()?;
+        let is_key_needed = !a.show_yaml && a.deidentify == ConvertNames::Basic;
+        let archive_id = if is_key_needed {
+            let names = key(a.key_env.as_deref(), key_file.as_deref(), a.new_key)?;
+            format!("{:032x}", u128::from_be_bytes(names.place(&archive)))
+        } else {
+            blake3::hash(archive.as_bytes()).to_hex()[..16].to_string()
+        };
+        // The pipeline is run from the workspace, and a pipeline that is kept may be run from anywhere.
+        let args = ConvertArgs { key_file: key_file.map(PathBuf::from), ..a.clone() };
+        Ok(Self { archive, out, workspace, archive_id, args })
     }
 
     pub fn format(&self) -> &'static str {
@@ -85,8 +112,17 @@ impl Wanted {
 
     /// The pipeline that is run.
     pub fn yaml(&self) -> String {
+        self.yaml_of(&text(&self.archive))
+    }
+
+    /// The pipeline that is kept: under pseudonyms it does not say where the archive is.
+    fn yaml_kept(&self) -> String {
+        if self.is_hidden() { self.yaml_of("\"${ARCHIVE:-archive}\" # not written down: --set ARCHIVE=PLACE says it") } else { self.yaml() }
+    }
+
+    fn yaml_of(&self, archive: &str) -> String {
         let a = &self.args;
-        let mut index = vec![("archive", text(&self.archive)), ("deidentify", word(a.deidentify))];
+        let mut index = vec![("archive", archive.to_string()), ("deidentify", word(a.deidentify))];
         index.extend(a.key_env.iter().map(|k| ("key_env", text(k))));
         index.extend(a.key_file.iter().map(|k| ("key_file", text(&k.to_string_lossy()))));
         let mut image: Vec<(&str, String)> = a.condition.iter().map(|c| ("where", text(c))).collect();
@@ -127,13 +163,28 @@ impl Wanted {
     }
 
     /// Keeps the pipeline in the workspace; where it stands.
-    pub fn write(&self, yaml: &str) -> Result<PathBuf, Fault> {
+    pub fn write(&self) -> Result<PathBuf, Fault> {
         utf8(&self.workspace)?;
         std::fs::create_dir_all(&self.workspace).map_err(|source| Fault::Workspace { path: self.workspace.clone(), source })?;
         let path = self.workspace.join(FILE);
-        std::fs::write(&path, yaml).map_err(Error::io("write", &path))?;
+        let beside = path.with_extension(format!("{}.new", std::process::id()));
+        let written = std::fs::write(&beside, self.yaml_kept()).and_then(|()| std::fs::rename(&beside, &path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&beside);
+        }
+        written.map_err(Error::io("write", &path))?;
         Ok(path)
     }
+}
+
+/// The names of the pseudonyms. A key that is not there, weak or open to others is a mistake of the command line, told before any work.
+/// - `is_new`: the key file is made first
+pub fn key(env: Option<&str>, file: Option<&str>, is_new: bool) -> Result<Names, Fault> {
+    let wrong = |e: Error| Fault::Wrong(chain(&e));
+    if let (Some(file), true) = (file, is_new) {
+        keys::create(Path::new(file)).map_err(wrong)?;
+    }
+    keys::names(env, file).map_err(wrong)
 }
 
 /// A text in YAML: JSON's quotes and escapes are YAML's as well, and a `${` must not become a variable.

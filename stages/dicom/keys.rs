@@ -33,7 +33,8 @@ fn from_environment(variable: &str) -> Result<Names, Error> {
 }
 
 /// What a key has to be: a guessed key gives every pseudonym away.
-const STRONG: &str = "at least 16 random bytes or 32 hex digits (`--key-file FILE --new-key` makes a key, and so does `openssl rand -hex 32`)";
+const STRONG: &str =
+    "at least 16 random bytes or 32 hex digits (`--key-file FILE --new-key` makes a key, and so does `openssl rand -hex 32`)";
 const LEAST_BYTES: usize = 16;
 
 /// Pseudonyms by a key that is not soon guessed, or what is wrong with it; never the key itself.

@@ -290,7 +290,7 @@ fn wrong_commands_say_what_to_do() {
     let b = Bench::new(1);
     b.voxmill(&["convert", "archive", "out"]).expect(2).says("--to");
     b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--where", "modalty = 'MR'"]).expect(2).says("modalty");
-    b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--key-env", "VOXMILL_NO_SUCH_KEY"]).expect(1).says("VOXMILL_NO_SUCH_KEY");
+    b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--key-env", "VOXMILL_NO_SUCH_KEY"]).expect(2).says("VOXMILL_NO_SUCH_KEY");
     b.voxmill(&["convert", "archive", "out", "--to", "dicom", "--labels"]).expect(2).says("--labels");
     std::fs::create_dir_all(b.path("empty")).unwrap();
     b.voxmill(&["convert", "empty", "none", "--to", "nifti"]).expect(1).says("no file at all");
@@ -299,6 +299,108 @@ fn wrong_commands_say_what_to_do() {
     std::fs::rename(b.archive(), b.path("other")).unwrap();
     b.voxmill(&["convert", "other", "out", "--to", "nifti"]).expect(2).says("another archive");
     assert_eq!(files(&b), before, "nothing is taken away");
+}
+
+/// A tar with one member.
+fn tar_of(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..107].copy_from_slice(b"0000644");
+    header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+    header[136..147].copy_from_slice(b"00000000000");
+    header[148..156].copy_from_slice(b"        ");
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|b| *b as u32).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    [&header[..], bytes, &vec![0; bytes.len().next_multiple_of(512) - bytes.len() + 1024]].concat()
+}
+
+/// A DICOMDIR that names one file.
+fn dicomdir_of(file: &str) -> Vec<u8> {
+    let element = |tag: [u8; 4], vr: &[u8; 2], value: &[u8]| {
+        let value = [value, &b" "[..value.len() % 2]].concat();
+        [&tag[..], vr, &(value.len() as u16).to_le_bytes(), &value].concat()
+    };
+    let record = element([4, 0, 0, 0x15], b"CS", file.as_bytes());
+    let item = [&[0xfe, 0xff, 0, 0xe0][..], &(record.len() as u32).to_le_bytes(), &record].concat();
+    let records = [&[4, 0, 0x20, 0x12][..], b"SQ\0\0", &(item.len() as u32).to_le_bytes(), &item].concat();
+    let meta =
+        [element([2, 0, 2, 0], b"UI", b"1.2.840.10008.1.3.10\0"), element([2, 0, 0x10, 0], b"UI", b"1.2.840.10008.1.2.1\0")].concat();
+    [&[0; 128][..], b"DICM", &meta, &records].concat()
+}
+
+#[test]
+fn under_pseudonyms_nothing_that_is_written_or_said_names_the_patient() {
+    const NAME: &str = "Mueller_Zebedee";
+    let b = Bench::new(1);
+    replace(&b.archive(), "hippocampus_001", NAME);
+    let folder = b.archive().join(NAME);
+    std::fs::rename(b.archive().join("hippocampus_001"), &folder).unwrap();
+    let slice = std::fs::read(&slices(&folder.join("MR"))[0]).unwrap();
+    std::fs::write(folder.join(format!("{NAME}.tar")), tar_of(&format!("{NAME}/{NAME}.dcm"), &slice)).unwrap();
+    std::fs::write(folder.join("DICOMDIR"), dicomdir_of("ZEBEDEE/MUELLER")).unwrap();
+    std::fs::write(folder.join(format!("{NAME}.dcm")), &slice[..slice.len() / 8]).unwrap();
+    let named = b.path(&format!("{NAME}_all"));
+    std::fs::rename(b.archive(), &named).unwrap();
+    let archive = named.to_str().unwrap();
+    let traces: Vec<Vec<u8>> = ["Zebedee", "ZEBEDEE", "zebedee", "Mueller", "MUELLER", "mueller"]
+        .iter()
+        .flat_map(|n| [n.as_bytes().to_vec(), n.encode_utf16().flat_map(u16::to_le_bytes).collect()])
+        .collect();
+    let untraced = |what: &str, bytes: &[u8]| {
+        for t in &traces {
+            assert!(!bytes.windows(t.len()).any(|w| w == t), "{} in {what}", String::from_utf8_lossy(t));
+        }
+    };
+    let all = [&["--to", "nifti", "--labels"][..], &["--to", "ome-zarr", "--labels"], &["--to", "dicom"]];
+    for more in all.iter().chain(&all) {
+        let ran = b.voxmill(&[&["convert", archive, "out"], *more].concat()).expect(3);
+        untraced("what was said", format!("{}{}", ran.stdout, ran.stderr).as_bytes());
+        assert!(ran.stdout.contains(" = 1 converted") || more[1] == "dicom", "{}", ran.stdout);
+    }
+    let mut todo = vec![b.path("out")];
+    while let Some(p) = todo.pop() {
+        untraced("a name", p.strip_prefix(b.path("out")).unwrap().as_os_str().as_encoded_bytes());
+        if p.is_dir() {
+            todo.extend(std::fs::read_dir(p).unwrap().map(|e| e.unwrap().path()));
+        } else if p.to_string_lossy().ends_with(".nii.gz") {
+            let mut bytes = Vec::new();
+            flate2::read::MultiGzDecoder::new(std::fs::File::open(&p).unwrap()).read_to_end(&mut bytes).unwrap();
+            untraced(&p.display().to_string(), &bytes);
+        } else {
+            untraced(&p.display().to_string(), &std::fs::read(&p).unwrap());
+        }
+    }
+    for table in ["series", "files", "instances", "executions", "quarantine", "runs"] {
+        let rows = b.voxmill(&["query", "out/.voxmill/convert.yaml", &format!("select * from {table}"), "--format", "csv"]).expect(0);
+        untraced(table, rows.stdout.as_bytes());
+    }
+    // Nothing is read again, and nothing is made again.
+    let again = b.voxmill(&["convert", archive, "out", "--to", "nifti", "--labels", "--log", "json"]).expect(3);
+    assert_eq!(again.made(), 0, "{}", again.stderr);
+    // Another key gives other names: those of before are not taken away for them.
+    b.voxmill(&["convert", archive, "out", "--to", "nifti", "--key-file", "new.key", "--new-key"]).expect(2).says("another key");
+}
+
+#[test]
+fn options_that_would_do_nothing_weak_keys_and_foreign_files_are_refused() {
+    let b = Bench::new(1);
+    convert(&b, &["--to", "dicom", "--gaps", "fill"]).expect(2).says("--gaps");
+    convert(&b, &["--to", "dicom", "--repeats", "separate"]).expect(2).says("--repeats");
+    convert(&b, &["--to", "nifti", "--key-file", "none.key"]).expect(2).says("none.key");
+    std::fs::write(b.path("weak.key"), "secret").unwrap();
+    std::fs::set_permissions(b.path("weak.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    convert(&b, &["--to", "nifti", "--key-file", "weak.key"]).expect(2).says("--new-key");
+    assert!(!b.path("out").exists());
+    std::fs::create_dir(b.path("out")).unwrap();
+    std::fs::write(b.path("out/report.html"), "mine").unwrap();
+    convert(&b, &["--to", "nifti"]).expect(2).says("report.html");
+    std::fs::remove_file(b.path("out/report.html")).unwrap();
+    let told = json(&convert(&b, &["--to", "nifti", "--key-file", "new.key", "--new-key"]).expect(0));
+    assert_eq!(told["keyed"], true, "{told}");
+    convert(&b, &["--to", "nifti", "--key-file", "new.key", "--new-key"]).expect(2).says("there already");
+    convert(&b, &["--to", "nifti", "--key-file", "new.key"]).expect(0);
 }
 
 fn slices(folder: &Path) -> Vec<PathBuf> {
