@@ -144,7 +144,8 @@ fn what_is_fuzzed_is_built_of_what_the_program_is_built_of() {
     let (table, fuzz) = (read("Cargo.toml"), read("tests/fuzz/Cargo.toml"));
     let own = ["libfuzzer-sys", "voxmill-schemas"];
     let lines: Vec<&str> = fuzz.lines().skip_while(|l| *l != "[dependencies]").skip(1).take_while(|l| !l.starts_with('[')).collect();
-    let wrong = lines.iter().filter(|l| l.contains(" = ") && !own.iter().any(|name| l.starts_with(name)) && !table.lines().any(|t| t == **l));
+    let wrong =
+        lines.iter().filter(|l| l.contains(" = ") && !own.iter().any(|name| l.starts_with(name)) && !table.lines().any(|t| t == **l));
     assert_eq!(wrong.collect::<Vec<_>>(), Vec::<&&str>::new(), "lines that do not stand so in the version table");
     // The very releases, too: a fault of a codec is found in the one that is shipped.
     let locked = |lock: String| -> Vec<String> {
