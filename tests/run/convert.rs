@@ -340,7 +340,7 @@ fn under_pseudonyms_nothing_that_is_written_or_said_names_the_patient() {
     let slice = std::fs::read(&slices(&folder.join("MR"))[0]).unwrap();
     std::fs::write(folder.join(format!("{NAME}.tar")), tar_of(&format!("{NAME}/{NAME}.dcm"), &slice)).unwrap();
     std::fs::write(folder.join("DICOMDIR"), dicomdir_of("ZEBEDEE/MUELLER")).unwrap();
-    std::fs::write(folder.join(format!("{NAME}.dcm")), &slice[..slice.len() / 8]).unwrap();
+    std::fs::write(folder.join(format!("{NAME}.dcm")), format!("dear {NAME}")).unwrap();
     let named = b.path(&format!("{NAME}_all"));
     std::fs::rename(b.archive(), &named).unwrap();
     let archive = named.to_str().unwrap();
