@@ -53,7 +53,7 @@ fn cpu() -> String {
 impl Stage for Infer {
     const INFO: Info = Info {
         name: "infer",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[
             Port { name: "cases", kind: Kind::Volume, required: true, about: "volumes preprocessed as in training" },

@@ -258,7 +258,7 @@ fn integers<T>(values: Vec<f32>, narrow: impl Fn(f32) -> T) -> Vec<T> {
 impl Stage for Resample {
     const INFO: Info = Info {
         name: "resample",
-        version: 2,
+        version: 3,
         scope: Scope::Case,
         ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what gets another spacing, labels included" }],
         gives: Kind::Volume,

@@ -6,19 +6,50 @@ use rayon::prelude::*;
 /// Voxels of one partial sum.
 const BLOCK: usize = 1 << 16;
 
-/// Maps `low`…`high` to `to_low`…`to_high`, values beyond held at the ends if `clip` (MONAI `ScaleIntensityRange`). Where high = low, x − low + to_low.
-pub fn window(values: &mut [f32], low: f32, high: f32, to_low: f32, to_high: f32, clip: bool) {
-    let (range, to_range) = (high - low, to_high - to_low);
-    let (floor, ceiling) = (to_low.min(to_high), to_low.max(to_high));
-    values.par_chunks_mut(BLOCK).for_each(|values| {
-        if range == 0.0 {
-            values.iter_mut().for_each(|v| *v = *v - low + to_low);
-        } else if clip {
-            values.iter_mut().for_each(|v| *v = ((*v - low) / range * to_range + to_low).max(floor).min(ceiling));
-        } else {
-            values.iter_mut().for_each(|v| *v = (*v - low) / range * to_range + to_low);
+/// A change of one value that looks at nothing else, in float32: what may be done while values are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Map {
+    /// Values of `from`, both ends included, become `to`: padding that shall not be seen.
+    Replace { from: [f64; 2], to: f32 },
+    /// `low`…`high` to `to_low`…`to_high`, values beyond held at the ends if `clip` (MONAI `ScaleIntensityRange`). Where high = low, x − low + to_low.
+    Window { low: f32, high: f32, to_low: f32, to_high: f32, clip: bool },
+    /// (x − mean) / std (MONAI `NormalizeIntensity`), 0 left alone if `nonzero`.
+    Normalize { mean: f32, std: f32, nonzero: bool },
+    /// Values beyond `low` and `high` are held there.
+    Clip { low: f32, high: f32 },
+}
+
+impl Map {
+    /// The one place where the formula stands: whole volumes and regions have the same bits.
+    #[inline(always)]
+    pub fn apply(self, values: &mut [f32]) {
+        match self {
+            Map::Replace { from: [low, high], to } => {
+                values.iter_mut().for_each(|v| *v = if low <= *v as f64 && *v as f64 <= high { to } else { *v });
+            }
+            Map::Window { low, high, to_low, to_high, clip } => {
+                let (range, to_range) = (high - low, to_high - to_low);
+                let (floor, ceiling) = (to_low.min(to_high), to_low.max(to_high));
+                if range == 0.0 {
+                    values.iter_mut().for_each(|v| *v = *v - low + to_low);
+                } else if clip {
+                    values.iter_mut().for_each(|v| *v = ((*v - low) / range * to_range + to_low).max(floor).min(ceiling));
+                } else {
+                    values.iter_mut().for_each(|v| *v = (*v - low) / range * to_range + to_low);
+                }
+            }
+            Map::Normalize { mean, std, nonzero } => {
+                values.iter_mut().for_each(|v| *v = if nonzero && *v == 0.0 { *v } else { (*v - mean) / std });
+            }
+            Map::Clip { low, high } => values.iter_mut().for_each(|v| *v = v.max(low).min(high)),
         }
-    });
+    }
+}
+
+/// [`Map::Window`] of all values.
+pub fn window(values: &mut [f32], low: f32, high: f32, to_low: f32, to_high: f32, clip: bool) {
+    let map = Map::Window { low, high, to_low, to_high, clip };
+    values.par_chunks_mut(BLOCK).for_each(|values| map.apply(values));
 }
 
 /// Mean and population standard deviation (÷ N) of the finite values that `keep` accepts, and how many they are. Two passes: no cancellation.

@@ -9,6 +9,8 @@ pub mod matrix;
 pub mod metrics;
 pub mod morphology;
 pub mod orient;
+pub mod plan;
+pub mod points;
 pub mod regrid;
 pub mod resample;
 pub mod respace;

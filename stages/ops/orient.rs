@@ -3,8 +3,10 @@
 
 use rayon::prelude::*;
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
+use voxmill_schemas::region::Region;
 
 use super::matrix;
+use super::plan::Part;
 use crate::error::Error;
 
 /// Toward where the indices of the array axes x, y, z grow, in this order: NIfTI's `RAS` is right, front, head.
@@ -135,6 +137,44 @@ impl Turn {
             }
         });
         Geometry { size: self.size(g.size), origin, axes_mm: Zyx::from_array(turned) }
+    }
+
+    /// Where a box of the turned array lies in the array of `size` that is turned.
+    pub fn region_before(&self, turned: Region, size: Zyx<usize>) -> Region {
+        let (n, start, extent) = (size.to_array(), turned.start.to_array(), turned.size.to_array());
+        let (mut before, mut sizes) = ([0i64; 3], [0usize; 3]);
+        for a in 0..3 {
+            let source = self.from[a];
+            before[source] = if self.flip[a] { n[source] as i64 - start[a] - extent[a] as i64 } else { start[a] };
+            sizes[source] = extent[a];
+        }
+        Region { start: Zyx::from_array(before), size: Zyx::from_array(sizes) }
+    }
+
+    /// A box of the turned array: `[z', y', x']` of `turned`.
+    ///
+    /// - part: a box of the array of `size` that covers [`Turn::region_before`] of `turned`
+    pub fn cut<T: Copy + Default>(&self, part: Part<T>, size: Zyx<usize>, turned: Region) -> Vec<T> {
+        let mut out = vec![T::default(); turned.size.count()];
+        if out.is_empty() {
+            return out;
+        }
+        let n = part.region.size.to_array();
+        let strides = [(n[1] * n[2]) as isize, n[2] as isize, 1];
+        let before = self.region_before(turned, size);
+        let step: [isize; 3] = std::array::from_fn(|a| if self.flip[a] { -strides[self.from[a]] } else { strides[self.from[a]] });
+        // The voxel that becomes the first one: the last along axes that are reversed.
+        let mut first = before.start.to_array();
+        (0..3).filter(|a| self.flip[*a]).for_each(|a| first[self.from[a]] += turned.size.to_array()[a] as i64 - 1);
+        let start = part.at(Zyx::from_array(first).map(|v| v as usize)) as isize;
+        for (i, row) in out.chunks_exact_mut(turned.size.x).enumerate() {
+            let at = start + step[0] * (i / turned.size.y) as isize + step[1] * (i % turned.size.y) as isize;
+            match step[2] {
+                1 => row.copy_from_slice(&part.voxels[at as usize..][..turned.size.x]),
+                step_x => row.iter_mut().enumerate().for_each(|(x, v)| *v = part.voxels[(at + step_x * x as isize) as usize]),
+            }
+        }
+        out
     }
 
     /// Turns every channel.

@@ -3,10 +3,10 @@
 
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Geometry;
+use voxmill_schemas::region::Region;
 
-use super::orient::Turn;
-use super::resample::{self, Outside};
-use super::separable::{self, Axes};
+use super::plan::{self, Part, Plan};
+use super::resample::{Interpolation, Outside};
 
 /// The class with the largest logit, the smaller id on a tie.
 ///
@@ -25,22 +25,20 @@ pub fn argmax(logits: &[f32], n_classes: usize) -> Vec<u8> {
 pub fn labels_on(logits: &[f32], n_classes: usize, from: &Geometry, to: &Geometry) -> Vec<u8> {
     let n = from.size.count();
     assert_eq!(logits.len(), n * n_classes, "one logit a class and voxel");
-    let turn = Turn::along(from, to);
-    if turn != Turn::NONE {
-        return labels_on(&turn.apply(logits, from.size), n_classes, &turn.geometry(from), to);
-    }
-    let map = resample::index_map(from, to);
     // Below every logit: class 0 wins where nothing was predicted.
-    let outside = Outside::Value(f32::NEG_INFINITY);
-    if resample::right_angled(&map, to.size) {
-        return separable::strongest(logits, &Axes::linear(&map, from.size, to.size, outside));
-    }
+    let plan = Plan::new(from, to, Interpolation::Linear, Outside::Value(f32::NEG_INFINITY));
     let mut out = vec![0u8; to.size.count()];
-    out.par_chunks_mut((to.size.y * to.size.x).max(1)).enumerate().for_each(|(z, plane)| {
-        resample::for_each_point(&map, z, to.size, |i, p| {
-            let logit = |class: usize| resample::linear_at(&logits[class * n..][..n], &|v| v as f64, from.size, p, outside) as f32;
-            plane[i] = largest((0..n_classes).map(logit));
-        });
+    // A slab at a time: one plane of logits a class would not fit in memory.
+    plan::slabs(Region::whole(to.size), &mut out, |slab, out| {
+        let (mut best, mut here) = (vec![f32::NEG_INFINITY; out.len()], vec![0.0f32; out.len()]);
+        for (class, logits) in logits.chunks_exact(n.max(1)).enumerate() {
+            plan.run(Part::whole(logits, from.size), slab, &[], &mut here);
+            for ((out, best), here) in out.iter_mut().zip(&mut best).zip(&here) {
+                if *here > *best {
+                    (*best, *out) = (*here, class as u8);
+                }
+            }
+        }
     });
     out
 }

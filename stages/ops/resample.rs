@@ -1,14 +1,12 @@
-//! Values of a volume on another grid: linear, nearest or cubic B-spline (MONAI `SpatialResample` on float64). Right-angled pairs of grids go axis by axis
-//! (see `separable`), oblique ones voxel by voxel. Every value depends on its place alone, so the number of threads changes nothing.
+//! Values of a volume on another grid: linear, nearest or cubic B-spline (MONAI `SpatialResample` on float64), what may stand outside, and whole volumes in
+//! one call. Right-angled pairs of grids go axis by axis (`separable`), oblique ones voxel by voxel (`points`); `plan` decides and runs regions.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::{Geometry, Zyx};
+use voxmill_schemas::region::Region;
 
 use super::matrix::{self, Affine};
-use super::orient::Turn;
-use super::separable::{self, Axes};
-use super::spline;
+use super::plan::{Part, Plan, Voxel};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -44,9 +42,6 @@ pub enum Outside {
     Reflect,
 }
 
-/// Distance in voxels within which two grids count as one.
-const SAME_GRID_VOXELS: f64 = 1e-3;
-
 /// Largest sum of cross terms, in voxels, with which a map still counts as right-angled.
 const RIGHT_ANGLED_VOXELS: f64 = 1e-9;
 
@@ -56,54 +51,53 @@ const RIGHT_ANGLED_VOXELS: f64 = 1e-9;
 ///
 /// Grids that agree within a thousandth of a voxel give the values untouched. Neither grid may be degenerate.
 pub fn resample_to(values: &[f32], from: &Geometry, to: &Geometry, how: Interpolation, outside: Outside) -> Vec<f32> {
-    resample_values(values, &|v| v as f64, from, to, how, outside)
+    run_channels(&Plan::new(from, to, how, outside), values)
 }
 
-/// [`resample_to`] from any voxel type; `value` widens a voxel.
-pub fn resample_values<T: Copy + Default + Send + Sync>(
+/// [`resample_to`] from any voxel type.
+pub fn resample_values<T: Voxel>(
     values: &[T],
-    value: &(impl Fn(T) -> f64 + Sync),
+    _wide: &impl Fn(T) -> f64,
     from: &Geometry,
     to: &Geometry,
     how: Interpolation,
     outside: Outside,
 ) -> Vec<f32> {
-    if from.same_grid(to, SAME_GRID_VOXELS) {
-        return values.par_iter().map(|v| value(*v) as f32).collect();
-    }
-    // A grid that lies along other axes is turned first: then nearly every pair of grids can go axis by axis.
-    let turn = Turn::along(from, to);
-    if turn != Turn::NONE {
-        return resample_values(&turn.apply(values, from.size), value, &turn.geometry(from), to, how, outside);
-    }
-    let map = index_map(from, to);
-    match right_angled(&map, to.size) && !matches!(outside, Outside::Fade | Outside::Reflect) {
-        true => match how {
-            Interpolation::Linear => separable::linear(values, value, &Axes::linear(&map, from.size, to.size, outside)),
-            Interpolation::Nearest => separable::nearest(values, |v| value(v) as f32, &Axes::nearest(&map, from.size, to.size, outside)),
-            Interpolation::Cubic => spline::separable(values, value, &map, from.size, to.size, outside),
-        },
-        false => sample(values, value, &map, from.size, to.size, how, outside),
-    }
+    run_channels(&Plan::new(from, to, how, outside), values)
 }
 
 /// Class ids on another grid. [`Outside::Value`] gives that class, rounded; [`Outside::Fade`] is background.
 ///
 /// - labels: `[z, y, x]` on `from`; the result is `[z, y, x]` on `to`
 pub fn resample_labels(labels: &[u8], from: &Geometry, to: &Geometry, how: LabelInterpolation, outside: Outside) -> Vec<u8> {
-    if from.same_grid(to, SAME_GRID_VOXELS) {
-        return labels.to_vec();
+    let plan = Plan::labels(from, to, how, outside);
+    let mut out = vec![0; to.size.count()];
+    plan.run_labels(Part::whole(labels, from.size), Region::whole(to.size), &mut out);
+    out
+}
+
+/// Values at the points `map`·(x, y, z, 1) of each output index: the general way, any affine map.
+///
+/// - values: `[c, z, y, x]` of `size`; the result is `[c, z, y, x]` of `to`
+pub fn sample<T: Voxel>(
+    values: &[T],
+    _wide: &impl Fn(T) -> f64,
+    map: &Affine,
+    size: Zyx<usize>,
+    to: Zyx<usize>,
+    how: Interpolation,
+    outside: Outside,
+) -> Vec<f32> {
+    run_channels(&Plan::of_map(map, size, to, how, outside), values)
+}
+
+fn run_channels<T: Voxel>(plan: &Plan, values: &[T]) -> Vec<f32> {
+    let (from, to) = (plan.from.count().max(1), plan.to.count());
+    let mut out = vec![0.0f32; values.len() / from * to];
+    for (values, out) in values.chunks_exact(from).zip(out.chunks_exact_mut(to.max(1))) {
+        plan.run(Part::whole(values, plan.from), Region::whole(plan.to), &[], out);
     }
-    let turn = Turn::along(from, to);
-    if turn != Turn::NONE {
-        return resample_labels(&turn.apply(labels, from.size), &turn.geometry(from), to, how, outside);
-    }
-    let map = index_map(from, to);
-    let axes_do = right_angled(&map, to.size) && !matches!(outside, Outside::Fade | Outside::Reflect);
-    if how == LabelInterpolation::Nearest && axes_do {
-        return separable::nearest(labels, |v| v, &Axes::nearest(&map, from.size, to.size, outside));
-    }
-    sample_labels(labels, &map, from.size, to.size, how, outside)
+    out
 }
 
 /// From an index of `to` to the index of `from` at the same point, in the order x, y, z.
@@ -115,62 +109,6 @@ pub fn index_map(from: &Geometry, to: &Geometry) -> Affine {
 pub fn right_angled(map: &Affine, size: Zyx<usize>) -> bool {
     let last = [size.x, size.y, size.z].map(|n| n.saturating_sub(1) as f64);
     (0..3).all(|r| (0..3).filter(|c| *c != r).map(|c| (map[r][c] * last[c]).abs()).sum::<f64>() <= RIGHT_ANGLED_VOXELS)
-}
-
-/// Values at the points `map`·(x, y, z, 1) of each output index: the general way, any affine map.
-///
-/// - values: `[c, z, y, x]` of `size`; the result is `[c, z, y, x]` of `to`
-pub fn sample<T: Copy + Sync>(
-    values: &[T],
-    value: &(impl Fn(T) -> f64 + Sync),
-    map: &Affine,
-    size: Zyx<usize>,
-    to: Zyx<usize>,
-    how: Interpolation,
-    outside: Outside,
-) -> Vec<f32> {
-    let (voxels, plane) = (size.count(), (to.y * to.x).max(1));
-    let channels = values.len().checked_div(voxels).unwrap_or(0);
-    let mut out = vec![0.0f32; channels * to.count()];
-    for (values, out) in values.chunks_exact(voxels.max(1)).zip(out.chunks_exact_mut(to.count().max(1))) {
-        let coefficients = (how == Interpolation::Cubic).then(|| spline::Coefficients::of(values, value, size));
-        out.par_chunks_mut(plane).enumerate().for_each(|(z, out)| {
-            for_each_point(map, z, to, |i, p| {
-                out[i] = match (&coefficients, how) {
-                    (Some(c), _) => c.at(p, outside),
-                    (None, Interpolation::Nearest) => nearest_at(size, p, outside).map_or(outside.value(), |i| value(values[i]) as f32),
-                    (None, _) => linear_at(values, value, size, p, outside) as f32,
-                };
-            });
-        });
-    }
-    out
-}
-
-/// [`sample`] for class ids.
-pub fn sample_labels(labels: &[u8], map: &Affine, size: Zyx<usize>, to: Zyx<usize>, how: LabelInterpolation, outside: Outside) -> Vec<u8> {
-    let mut out = vec![0u8; to.count()];
-    let beyond = outside.value().clamp(0.0, 255.0) as u8;
-    out.par_chunks_mut((to.y * to.x).max(1)).enumerate().for_each(|(z, out)| {
-        for_each_point(map, z, to, |i, p| {
-            out[i] = match how {
-                LabelInterpolation::Nearest => nearest_at(size, p, outside).map_or(beyond, |i| labels[i]),
-                LabelInterpolation::Linear => strongest_at(labels, size, p, outside).unwrap_or(beyond),
-            };
-        });
-    });
-    out
-}
-
-/// Calls `f` with the index in the plane and the source point (z, y, x) of every voxel of output plane `z`.
-pub fn for_each_point(map: &Affine, z: usize, to: Zyx<usize>, mut f: impl FnMut(usize, Zyx<f64>)) {
-    for y in 0..to.y {
-        let base = matrix::apply(map, [0.0, y as f64, z as f64]);
-        for x in 0..to.x {
-            let k = x as f64;
-            f(y * to.x + x, Zyx::new(base[2] + map[2][0] * k, base[1] + map[1][0] * k, base[0] + map[0][0] * k));
-        }
-    }
 }
 
 impl Outside {
@@ -204,102 +142,6 @@ impl Outside {
             Outside::Edge | Outside::Value(_) => p.max(0.0).min(last),
         }
     }
-}
-
-fn nearest_at(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<usize> {
-    let mut index = 0;
-    for (p, n) in p.to_array().into_iter().zip(size.to_array()) {
-        if outside.covers(p, n) {
-            return None;
-        }
-        let i = outside.fold(p, n).round_ties_even();
-        if !(i >= 0.0 && i < n as f64) {
-            return None;
-        }
-        index = index * n + i as usize;
-    }
-    Some(index)
-}
-
-/// Where the neighbours of a point inside the array start and how far it is past them: no edge is in reach.
-fn inside(size: Zyx<usize>, p: Zyx<f64>) -> Option<(usize, Zyx<f64>)> {
-    let free = |p: f64, n: usize| p >= 0.0 && p < n as f64 - 1.0;
-    if !(free(p.z, size.z) && free(p.y, size.y) && free(p.x, size.x)) {
-        return None;
-    }
-    // Truncation is the floor of what is not negative.
-    let low = p.map(|p| p as usize);
-    Some(((low.z * size.y + low.y) * size.x + low.x, p.zip(low).map(|(p, low)| p - low as f64)))
-}
-
-/// The 8 neighbours of a point: flat index and weight. A neighbour outside the array has weight 0.
-fn neighbours(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<[(usize, f64); 8]> {
-    let mut out = [(0usize, 1.0f64); 8];
-    for (axis, (p, n)) in p.to_array().into_iter().zip(size.to_array()).enumerate() {
-        if outside.covers(p, n) {
-            return None;
-        }
-        let p = outside.fold(p, n);
-        let low = p.floor();
-        let t = p - low;
-        for (k, (index, weight)) in out.iter_mut().enumerate() {
-            let high = k >> (2 - axis) & 1;
-            let i = low as i64 + high as i64;
-            let inside = (0..n as i64).contains(&i);
-            *index = *index * n + i.clamp(0, n as i64 - 1) as usize;
-            *weight *= match (inside, high) {
-                (false, _) => 0.0,
-                (true, 0) => 1.0 - t,
-                (true, _) => t,
-            };
-        }
-    }
-    Some(out)
-}
-
-/// The trilinear value of one channel at a point.
-///
-/// - values: `[z, y, x]`
-pub fn linear_at<T: Copy>(values: &[T], value: &impl Fn(T) -> f64, size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> f64 {
-    if let Some((at, t)) = inside(size, p) {
-        let blend = |a: f64, b: f64, t: f64| if t == 0.0 { a } else { a + (b - a) * t };
-        let line = |at: usize| blend(value(values[at]), value(values[at + 1]), t.x);
-        let plane = |at: usize| blend(line(at), line(at + size.x), t.y);
-        return blend(plane(at), plane(at + size.y * size.x), t.z);
-    }
-    match neighbours(size, p, outside) {
-        // A weight of 0 must silence its voxel, were it infinite.
-        Some(n) => n.iter().filter(|(_, w)| *w > 0.0).map(|(i, w)| value(values[*i]) * w).sum(),
-        None => outside.value() as f64,
-    }
-}
-
-fn strongest_at(labels: &[u8], size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<u8> {
-    if let Some((at, _)) = inside(size, p) {
-        let (row, plane) = (size.x, size.y * size.x);
-        let pair = |at: usize| u16::from_ne_bytes([labels[at], labels[at + 1]]);
-        let first = pair(at);
-        if first == pair(at + row) && first == pair(at + plane) && first == pair(at + plane + row) && labels[at] == labels[at + 1] {
-            return Some(labels[at]);
-        }
-    }
-    let near = neighbours(size, p, outside)?;
-    let first = labels[near[0].0];
-    let total: f64 = near.iter().map(|n| n.1).sum();
-    // What fades out is background.
-    if total > 1.0 - 1e-9 && near.iter().all(|(i, _)| labels[*i] == first) {
-        return Some(first);
-    }
-    let weight_of = |class: u8| near.iter().filter(|(i, _)| labels[*i] == class).map(|n| n.1).sum::<f64>();
-    let mut best = (0u8, weight_of(0) + (1.0 - total).max(0.0));
-    for class in near.map(|(i, _)| labels[i]) {
-        let w = weight_of(class);
-        // Weights are sums of products: a difference in the last bits is a tie.
-        if class != best.0 && (w > best.1 + 1e-12 || (w > best.1 - 1e-12 && class < best.0)) {
-            best = (class, w);
-        }
-    }
-    Some(best.0)
 }
 
 #[cfg(test)]

@@ -1,16 +1,20 @@
-//! Resampling between two grids whose axes are parallel, axis by axis: the fast way. Blends run in float64 (values of ±1000 HU and a tolerance of 1e-5 need
-//! it) on planes that stay in the cache; slabs of output planes run side by side.
+//! Resampling between two grids whose axes are parallel, axis by axis: the fast way. Rows are blended along y, then x, then z, in float64 (values of ±1000 HU
+//! and a tolerance of 1e-5 need it), in strips of rows that stay in the cache; the maps that follow run on each row before it leaves.
 
-use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
 
+use super::intensity::Map;
 use super::matrix::Affine;
+use super::plan::{Part, Voxel};
+use super::points::rows;
 use super::resample::Outside;
 
 /// Where one output index of an axis reads: the lower neighbour and the weight of the upper one. `None`: outside.
 pub type Taps = Vec<Option<(usize, f64)>>;
 
 /// The plan of a separable resampling.
+#[derive(Clone, Debug)]
 pub struct Axes {
     pub from: Zyx<usize>,
     pub to: Zyx<usize>,
@@ -44,6 +48,19 @@ impl Axes {
         let taps = Zyx::new(axis(2, from.z, to.z), axis(1, from.y, to.y), axis(0, from.x, to.x));
         Self { from, to, taps, outside: outside.value() }
     }
+
+    /// The voxels that a region of the output reads.
+    pub fn needs(&self, region: Region) -> Option<Region> {
+        let axis = |taps: &Taps, start: i64, n: usize| -> Option<(i64, usize)> {
+            let read = taps[start as usize..][..n].iter().flatten();
+            let (low, high) = read.fold((usize::MAX, 0), |(low, high), (i, t)| (low.min(*i), high.max(i + (*t != 0.0) as usize)));
+            (low <= high).then(|| (low as i64, high - low + 1))
+        };
+        let z = axis(&self.taps.z, region.start.z, region.size.z)?;
+        let y = axis(&self.taps.y, region.start.y, region.size.y)?;
+        let x = axis(&self.taps.x, region.start.x, region.size.x)?;
+        Some(Region { start: Zyx::new(z.0, y.0, x.0), size: Zyx::new(z.1, y.1, x.1) })
+    }
 }
 
 /// The source coordinate as `torch.nn.functional.affine_grid` and `grid_sample` (align_corners false) round it: through coordinates normalised to ±1. It
@@ -69,171 +86,106 @@ fn torch_coordinate(step: f64, start: f64, i: usize, n: usize, m: usize) -> f64 
     ((g + 1.0) * n - 1.0) / 2.0
 }
 
-/// Trilinear.
+/// Output rows that are worked on together: their blended rows of two input planes stay in the cache while z is walked.
+const STRIP: usize = 16;
+
+/// Trilinear values for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`.
 ///
-/// - values: `[c, z, y, x]` of `axes.from`; the result is `[c, z, y, x]` of `axes.to`
-pub fn linear<T: Copy + Sync>(values: &[T], value: &(impl Fn(T) -> f64 + Sync), axes: &Axes) -> Vec<f32> {
-    let (from, to) = (axes.from.count(), axes.to.count());
-    let channels = values.len().checked_div(from).unwrap_or(0);
-    let mut out = vec![0.0f32; channels * to];
-    let plane = axes.to.y * axes.to.x;
-    if out.is_empty() {
-        return out;
-    }
-    let depth = slab_depth(axes.to.z);
-    for (values, out) in values.chunks_exact(from).zip(out.chunks_exact_mut(to)) {
-        out.par_chunks_mut(plane * depth).enumerate().for_each(|(slab, out)| {
-            let mut planes = Planes::new(values, value, axes);
-            out.chunks_exact_mut(plane).enumerate().for_each(|(k, out)| planes.write(slab * depth + k, out));
+/// - part: covers what [`Axes::needs`] says of `tile`
+pub fn linear<T: Voxel>(part: Part<T>, axes: &Axes, tile: Region, slab: Region, maps: &[Map], out: &mut [f32]) {
+    if part.region.is_empty() {
+        return rows(tile, slab, out).for_each(|(row, ..)| {
+            row.fill(axes.outside);
+            maps.iter().for_each(|m| m.apply(row));
         });
     }
-    out
+    for first in (0..tile.size.y).step_by(STRIP) {
+        let rows = STRIP.min(tile.size.y - first);
+        let tile = Region { start: Zyx { y: tile.start.y + first as i64, ..tile.start }, size: Zyx { y: rows, ..tile.size } };
+        strip(part, axes, tile, slab, maps, out);
+    }
 }
 
-/// The strongest channel of a trilinear resampling, the lowest on a tie and outside.
-///
-/// - scores: `[class, z, y, x]` of `axes.from`; the result is `[z, y, x]` of `axes.to`
-pub fn strongest(scores: &[f32], axes: &Axes) -> Vec<u8> {
-    let from = axes.from.count();
-    let mut out = vec![0u8; axes.to.count()];
-    let plane = axes.to.y * axes.to.x;
-    if out.is_empty() || from == 0 {
-        return out;
-    }
-    let depth = slab_depth(axes.to.z);
-    out.par_chunks_mut(plane * depth).enumerate().for_each(|(slab, out)| {
-        let (mut best, mut here) = (vec![f32::NEG_INFINITY; out.len()], vec![0.0f32; plane]);
-        for (class, scores) in scores.chunks_exact(from).enumerate() {
-            let mut planes = Planes::new(scores, &|v| v as f64, axes);
-            for (k, (out, best)) in out.chunks_exact_mut(plane).zip(best.chunks_exact_mut(plane)).enumerate() {
-                planes.write(slab * depth + k, &mut here);
-                for ((out, best), here) in out.iter_mut().zip(best).zip(&here) {
-                    if *here > *best {
-                        (*best, *out) = (*here, class as u8);
+fn strip<T: Voxel>(part: Part<T>, axes: &Axes, tile: Region, slab: Region, maps: &[Map], out: &mut [f32]) {
+    let n = tile.size.x;
+    let xs: Vec<(usize, f64)> =
+        axes.taps.x[tile.start.x as usize..][..n].iter().map(|t| t.unwrap_or((part.region.start.x as usize, 0.0))).collect();
+    let xs: Vec<(usize, f64)> = xs.into_iter().map(|(i, t)| (i - part.region.start.x as usize, t)).collect();
+    let has_gaps = axes.taps.x[tile.start.x as usize..][..n].iter().any(Option::is_none);
+    let mut wide = vec![0.0f64; part.region.size.x];
+    // Input planes blended in y and x, each with its index; an index and the next one never share a place.
+    let mut strips = [(usize::MAX, vec![0.0f64; tile.size.y * n]), (usize::MAX, vec![0.0f64; tile.size.y * n])];
+    for (i, (row, z, y)) in rows(tile, slab, out).enumerate() {
+        let (Some((low, t)), Some(_)) = (axes.taps.z[z], axes.taps.y[y]) else {
+            row.fill(axes.outside);
+            maps.iter().for_each(|m| m.apply(row));
+            continue;
+        };
+        let k = i % tile.size.y;
+        // A weight of 0 must not read its voxel: were it not a number, it would spread.
+        for z in low..=low + (t != 0.0) as usize {
+            let strip = &mut strips[z & 1];
+            if strip.0 != z {
+                strip.0 = z;
+                for (k, out) in strip.1.chunks_exact_mut(n).enumerate() {
+                    let Some((low, t)) = axes.taps.y[tile.start.y as usize + k] else { continue };
+                    let (a, _) = part.row(z, low);
+                    if t == 0.0 {
+                        wide.iter_mut().zip(a).for_each(|(w, a)| *w = a.wide());
+                    } else {
+                        let (b, _) = part.row(z, low + 1);
+                        wide.iter_mut().zip(a.iter().zip(b)).for_each(|(w, (a, b))| *w = a.wide() + (b.wide() - a.wide()) * t);
+                    }
+                    for (o, (i, t)) in out.iter_mut().zip(&xs) {
+                        *o = if *t == 0.0 { wide[*i] } else { wide[*i] + (wide[i + 1] - wide[*i]) * t };
                     }
                 }
             }
         }
-    });
-    out
-}
-
-/// The closest voxel.
-///
-/// - values: `[c, z, y, x]` of `axes.from`; the result is `[c, z, y, x]` of `axes.to`
-pub fn nearest<T: Copy + Sync, U: Copy + Send + Sync + Default>(values: &[T], value: impl Fn(T) -> U + Sync, axes: &Axes) -> Vec<U>
-where
-    f32: As<U>,
-{
-    let (from, to) = (axes.from, axes.to);
-    let channels = values.len().checked_div(from.count()).unwrap_or(0);
-    let mut out = vec![axes.outside.as_(); channels * to.count()];
-    let plane = (to.y * to.x).max(1);
-    // Only where every axis has a voxel is there something to read.
-    let rows: Vec<(usize, usize)> = axes.taps.x.iter().enumerate().filter_map(|(x, t)| t.map(|t| (x, t.0))).collect();
-    out.par_chunks_mut(plane).enumerate().for_each(|(i, out)| {
-        let Some((z, _)) = axes.taps.z[i % to.z] else { return };
-        let channel = &values[i / to.z * from.count()..][..from.count()];
-        for (out, tap) in out.chunks_exact_mut(to.x).zip(&axes.taps.y) {
-            let Some((y, _)) = tap else { continue };
-            let line = &channel[(z * from.y + y) * from.x..][..from.x];
-            rows.iter().for_each(|(x, source)| out[*x] = value(line[*source]));
-        }
-    });
-    out
-}
-
-/// The value outside in the type of the output.
-pub trait As<U> {
-    fn as_(self) -> U;
-}
-impl As<f32> for f32 {
-    fn as_(self) -> f32 {
-        self
-    }
-}
-impl As<u8> for f32 {
-    fn as_(self) -> u8 {
-        self.clamp(0.0, 255.0) as u8
-    }
-}
-
-/// Planes of a slab: a few a task, so that its two blended input planes are used again, and enough tasks for every thread.
-fn slab_depth(planes: usize) -> usize {
-    planes.div_ceil(4 * rayon::current_num_threads()).max(8)
-}
-
-/// Input planes of one channel, blended in y and x and kept while output planes need them.
-struct Planes<'a, T, V> {
-    values: &'a [T],
-    value: &'a V,
-    axes: &'a Axes,
-    x: Vec<(u32, f64)>,
-    /// Input rows blended in x, and input planes blended in y and x, each with its index; an index and the next one never share a place.
-    rows: [(usize, Vec<f64>); 2],
-    planes: [(usize, Vec<f64>); 2],
-}
-
-impl<'a, T: Copy, V: Fn(T) -> f64> Planes<'a, T, V> {
-    fn new(values: &'a [T], value: &'a V, axes: &'a Axes) -> Self {
-        let line = || (usize::MAX, vec![0.0; axes.to.x]);
-        let plane = || (usize::MAX, vec![0.0; axes.to.y * axes.to.x]);
-        let x = axes.taps.x.iter().map(|t| t.map_or((0, 0.0), |(i, w)| (i as u32, w))).collect();
-        Self { values, value, axes, x, rows: [line(), line()], planes: [plane(), plane()] }
-    }
-
-    /// One output plane.
-    fn write(&mut self, z: usize, out: &mut [f32]) {
-        let axes = self.axes;
-        let Some((low, t)) = axes.taps.z[z] else { return out.fill(axes.outside) };
-        // A weight of 0 must not read its voxel: were it not a number, it would spread.
-        self.plane(low);
+        let a = &strips[low & 1].1[k * n..][..n];
         if t == 0.0 {
-            out.iter_mut().zip(&self.planes[low & 1].1).for_each(|(o, a)| *o = *a as f32);
+            row.iter_mut().zip(a).for_each(|(o, a)| *o = *a as f32);
         } else {
-            self.plane(low + 1);
-            let (a, b) = (&self.planes[low & 1].1, &self.planes[(low + 1) & 1].1);
-            out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = (a + (b - a) * t) as f32);
+            let b = &strips[(low + 1) & 1].1[k * n..][..n];
+            row.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = (a + (b - a) * t) as f32);
         }
-        if axes.taps.y.iter().chain(&axes.taps.x).any(Option::is_none) {
-            for (row, y) in out.chunks_exact_mut(axes.to.x).zip(&axes.taps.y) {
-                row.iter_mut().zip(&axes.taps.x).filter(|(_, x)| y.is_none() || x.is_none()).for_each(|(o, _)| *o = axes.outside);
-            }
+        if has_gaps {
+            row.iter_mut().zip(&axes.taps.x[tile.start.x as usize..]).filter(|(_, x)| x.is_none()).for_each(|(o, _)| *o = axes.outside);
         }
+        maps.iter().for_each(|m| m.apply(row));
     }
+}
 
-    fn plane(&mut self, z: usize) {
-        if self.planes[z & 1].0 == z {
-            return;
-        }
-        self.rows.iter_mut().for_each(|r| r.0 = usize::MAX);
-        let mut plane = std::mem::take(&mut self.planes[z & 1].1);
-        for (out, tap) in plane.chunks_exact_mut(self.axes.to.x).zip(&self.axes.taps.y) {
-            let Some((low, t)) = *tap else { continue };
-            self.row(z, low);
-            if t == 0.0 {
-                out.copy_from_slice(&self.rows[low & 1].1);
-            } else {
-                self.row(z, low + 1);
-                let (a, b) = (&self.rows[low & 1].1, &self.rows[(low + 1) & 1].1);
-                out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = a + (b - a) * t);
+/// The closest voxel for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`; `after` runs on each row.
+#[allow(clippy::too_many_arguments)]
+pub fn nearest<T: Copy, U: Copy>(
+    part: Part<T>,
+    axes: &Axes,
+    tile: Region,
+    slab: Region,
+    value: impl Fn(T) -> U,
+    beyond: U,
+    after: impl Fn(&mut [U]),
+    out: &mut [U],
+) {
+    let xs = &axes.taps.x[tile.start.x as usize..][..tile.size.x];
+    for (row, z, y) in rows(tile, slab, out) {
+        match (axes.taps.z[z], axes.taps.y[y]) {
+            (Some((z, _)), Some((y, _))) if !part.region.is_empty() => {
+                let (line, start) = part.row(z, y);
+                row.iter_mut().zip(xs).for_each(|(o, x)| *o = x.map_or(beyond, |(i, _)| value(line[i - start])));
             }
+            _ => row.fill(beyond),
         }
-        self.planes[z & 1] = (z, plane);
+        after(row);
     }
+}
 
-    fn row(&mut self, z: usize, y: usize) {
-        let slot = &mut self.rows[y & 1];
-        if slot.0 == y {
-            return;
-        }
-        slot.0 = y;
-        let n = self.axes.from.x;
-        let line = &self.values[(z * self.axes.from.y + y) * n..][..n];
-        for (out, (i, t)) in slot.1.iter_mut().zip(&self.x) {
-            let i = *i as usize;
-            let a = (self.value)(line[i]);
-            *out = if *t == 0.0 { a } else { a + ((self.value)(line[i + 1]) - a) * t };
-        }
+/// The voxels themselves.
+pub fn copy<T: Copy, U>(part: Part<T>, tile: Region, slab: Region, value: impl Fn(T) -> U, after: impl Fn(&mut [U]), out: &mut [U]) {
+    for (row, z, y) in rows(tile, slab, out) {
+        let (line, start) = part.row(z, y);
+        row.iter_mut().zip(&line[tile.start.x as usize - start..]).for_each(|(o, v)| *o = value(*v));
+        after(row);
     }
 }

@@ -2,6 +2,9 @@
 
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+
+use super::plan::{Part, Voxel};
 
 /// What the kernel meets beyond the edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,34 +19,74 @@ pub enum Edge {
 ///
 /// - values: `[c, z, y, x]`
 pub fn gaussian(values: &[f32], size: Zyx<usize>, sigma: Zyx<f64>, edge: Edge) -> Vec<f32> {
-    let kernels = sigma.map(|s| kernel(s, edge));
-    let plane = size.y * size.x;
-    if values.is_empty() {
-        return Vec::new();
-    }
+    let (blur, voxels) = (Blur::new(size, sigma, edge), size.count().max(1));
     let mut out = vec![0.0f32; values.len()];
-    out.par_chunks_mut(plane).enumerate().for_each_init(
-        || (vec![0.0f64; plane], vec![0.0f64; plane]),
-        |(a, b), (i, out)| {
-            let channel = &values[i / size.z * size.count()..][..size.count()];
-            a.fill(0.0);
-            for (w, z) in reach(&kernels.z, i % size.z, size.z, edge) {
-                a.iter_mut().zip(&channel[z * plane..]).for_each(|(a, v)| *a += w * *v as f64);
-            }
-            b.fill(0.0);
-            for (y, row) in b.chunks_exact_mut(size.x).enumerate() {
-                for (w, y) in reach(&kernels.y, y, size.y, edge) {
-                    row.iter_mut().zip(&a[y * size.x..]).for_each(|(b, a)| *b += w * a);
-                }
-            }
-            for (row, line) in out.chunks_exact_mut(size.x).zip(b.chunks_exact(size.x)) {
-                for (x, o) in row.iter_mut().enumerate() {
-                    *o = reach(&kernels.x, x, size.x, edge).map(|(w, x)| w * line[x]).sum::<f64>() as f32;
-                }
-            }
-        },
-    );
+    for (values, out) in values.chunks_exact(voxels).zip(out.chunks_exact_mut(voxels)) {
+        blur.run(Part::whole(values, size), Region::whole(size), out);
+    }
     out
+}
+
+/// A blur as a plan: run for any region, with the bits that the whole has there.
+#[derive(Clone, Debug)]
+pub struct Blur {
+    size: Zyx<usize>,
+    kernels: Zyx<Vec<f64>>,
+    edge: Edge,
+}
+
+impl Blur {
+    /// Of an array of `size`, `sigma` voxels an axis.
+    pub fn new(size: Zyx<usize>, sigma: Zyx<f64>, edge: Edge) -> Self {
+        Self { size, kernels: sigma.map(|s| kernel(s, edge)), edge }
+    }
+
+    /// The voxels that a region reads: those within the reach of the kernel.
+    pub fn needs(&self, region: Region) -> Region {
+        let axis = |start: i64, n: usize, all: usize, kernel: &[f64]| {
+            let tail = (kernel.len() / 2) as i64;
+            let (low, high) = ((start - tail).max(0), (start + n as i64 + tail).min(all as i64));
+            (low, (high - low).max(0) as usize)
+        };
+        let z = axis(region.start.z, region.size.z, self.size.z, &self.kernels.z);
+        let y = axis(region.start.y, region.size.y, self.size.y, &self.kernels.y);
+        let x = axis(region.start.x, region.size.x, self.size.x, &self.kernels.x);
+        Region { start: Zyx::new(z.0, y.0, x.0), size: Zyx::new(z.1, y.1, x.1) }
+    }
+
+    /// A region of the blurred array.
+    ///
+    /// - part: a box of the array that covers `needs(region)`
+    /// - out: `[z, y, x]` of `region`
+    pub fn run<T: Voxel>(&self, part: Part<T>, region: Region, out: &mut [f32]) {
+        let needs = self.needs(region);
+        assert!(region.is_empty() || part.region.contains(&needs), "the part {:?} does not hold {needs:?}", part.region);
+        let (size, edge, plane) = (self.size, self.edge, region.size.y * region.size.x);
+        let (first, low) = (region.start.map(|s| s as usize), needs.start.map(|s| s as usize));
+        // Rows of one plane blurred along z, then along y: all that is needed of it.
+        let n = needs.size;
+        out.par_chunks_mut(plane.max(1)).enumerate().for_each_init(
+            || (vec![0.0f64; n.y * n.x], vec![0.0f64; n.x]),
+            |(sheet, line), (z, out)| {
+                sheet.fill(0.0);
+                for (w, z) in reach(&self.kernels.z, first.z + z, size.z, edge) {
+                    for (y, row) in sheet.chunks_exact_mut(n.x).enumerate() {
+                        let voxels = &part.voxels[part.at(Zyx::new(z, low.y + y, low.x))..][..n.x];
+                        row.iter_mut().zip(voxels).for_each(|(a, v)| *a += w * v.wide());
+                    }
+                }
+                for (y, row) in out.chunks_exact_mut(region.size.x).enumerate() {
+                    line.fill(0.0);
+                    for (w, y) in reach(&self.kernels.y, first.y + y, size.y, edge) {
+                        line.iter_mut().zip(&sheet[(y - low.y) * n.x..]).for_each(|(b, a)| *b += w * a);
+                    }
+                    for (x, o) in row.iter_mut().enumerate() {
+                        *o = reach(&self.kernels.x, first.x + x, size.x, edge).map(|(w, x)| w * line[x - low.x]).sum::<f64>() as f32;
+                    }
+                }
+            },
+        );
+    }
 }
 
 /// The kernel's weights at an index, with the index each falls on.

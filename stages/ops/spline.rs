@@ -3,68 +3,83 @@
 
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
 
+use super::intensity::Map;
 use super::matrix::Affine;
+use super::plan::{Part, Voxel};
 use super::resample::Outside;
 
 /// Repeated edge voxels at either end of an axis.
 const PAD: usize = 12;
 const POLE: f64 = -0.267_949_192_431_122_7; // √3 − 2
 
+/// The plan of a separable cubic resampling.
+#[derive(Clone, Debug)]
+pub struct Axes {
+    from: Zyx<usize>,
+    /// Source coordinates of the output indices of each axis.
+    at: Zyx<Vec<f64>>,
+    outside: Outside,
+}
+
+impl Axes {
+    pub fn new(map: &Affine, from: Zyx<usize>, to: Zyx<usize>, outside: Outside) -> Self {
+        let at = |axis: usize, m: usize| -> Vec<f64> { (0..m).map(|i| map[axis][axis] * i as f64 + map[axis][3]).collect() };
+        Self { from, at: Zyx::new(at(2, to.z), at(1, to.y), at(0, to.x)), outside }
+    }
+
+    /// The voxels that a region of the output reads: the filter runs along whole axes.
+    pub fn needs(&self, _region: Region) -> Option<Region> {
+        Some(Region::whole(self.from))
+    }
+}
+
 /// Cubic resampling between parallel grids, axis by axis.
 ///
-/// - values: `[c, z, y, x]` of `from`; the result is `[c, z, y, x]` of `to`
+/// - part: covers what [`Axes::needs`] says of `region`
+/// - out: `[z, y, x]` of `region`
 ///
-/// Costs 8 bytes a voxel of `[from.z, to.y, to.x]` beside input and output.
-pub fn separable<T: Copy + Sync>(
-    values: &[T],
-    value: &(impl Fn(T) -> f64 + Sync),
-    map: &Affine,
-    from: Zyx<usize>,
-    to: Zyx<usize>,
-    outside: Outside,
-) -> Vec<f32> {
-    let channels = values.len().checked_div(from.count()).unwrap_or(0);
-    let mut out = vec![0.0f32; channels * to.count()];
+/// Costs 8 bytes a voxel of `[from.z, region.y, region.x]` beside input and output.
+pub fn separable<T: Voxel>(part: Part<T>, axes: &Axes, region: Region, maps: &[Map], out: &mut [f32]) {
     if out.is_empty() {
-        return out;
+        return;
     }
-    let at = |axis: usize, m: usize| -> Vec<f64> { (0..m).map(|i| map[axis][axis] * i as f64 + map[axis][3]).collect() };
-    let (at_z, at_y, at_x) = (at(2, to.z), at(1, to.y), at(0, to.x));
+    let (from, outside, to) = (axes.from, axes.outside, region.size);
+    let first = region.start.map(|s| s as usize);
+    let (at_z, at_y, at_x) = (&axes.at.z[first.z..][..to.z], &axes.at.y[first.y..][..to.y], &axes.at.x[first.x..][..to.x]);
     let plane = to.y * to.x;
-    for (values, out) in values.chunks_exact(from.count()).zip(out.chunks_exact_mut(to.count())) {
-        // [from.z, to.y, to.x]
-        let mut inner = vec![0.0f64; from.z * plane];
-        inner.par_chunks_mut(plane).zip(values.par_chunks(from.y * from.x)).for_each(|(inner, values)| {
-            let mut wide: Vec<f64> = vec![0.0; from.y * to.x];
-            let mut line = Vec::new();
-            for (values, wide) in values.chunks_exact(from.x).zip(wide.chunks_exact_mut(to.x)) {
-                padded(&mut line, values.iter().map(|v| value(*v)), 1);
-                prefilter(&mut line, 1);
-                evaluate(&line, 1, &at_x, wide);
+    // [from.z, to.y, to.x]
+    let mut inner = vec![0.0f64; from.z * plane];
+    inner.par_chunks_mut(plane).enumerate().for_each(|(z, inner)| {
+        let mut wide: Vec<f64> = vec![0.0; from.y * to.x];
+        let mut line = Vec::new();
+        for (y, wide) in wide.chunks_exact_mut(to.x).enumerate() {
+            padded(&mut line, part.row(z, y).0.iter().map(|v| v.wide()), 1);
+            prefilter(&mut line, 1);
+            evaluate(&line, 1, at_x, wide);
+        }
+        padded(&mut line, wide.into_iter(), to.x);
+        prefilter(&mut line, to.x);
+        evaluate(&line, to.x, at_y, inner);
+    });
+    // Rows of the output by their y, so that each y can go through z on its own.
+    let mut by_y: Vec<Vec<&mut [f32]>> = (0..to.y).map(|_| Vec::with_capacity(to.z)).collect();
+    out.chunks_exact_mut(to.x).enumerate().for_each(|(i, row)| by_y[i % to.y].push(row));
+    by_y.into_par_iter().enumerate().for_each(|(y, rows)| {
+        let mut line = Vec::new();
+        padded(&mut line, (0..from.z).flat_map(|z| inner[z * plane + y * to.x..][..to.x].iter().copied()), to.x);
+        prefilter(&mut line, to.x);
+        let mut whole = vec![0.0; to.z * to.x];
+        evaluate(&line, to.x, at_z, &mut whole);
+        for (z, (row, whole)) in rows.into_iter().zip(whole.chunks_exact(to.x)).enumerate() {
+            let outside_zy = outside.covers(at_z[z], from.z) || outside.covers(at_y[y], from.y);
+            for ((o, v), x) in row.iter_mut().zip(whole).zip(at_x) {
+                *o = if outside_zy || outside.covers(*x, from.x) { outside.value() } else { *v as f32 };
             }
-            padded(&mut line, wide.into_iter(), to.x);
-            prefilter(&mut line, to.x);
-            evaluate(&line, to.x, &at_y, inner);
-        });
-        // Rows of the output by their y, so that each y can go through z on its own.
-        let mut by_y: Vec<Vec<&mut [f32]>> = (0..to.y).map(|_| Vec::with_capacity(to.z)).collect();
-        out.chunks_exact_mut(to.x).enumerate().for_each(|(i, row)| by_y[i % to.y].push(row));
-        by_y.into_par_iter().enumerate().for_each(|(y, rows)| {
-            let mut line = Vec::new();
-            padded(&mut line, (0..from.z).flat_map(|z| inner[z * plane + y * to.x..][..to.x].iter().copied()), to.x);
-            prefilter(&mut line, to.x);
-            let mut whole = vec![0.0; to.z * to.x];
-            evaluate(&line, to.x, &at_z, &mut whole);
-            for (z, (row, whole)) in rows.into_iter().zip(whole.chunks_exact(to.x)).enumerate() {
-                let outside_zy = outside.covers(at_z[z], from.z) || outside.covers(at_y[y], from.y);
-                for ((o, v), x) in row.iter_mut().zip(whole).zip(&at_x) {
-                    *o = if outside_zy || outside.covers(*x, from.x) { outside.value() } else { *v as f32 };
-                }
-            }
-        });
-    }
-    out
+            maps.iter().for_each(|m| m.apply(row));
+        }
+    });
 }
 
 /// B-spline coefficients of one channel, padded, for points anywhere.
@@ -76,7 +91,7 @@ pub struct Coefficients {
 
 impl Coefficients {
     /// - values: `[z, y, x]`. Costs 8 bytes a voxel of the padded array.
-    pub fn of<T: Copy + Sync>(values: &[T], value: &(impl Fn(T) -> f64 + Sync), size: Zyx<usize>) -> Self {
+    pub fn of<T: Voxel>(values: &[T], size: Zyx<usize>) -> Self {
         let wide = size.map(|n| n + 2 * PAD);
         let inner = |i: usize, n: usize| i.saturating_sub(PAD).min(n - 1);
         let plane = wide.y * wide.x;
@@ -85,7 +100,7 @@ impl Coefficients {
             let z = inner(z, size.z);
             for (y, row) in c.chunks_exact_mut(wide.x).enumerate() {
                 let line = &values[(z * size.y + inner(y, size.y)) * size.x..][..size.x];
-                row.iter_mut().enumerate().for_each(|(x, v)| *v = value(line[inner(x, size.x)]));
+                row.iter_mut().enumerate().for_each(|(x, v)| *v = line[inner(x, size.x)].wide());
                 prefilter(row, 1);
             }
             prefilter(c, wide.x);

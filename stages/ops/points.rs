@@ -1,0 +1,182 @@
+//! Values of a volume at points anywhere: the general way, for grids that lie askew. `size` is that of the whole array, of which a part is at hand.
+
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+
+use super::intensity::Map;
+use super::matrix::{self, Affine};
+use super::plan::{Part, Voxel};
+use super::resample::Outside;
+
+/// Voxels of the input of `size` that a region reads through `map`: those beside its points. `None`: none.
+pub fn needs(map: &Affine, region: Region, size: Zyx<usize>, outside: Outside) -> Option<Region> {
+    let (first, last) = (region.start, region.end().map(|e| e - 1));
+    let corner = |k: usize| {
+        let pick = |bit: usize, a: i64, b: i64| (if k >> bit & 1 == 1 { b } else { a }) as f64;
+        matrix::apply(map, [pick(0, first.x, last.x), pick(1, first.y, last.y), pick(2, first.z, last.z)])
+    };
+    let axis = |a: usize, n: usize| -> Option<(i64, usize)> {
+        let ends = (0..8).map(|k| corner(k)[a]);
+        let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| (low.min(p), high.max(p)));
+        let top = n as i64 - 1;
+        // The points of a row are counted up from its first: room for rounding.
+        let (mut low, mut high) = ((low - 1e-6).floor() as i64, (high + 1e-6).floor() as i64 + 1);
+        match outside {
+            Outside::Edge => (low, high) = (low.clamp(0, top), high.clamp(0, top)),
+            Outside::Value(_) | Outside::Fade => (low, high) = ((low - 1).max(0), (high + 1).min(top)),
+            Outside::Reflect if low < 0 || high > top => (low, high) = (0, top),
+            Outside::Reflect => {}
+        }
+        (low <= high).then(|| (low, (high - low + 1) as usize))
+    };
+    let (z, y, x) = (axis(2, size.z)?, axis(1, size.y)?, axis(0, size.x)?);
+    Some(Region { start: Zyx::new(z.0, y.0, x.0), size: Zyx::new(z.1, y.1, x.1) })
+}
+
+/// `value` of the source point of each voxel, for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`.
+pub fn sample(map: &Affine, tile: Region, slab: Region, maps: &[Map], out: &mut [f32], value: impl Fn(Zyx<f64>) -> f32) {
+    for (row, z, y) in rows(tile, slab, out) {
+        for_each_point(map, z, y, tile, |i, p| row[i] = value(p));
+        maps.iter().for_each(|m| m.apply(row));
+    }
+}
+
+/// The closest voxel of each point, as it is.
+#[allow(clippy::too_many_arguments)]
+pub fn pick<T: Copy>(
+    part: Part<T>,
+    map: &Affine,
+    size: Zyx<usize>,
+    outside: Outside,
+    tile: Region,
+    slab: Region,
+    beyond: T,
+    out: &mut [T],
+) {
+    for (row, z, y) in rows(tile, slab, out) {
+        for_each_point(map, z, y, tile, |i, p| row[i] = nearest_at(size, p, outside).map_or(beyond, |i| part.voxels[part.at(i)]));
+    }
+}
+
+/// The class with the most weight at each point.
+#[allow(clippy::too_many_arguments)]
+pub fn strongest(part: Part<u8>, map: &Affine, size: Zyx<usize>, outside: Outside, tile: Region, slab: Region, beyond: u8, out: &mut [u8]) {
+    for (row, z, y) in rows(tile, slab, out) {
+        for_each_point(map, z, y, tile, |i, p| row[i] = strongest_at(part, size, p, outside).unwrap_or(beyond));
+    }
+}
+
+/// The rows of a tile in an array of a slab, each with its z and y.
+pub(super) fn rows<U>(tile: Region, slab: Region, out: &mut [U]) -> impl Iterator<Item = (&mut [U], usize, usize)> {
+    let (y0, ys) = ((tile.start.y - slab.start.y) as usize, tile.size.y);
+    let (x0, xs) = ((tile.start.x - slab.start.x) as usize, tile.size.x);
+    let z0 = (tile.start.z - slab.start.z) as usize;
+    let plane = slab.size.y * slab.size.x;
+    out.chunks_exact_mut(plane.max(1)).skip(z0).take(tile.size.z).enumerate().flat_map(move |(z, out)| {
+        out.chunks_exact_mut(slab.size.x)
+            .skip(y0)
+            .take(ys)
+            .enumerate()
+            .map(move |(y, row)| (&mut row[x0..x0 + xs], tile.start.z as usize + z, tile.start.y as usize + y))
+    })
+}
+
+/// Calls `f` with the index in the row and the source point (z, y, x) of every voxel of a row of `tile`.
+pub fn for_each_point(map: &Affine, z: usize, y: usize, tile: Region, mut f: impl FnMut(usize, Zyx<f64>)) {
+    let base = matrix::apply(map, [0.0, y as f64, z as f64]);
+    for i in 0..tile.size.x {
+        let k = (tile.start.x as usize + i) as f64;
+        f(i, Zyx::new(base[2] + map[2][0] * k, base[1] + map[1][0] * k, base[0] + map[0][0] * k));
+    }
+}
+
+pub fn nearest_at(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<Zyx<usize>> {
+    let mut index = [0; 3];
+    for (index, (p, n)) in index.iter_mut().zip(p.to_array().into_iter().zip(size.to_array())) {
+        if outside.covers(p, n) {
+            return None;
+        }
+        let i = outside.fold(p, n).round_ties_even();
+        if !(i >= 0.0 && i < n as f64) {
+            return None;
+        }
+        *index = i as usize;
+    }
+    Some(Zyx::from_array(index))
+}
+
+/// Where the neighbours of a point inside the array start and how far it is past them: no edge is in reach.
+fn inside(size: Zyx<usize>, p: Zyx<f64>) -> Option<(Zyx<usize>, Zyx<f64>)> {
+    let free = |p: f64, n: usize| p >= 0.0 && p < n as f64 - 1.0;
+    if !(free(p.z, size.z) && free(p.y, size.y) && free(p.x, size.x)) {
+        return None;
+    }
+    // Truncation is the floor of what is not negative.
+    let low = p.map(|p| p as usize);
+    Some((low, p.zip(low).map(|(p, low)| p - low as f64)))
+}
+
+/// The 8 neighbours of a point: index and weight. A neighbour outside the array has weight 0.
+fn neighbours(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<[(Zyx<usize>, f64); 8]> {
+    let mut index = [[0usize; 3]; 8];
+    let mut weights = [1.0f64; 8];
+    for (axis, (p, n)) in p.to_array().into_iter().zip(size.to_array()).enumerate() {
+        if outside.covers(p, n) {
+            return None;
+        }
+        let p = outside.fold(p, n);
+        let low = p.floor();
+        let t = p - low;
+        for (k, (index, weight)) in index.iter_mut().zip(&mut weights).enumerate() {
+            let high = k >> (2 - axis) & 1;
+            let i = low as i64 + high as i64;
+            let inside = (0..n as i64).contains(&i);
+            index[axis] = i.clamp(0, n as i64 - 1) as usize;
+            *weight *= match (inside, high) {
+                (false, _) => 0.0,
+                (true, 0) => 1.0 - t,
+                (true, _) => t,
+            };
+        }
+    }
+    Some(std::array::from_fn(|k| (Zyx::from_array(index[k]), weights[k])))
+}
+
+/// The trilinear value of one channel of `size` at a point.
+#[inline]
+pub fn linear_at<T: Voxel>(part: Part<T>, size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> f64 {
+    if let Some((low, t)) = inside(size, p) {
+        let blend = |a: f64, b: f64, t: f64| if t == 0.0 { a } else { a + (b - a) * t };
+        let (row, plane) = (part.region.size.x, part.region.size.y * part.region.size.x);
+        let line =
+            |at: usize| if t.x == 0.0 { part.voxels[at].wide() } else { blend(part.voxels[at].wide(), part.voxels[at + 1].wide(), t.x) };
+        let sheet = |at: usize| if t.y == 0.0 { line(at) } else { blend(line(at), line(at + row), t.y) };
+        let at = part.at(low);
+        return if t.z == 0.0 { sheet(at) } else { blend(sheet(at), sheet(at + plane), t.z) };
+    }
+    match neighbours(size, p, outside) {
+        // A weight of 0 must silence its voxel, were it infinite.
+        Some(n) => n.iter().filter(|(_, w)| *w > 0.0).map(|(i, w)| part.voxels[part.at(*i)].wide() * w).sum(),
+        None => outside.value() as f64,
+    }
+}
+
+fn strongest_at(part: Part<u8>, size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<u8> {
+    let near = neighbours(size, p, outside)?.map(|(i, w)| (if w > 0.0 { part.voxels[part.at(i)] } else { 0 }, w));
+    let first = near.iter().find(|n| n.1 > 0.0)?.0;
+    let total: f64 = near.iter().map(|n| n.1).sum();
+    // What fades out is background.
+    if total > 1.0 - 1e-9 && near.iter().all(|(class, w)| *class == first || *w == 0.0) {
+        return Some(first);
+    }
+    let weight_of = |class: u8| near.iter().filter(|n| n.0 == class).map(|n| n.1).sum::<f64>();
+    let mut best = (0u8, weight_of(0) + (1.0 - total).max(0.0));
+    for (class, _) in near {
+        let w = weight_of(class);
+        // Weights are sums of products: a difference in the last bits is a tie.
+        if class != best.0 && (w > best.1 + 1e-12 || (w > best.1 - 1e-12 && class < best.0)) {
+            best = (class, w);
+        }
+    }
+    Some(best.0)
+}
