@@ -8,8 +8,8 @@ use voxmill_schemas::tables::{ArchiveRow, FileRow};
 
 use crate::convert::told::{Files, Tally};
 
-const STYLE: &str = include_str!("archive_page.css");
-const SCRIPT: &str = include_str!("archive_page.js");
+pub const STYLE: &str = include_str!("archive_page.css");
+pub const SCRIPT: &str = include_str!("archive_page.js");
 
 /// What the page says.
 pub struct Page<'a> {
@@ -157,7 +157,7 @@ fn files(out: &mut String, verdicts: &[FileRow]) {
 /// Rows of the table of files on the page.
 const MOST_FILES: usize = 2000;
 
-fn table(out: &mut String, id: &str, title: &str, columns: &[&str], n: usize) {
+pub fn table(out: &mut String, id: &str, title: &str, columns: &[&str], n: usize) {
     let heads: String = columns.iter().map(|c| format!("<th scope=\"col\"><button type=\"button\">{c}</button>")).collect();
     let _ = write!(
         out,
@@ -178,7 +178,7 @@ fn link(path: &str) -> String {
     path.bytes().map(|b| if is_plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -194,7 +194,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for three in bytes.chunks(3) {

@@ -55,6 +55,8 @@ enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Write what was made on one page: stages, cases with pictures, training, scores, provenance
+    Report(ReportArgs),
     /// List the stages, or explain one
     Stages {
         /// A stage's name
@@ -299,6 +301,18 @@ pub struct AnswerArgs {
     /// Write here instead of stdout (required for parquet)
     #[arg(long, short)]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// The page [default: report.html in the workspace]
+    #[arg(long, short)]
+    pub output: Option<PathBuf>,
+    /// Leave out the pictures of the cases: a page that shows no patient's image
+    #[arg(long)]
+    pub no_pictures: bool,
 }
 
 #[derive(Args)]
@@ -551,6 +565,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Why(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::why(plan, &a.node, a.case.as_deref())),
         Command::Diff(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::diff(plan, &a.old, &a.new)),
         Command::Saw(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::saw(plan, a.model.as_deref(), a.patient.as_deref())),
+        Command::Report(a) => commands::report(&a, defs),
         Command::Cache { command } => commands::cache(&command, defs),
         Command::Stages { name, markdown } => commands::stages(name.as_deref(), markdown, defs),
         Command::Schema => commands::schema(defs),

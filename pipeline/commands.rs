@@ -13,14 +13,14 @@ use voxmill_stages::table::RecordBatch;
 
 use crate::cli::{
     AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs, PlanFormat, QueryArgs,
-    RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
+    ReportArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
-use crate::{cache as shelves, convert, deidentify, infer, language, problem, publish, query, status, summary};
+use crate::{cache as shelves, convert, deidentify, infer, language, problem, publish, query, report as pages, status, summary};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -342,6 +342,18 @@ pub fn asked(
 ) -> u8 {
     let told = query::check(how).and_then(|_| load(file, defs).map_err(Fault::Told)).and_then(|plan| query::give(&question(&plan)?, how));
     told.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn report(a: &ReportArgs, defs: &'static [StageDef]) -> u8 {
+    let written =
+        load(&a.file, defs).map_err(Fault::Told).and_then(|plan| pages::write(&plan, &a.file.file, a.output.as_deref(), !a.no_pictures));
+    match written {
+        Ok(path) => {
+            print(&path.display().to_string());
+            0
+        }
+        Err(e) => fault(&e),
+    }
 }
 
 pub fn cache(command: &CacheCommand, defs: &'static [StageDef]) -> u8 {

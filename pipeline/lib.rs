@@ -34,6 +34,7 @@ pub mod cache;
 pub mod lineage;
 pub mod query;
 pub mod questions;
+pub mod report;
 pub mod trace;
 
 use std::io::Read;

@@ -15,14 +15,14 @@ use crate::lineage;
 use crate::plan::Plan;
 use crate::session::{Fault, Session};
 
-fn opened(plan: &Plan) -> Result<Session, Fault> {
+pub fn opened(plan: &Plan) -> Result<Session, Fault> {
     if !plan.workspace.join("lineage").is_dir() {
         return Err(Fault::Wrong(format!("nothing was run in {} yet", plan.workspace.display())));
     }
     Session::open(plan, None)
 }
 
-fn asked(workspace: &Path, sql: &str) -> Result<Vec<RecordBatch>, Fault> {
+pub fn asked(workspace: &Path, sql: &str) -> Result<Vec<RecordBatch>, Fault> {
     let source = |name: &str, empty: RecordBatch| {
         let files = lineage::files(workspace, name);
         (name.to_string(), if files.is_empty() { Source::Rows(empty) } else { Source::Files(files) })
@@ -31,7 +31,7 @@ fn asked(workspace: &Path, sql: &str) -> Result<Vec<RecordBatch>, Fault> {
     Ok(table::query(tables, sql)?)
 }
 
-fn rows<R: Row>(batches: &[RecordBatch]) -> Result<Vec<R>, Fault> {
+pub fn rows<R: Row>(batches: &[RecordBatch]) -> Result<Vec<R>, Fault> {
     let mut out = Vec::new();
     for batch in batches {
         out.extend(R::from_batch(batch).map_err(|e| Error::Query { why: e.to_string() })?);
@@ -40,7 +40,7 @@ fn rows<R: Row>(batches: &[RecordBatch]) -> Result<Vec<R>, Fault> {
 }
 
 /// A text as SQL writes it.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 

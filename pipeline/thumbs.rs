@@ -65,8 +65,18 @@ fn grey(slice: &[f32], rows: usize, columns: usize) -> (Vec<u8>, usize, usize) {
     (values.iter().map(|v| ((v - low) * scale).clamp(0.0, 255.0) as u8).collect(), out_rows, out_columns)
 }
 
-/// An 8-bit grey PNG (W3C PNG, third edition): signature, IHDR, IDAT, IEND.
+/// An 8-bit grey PNG.
 fn png(grey: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    written(grey, rows, columns, 0, None)
+}
+
+/// A PNG whose pixels are indices into a palette of RGB colours.
+pub fn png_indexed(pixels: &[u8], rows: usize, columns: usize, palette: &[[u8; 3]]) -> Vec<u8> {
+    written(pixels, rows, columns, 3, Some(palette.as_flattened()))
+}
+
+/// W3C PNG, third edition: signature, IHDR, PLTE where there is a palette, IDAT, IEND.
+fn written(pixels: &[u8], rows: usize, columns: usize, colour_type: u8, palette: Option<&[u8]>) -> Vec<u8> {
     let mut out = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut chunk = |kind: &[u8; 4], body: &[u8]| {
         out.extend((body.len() as u32).to_be_bytes());
@@ -78,9 +88,12 @@ fn png(grey: &[u8], rows: usize, columns: usize) -> Vec<u8> {
         out.extend(crc.sum().to_be_bytes());
     };
     let size = [(columns as u32).to_be_bytes(), (rows as u32).to_be_bytes()].concat();
-    chunk(b"IHDR", &[&size[..], &[8, 0, 0, 0, 0]].concat());
-    let mut z = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-    for row in grey.chunks(columns.max(1)) {
+    chunk(b"IHDR", &[&size[..], &[8, colour_type, 0, 0, 0]].concat());
+    if let Some(palette) = palette {
+        chunk(b"PLTE", palette);
+    }
+    let mut z = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    for row in pixels.chunks(columns.max(1)) {
         // Each row begins with its filter: none.
         z.write_all(&[0]).and_then(|()| z.write_all(row)).expect("memory takes every byte");
     }

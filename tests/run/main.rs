@@ -10,5 +10,6 @@ mod crash;
 mod deidentify;
 mod lineage;
 mod publish;
+mod report;
 mod reuse;
 mod way;

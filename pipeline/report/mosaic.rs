@@ -1,0 +1,232 @@
+//! The picture of a case: its three planes through the labels (or the middle), in millimetres of equal size, with the contours of truth and prediction.
+//! An indexed PNG: greys, and a colour for each side.
+
+use std::path::Path;
+
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+use voxmill_stages::error::Error;
+use voxmill_stages::stage::Input;
+use voxmill_stages::store::Store;
+use voxmill_stages::volume::StoredVolume;
+
+use crate::thumbs::png_indexed;
+
+/// Edge of the square that a plane is drawn in, pixels.
+const EDGE: usize = 112;
+/// Greys of the palette; after them stand the colours.
+const GREYS: u8 = 240;
+const TRUTH: u8 = 240;
+const PREDICTION: u8 = 241;
+const BOTH: u8 = 242;
+/// RGB of the three; the page's legend has the same.
+pub const COLOURS: [(&str, [u8; 3]); 3] = [("truth", [0x3d, 0xd6, 0x8c]), ("prediction", [0xff, 0x6b, 0x4a]), ("both", [0xff, 0xe0, 0x66])];
+/// Counts of grey values of the planes, dark to bright: 32 steps between the black and the white value.
+const STEPS: usize = 32;
+
+/// A picture and what it was seen to hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    pub png: Vec<u8>,
+    /// Voxel values that are black and white.
+    pub black: f32,
+    pub white: f32,
+    /// Share of the pixels in each of the steps between them.
+    pub histogram: Vec<f32>,
+}
+
+/// A plane: rows and columns in voxels, their spacing in millimetres, values and the two label maps.
+struct Plane {
+    rows: usize,
+    columns: usize,
+    spacing_mm: (f64, f64),
+    values: Vec<f32>,
+    truth: Vec<u8>,
+    prediction: Vec<u8>,
+}
+
+/// `None` where the volume cannot be read. `memo`: a folder where pictures are kept by the keys of what they show; it may be lost.
+pub fn of(memo: &Path, store: &Store, image: &Input, prediction: Option<&Input>) -> Option<Picture> {
+    let second = prediction.map(|p| p.manifest.key.hex()).unwrap_or_default();
+    let path = memo.join(format!("{}-{}", &image.manifest.key.hex()[..32], second.get(..32).unwrap_or("none")));
+    if let Some(picture) = std::fs::read(&path).ok().and_then(|bytes| remembered(&bytes)) {
+        return Some(picture);
+    }
+    let picture = draw(store, image, prediction).ok()?;
+    let beside = path.with_extension(format!("{}.new", std::process::id()));
+    // What is not remembered is made again.
+    let _ = std::fs::create_dir_all(memo)
+        .and_then(|()| std::fs::write(&beside, as_bytes(&picture)))
+        .and_then(|()| std::fs::rename(&beside, &path));
+    Some(picture)
+}
+
+/// Black, white, histogram, PNG.
+fn as_bytes(p: &Picture) -> Vec<u8> {
+    let floats = [p.black, p.white].into_iter().chain(p.histogram.iter().copied());
+    floats.flat_map(f32::to_le_bytes).chain(p.png.iter().copied()).collect()
+}
+
+fn remembered(bytes: &[u8]) -> Option<Picture> {
+    let (floats, png) = bytes.split_at_checked(4 * (2 + STEPS))?;
+    let mut floats = floats.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+    let (black, white) = (floats.next()?, floats.next()?);
+    png.starts_with(b"\x89PNG").then(|| Picture { png: png.to_vec(), black, white, histogram: floats.collect() })
+}
+
+fn draw(store: &Store, image: &Input, prediction: Option<&Input>) -> Result<Picture, Error> {
+    let volume = StoredVolume::open(&image.dir, image.manifest.key)?;
+    let size = volume.geometry.size;
+    let truth = volume.labels()?;
+    let predicted = match prediction {
+        Some(p) => {
+            let v = StoredVolume::open(&p.dir, p.manifest.key)?;
+            if v.geometry.same_grid(&volume.geometry, 1e-3) { v.labels()? } else { None }
+        }
+        None => None,
+    };
+    let at = middle_of(size, truth.as_deref().or(predicted.as_deref()));
+    let planes = planes(&volume, store, at, truth.as_deref(), predicted.as_deref())?;
+    Ok(picture(&planes))
+}
+
+/// The slice of each axis with most labelled voxels; the middle where nothing is labelled.
+fn middle_of(size: Zyx<usize>, labels: Option<&[u8]>) -> Zyx<usize> {
+    let middle = size.map(|n| n / 2);
+    let Some(labels) = labels else { return middle };
+    let (mut z, mut y, mut x) = (vec![0u32; size.z], vec![0u32; size.y], vec![0u32; size.x]);
+    for (i, _) in labels.iter().enumerate().filter(|(_, l)| **l > 0) {
+        z[i / (size.y * size.x)] += 1;
+        y[i / size.x % size.y] += 1;
+        x[i % size.x] += 1;
+    }
+    let most = |counts: &[u32], middle: usize| {
+        let best = counts.iter().copied().max().unwrap_or(0);
+        // Of several that have as many the one nearest to the middle.
+        (0..counts.len()).filter(|i| counts[*i] == best && best > 0).min_by_key(|i| i.abs_diff(middle)).unwrap_or(middle)
+    };
+    Zyx::new(most(&z, middle.z), most(&y, middle.y), most(&x, middle.x))
+}
+
+/// Planes across z, y and x.
+fn planes(
+    volume: &StoredVolume,
+    store: &Store,
+    at: Zyx<usize>,
+    truth: Option<&[u8]>,
+    predicted: Option<&[u8]>,
+) -> Result<Vec<Plane>, Error> {
+    let (size, mm) = (volume.geometry.size, volume.geometry.spacing_mm());
+    let cuts = [
+        (Zyx::new(at.z, 0, 0), Zyx::new(1, size.y, size.x), size.y, size.x, (mm.y, mm.x)),
+        (Zyx::new(0, at.y, 0), Zyx::new(size.z, 1, size.x), size.z, size.x, (mm.z, mm.x)),
+        (Zyx::new(0, 0, at.x), Zyx::new(size.z, size.y, 1), size.z, size.y, (mm.z, mm.y)),
+    ];
+    let mut out = Vec::new();
+    for (start, shape, rows, columns, spacing_mm) in cuts {
+        let region = Region { start: start.map(|v| v as i64), size: shape };
+        let mut values = volume.read(region, 0.0, store)?.voxels;
+        values.truncate(rows * columns);
+        let cut = |labels: Option<&[u8]>| -> Vec<u8> {
+            let Some(labels) = labels else { return Vec::new() };
+            let inside = |a: usize, n: usize| a..a + n;
+            let mut out = Vec::with_capacity(rows * columns);
+            for z in inside(start.z, shape.z) {
+                for y in inside(start.y, shape.y) {
+                    let row = (z * size.y + y) * size.x + start.x;
+                    out.extend_from_slice(&labels[row..row + shape.x]);
+                }
+            }
+            out
+        };
+        out.push(Plane { rows, columns, spacing_mm, values, truth: cut(truth), prediction: cut(predicted) });
+    }
+    Ok(out)
+}
+
+/// The planes side by side, each in a square. Rows of the second and third run from the feet up: their first row is drawn last.
+fn picture(planes: &[Plane]) -> Picture {
+    let mut sorted: Vec<f32> = planes.iter().flat_map(|p| &p.values).copied().filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f32::total_cmp);
+    let share = |s: f64| sorted.get((sorted.len().saturating_sub(1) as f64 * s) as usize).copied().unwrap_or(0.0);
+    let (black, white) = (share(0.005), share(0.995));
+    let scale = |v: f32, n: f32| if white > black { ((v - black) / (white - black) * n).clamp(0.0, n) } else { 0.0 };
+    let mut histogram = vec![0.0f32; STEPS];
+    sorted.iter().for_each(|v| histogram[(scale(*v, STEPS as f32) as usize).min(STEPS - 1)] += 1.0 / sorted.len() as f32);
+    let width = EDGE * planes.len();
+    let mut pixels = vec![0u8; width * EDGE];
+    for (k, p) in planes.iter().enumerate() {
+        let (height_mm, width_mm) = (p.rows as f64 * p.spacing_mm.0, p.columns as f64 * p.spacing_mm.1);
+        // Millimetres a pixel, so that the longer side fills the square.
+        let mm = (height_mm.max(width_mm) / (EDGE - 2) as f64).max(1e-9);
+        let (rows, columns) = (((height_mm / mm) as usize).clamp(1, EDGE), ((width_mm / mm) as usize).clamp(1, EDGE));
+        let (top, left) = ((EDGE - rows) / 2, (EDGE - columns) / 2);
+        let source = |r: usize, c: usize| {
+            let r = if k == 0 { r } else { rows - 1 - r };
+            (r * p.rows / rows).min(p.rows - 1) * p.columns + (c * p.columns / columns).min(p.columns - 1)
+        };
+        let is_edge = |labels: &[u8], r: usize, c: usize| {
+            let Some(own) = labels.get(source(r, c)).filter(|l| **l > 0) else { return false };
+            let other = |r: Option<usize>, c: Option<usize>| match (r.filter(|r| *r < rows), c.filter(|c| *c < columns)) {
+                (Some(r), Some(c)) => labels[source(r, c)] != *own,
+                _ => true,
+            };
+            other(r.checked_sub(1), Some(c))
+                || other(Some(r + 1), Some(c))
+                || other(Some(r), c.checked_sub(1))
+                || other(Some(r), Some(c + 1))
+        };
+        for r in 0..rows {
+            for c in 0..columns {
+                let colour = match (is_edge(&p.truth, r, c), is_edge(&p.prediction, r, c)) {
+                    (true, true) => BOTH,
+                    (true, false) => TRUTH,
+                    (false, true) => PREDICTION,
+                    (false, false) => scale(p.values.get(source(r, c)).copied().unwrap_or(black), (GREYS - 1) as f32) as u8,
+                };
+                pixels[(top + r) * width + k * EDGE + left + c] = colour;
+            }
+        }
+    }
+    let greys = (0..GREYS).map(|g| [(g as u32 * 255 / (GREYS as u32 - 1)) as u8; 3]);
+    let palette: Vec<[u8; 3]> = greys.chain(COLOURS.map(|(_, rgb)| rgb)).collect();
+    Picture { png: png_indexed(&pixels, EDGE, width, &palette), black, white, histogram }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_planes_go_through_the_labels() {
+        let size = Zyx::new(4, 5, 6);
+        let mut labels = vec![0u8; size.count()];
+        for x in 1..4 {
+            labels[(3 * 5 + 1) * 6 + x] = 2;
+        }
+        assert_eq!(middle_of(size, Some(&labels)), Zyx::new(3, 1, 3));
+        assert_eq!(middle_of(size, Some(&[0; 120])), Zyx::new(2, 2, 3));
+        assert_eq!(middle_of(size, None), Zyx::new(2, 2, 3));
+    }
+
+    #[test]
+    fn contours_have_their_colours_and_a_picture_is_remembered_whole() {
+        let n = 40;
+        let square = |low: usize, high: usize| -> Vec<u8> {
+            (0..n * n).map(|i| ((low..high).contains(&(i / n)) && (low..high).contains(&(i % n))) as u8).collect()
+        };
+        let plane = Plane {
+            rows: n,
+            columns: n,
+            spacing_mm: (1.0, 1.0),
+            values: (0..n * n).map(|i| (i % n) as f32).collect(),
+            truth: square(10, 20),
+            prediction: square(25, 35),
+        };
+        let p = picture(&[plane]);
+        assert!((p.histogram.iter().sum::<f32>() - 1.0).abs() < 1e-3);
+        assert_eq!(remembered(&as_bytes(&p)), Some(p.clone()));
+        assert_eq!(remembered(&p.png), None);
+        assert!(p.png.len() < 6000, "{} bytes", p.png.len());
+    }
+}
