@@ -27,7 +27,9 @@ pub struct Index {
     /// one file are read as that file.
     pub archive: String,
     /// `basic`: ids become pseudonyms, free text of the scanner is dropped, and files and folders of the archive (often named after patients, this
-    /// `archive` too) go by pseudonyms: nothing that is written says where they stand. Names of labels stay as they are. `none`: all stays as it is.
+    /// `archive` too) go by pseudonyms: nothing that is written says where they stand. Names of segments and ROIs stay, unless they hold a name, an id, the
+    /// accession number or the birthday of the patient as their own file has them (and are not the words of a public code): those become `label-` and 8
+    /// digits. `none`: all stays as it is.
     #[serde(default)]
     pub deidentify: Deidentify,
     /// Name of an environment variable that holds the secret key of the pseudonyms. Without it they are the same for everyone, and who knows a
@@ -53,7 +55,7 @@ pub enum Deidentify {
 impl Stage for Index {
     const INFO: Info = Info {
         name: "index",
-        version: 2,
+        version: 3,
         scope: Scope::Set,
         ports: &[],
         gives: Kind::Table,
@@ -92,6 +94,7 @@ impl Stage for Index {
         }
         let made = rows::of(&catalog, &verdicts.damaged, &names);
         drop(catalog);
+        let hidden_labels = made.hidden_labels;
         made.indexed.into_iter().for_each(|(file, what)| verdicts.indexed(file, what));
         made.copies.into_iter().for_each(|(file, why)| verdicts.skipped(file, why, "copy"));
         made.conflicts.into_iter().for_each(|(file, why)| verdicts.failed(file, why));
@@ -102,7 +105,7 @@ impl Stage for Index {
         table::write_rows(cx.draft, &made.series)?;
         table::write_rows(cx.draft, &made.instances)?;
         table::write_rows(cx.draft, &verdicts.files)?;
-        Ok(self.facts(&made.series, &made.instances, verdicts, n_seen))
+        Ok(self.facts(&made.series, &made.instances, verdicts, n_seen, hidden_labels))
     }
 }
 
@@ -121,7 +124,7 @@ impl Index {
         keys::names(self.key_env.as_deref(), self.key_file.as_deref())
     }
 
-    fn facts(&self, series: &[SeriesRow], instances: &[InstanceRow], v: Verdicts, n_seen: usize) -> Facts {
+    fn facts(&self, series: &[SeriesRow], instances: &[InstanceRow], v: Verdicts, n_seen: usize, hidden_labels: u64) -> Facts {
         let count = |of: &dyn Fn(&SeriesRow) -> &str| {
             let mut n: BTreeMap<String, u64> = BTreeMap::new();
             series.iter().for_each(|s| *n.entry(of(s).to_string()).or_default() += 1);
@@ -143,6 +146,9 @@ impl Index {
         report.push(format!("series: {}", list(&count(&|s| &s.kind))));
         if irregular > 0 {
             report.push(format!("{irregular} image series lie on no regular grid: see the column irregular of the table series"));
+        }
+        if hidden_labels > 0 {
+            report.push(format!("{hidden_labels} names of labels told who the patient is and are `label-…` now"));
         }
         if self.deidentify == Deidentify::Basic && !v.quarantined.is_empty() {
             report.push("files are named by pseudonyms: `deidentify: none` shows their names".into());
@@ -172,6 +178,7 @@ impl Index {
             .with("images", images)
             .with("irregular", irregular)
             .with("nifti_of_no_image", alone)
+            .with("hidden_labels", hidden_labels)
             .with("report", report)
     }
 }

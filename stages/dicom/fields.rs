@@ -7,6 +7,7 @@ use dicom::dictionary_std::tags as t;
 
 use super::bytes::Wrapping;
 use super::header::{Concatenation, FrameHeader, Header};
+use super::identity::Identity;
 use super::level::Level;
 use super::mosaic::{self, BLOCKS, private};
 use super::scan::{self, Wanted};
@@ -19,6 +20,9 @@ const PRIVATE: &[(u16, &str, u8)] = &[
     (0x0043, "GEMS_PARM_01", 0x39),
     (0x2001, "Philips Imaging DD 001", 0x03),
 ];
+
+/// Retired from the standard (2017), not from files.
+const OTHER_PATIENT_IDS: Tag = Tag(0x0010, 0x1000);
 
 #[rustfmt::skip]
 pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
@@ -35,6 +39,8 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::COLUMNS, t::PIXEL_SPACING, t::BITS_ALLOCATED, t::BITS_STORED, t::HIGH_BIT, t::PIXEL_REPRESENTATION, t::PIXEL_PADDING_VALUE,
         t::PIXEL_PADDING_RANGE_LIMIT, t::PLANAR_CONFIGURATION, t::DOSE_GRID_SCALING, t::DOSE_UNITS,
         t::RESCALE_INTERCEPT, t::RESCALE_SLOPE, t::RESCALE_TYPE, t::UNITS, t::SEGMENT_LABEL, t::ROI_NAME, t::EXTENDED_OFFSET_TABLE,
+        t::PATIENT_NAME, t::OTHER_PATIENT_NAMES, t::PATIENT_BIRTH_NAME, t::PATIENT_MOTHER_BIRTH_NAME, OTHER_PATIENT_IDS,
+        t::ACCESSION_NUMBER, t::PATIENT_BIRTH_DATE, t::CODING_SCHEME_DESIGNATOR, t::CODE_MEANING,
     ];
     let sequences = vec![
         t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, t::PIXEL_MEASURES_SEQUENCE,
@@ -43,7 +49,8 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::PET_FRAME_TYPE_SEQUENCE, t::CARDIAC_SYNCHRONIZATION_SEQUENCE, t::REFERENCED_SERIES_SEQUENCE, t::SEGMENT_SEQUENCE,
         t::STRUCTURE_SET_ROI_SEQUENCE, t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE, t::RT_REFERENCED_STUDY_SEQUENCE,
         t::RT_REFERENCED_SERIES_SEQUENCE, t::DERIVATION_IMAGE_SEQUENCE, t::SOURCE_IMAGE_SEQUENCE, t::MODALITY_LUT_SEQUENCE,
-        t::DIMENSION_INDEX_SEQUENCE,
+        t::DIMENSION_INDEX_SEQUENCE, t::OTHER_PATIENT_I_DS_SEQUENCE, t::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE,
+        t::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE,
     ];
     for block in BLOCKS {
         for (group, _, element) in PRIVATE {
@@ -108,8 +115,11 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         .collect();
     referenced_instances.sort();
     referenced_instances.dedup();
-    let labels = top.items(t::SEGMENT_SEQUENCE).map(|i| i.free_text(t::SEGMENT_LABEL, &charset));
+    let segments = top.items(t::SEGMENT_SEQUENCE).map(|i| i.free_text(t::SEGMENT_LABEL, &charset));
     let rois = top.items(t::STRUCTURE_SET_ROI_SEQUENCE).map(|i| i.free_text(t::ROI_NAME, &charset));
+    let labels: Vec<String> = segments.chain(rois).filter(|l| !l.is_empty()).collect();
+    let identity = if labels.is_empty() { Identity::default() } else { identity(&top, &charset) };
+    let coded_labels = if identity.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
     Header {
         transfer_syntax: if s.transfer_syntax.is_empty() { shown } else { s.transfer_syntax }.into(),
         is_big_endian: s.is_big_endian,
@@ -177,8 +187,37 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
             .collect(),
         references,
         referenced_instances,
-        labels: labels.chain(rois).filter(|l| !l.is_empty()).collect(),
+        labels,
+        hidden_labels: 0,
+        identity,
+        coded_labels,
     }
+}
+
+/// What the file says of who the patient is.
+fn identity(top: &Level, charset: &[String]) -> Identity {
+    let mut out = Identity::default();
+    for tag in [t::PATIENT_NAME, t::OTHER_PATIENT_NAMES, t::PATIENT_BIRTH_NAME, t::PATIENT_MOTHER_BIRTH_NAME] {
+        out.add_name(&top.free_text(tag, charset));
+    }
+    for tag in [t::PATIENT_ID, OTHER_PATIENT_IDS, t::ACCESSION_NUMBER] {
+        out.add_id(&top.free_text(tag, charset));
+    }
+    for other in top.items(t::OTHER_PATIENT_I_DS_SEQUENCE) {
+        out.add_id(&other.free_text(t::PATIENT_ID, charset));
+    }
+    out.add_date(&top.text(t::PATIENT_BIRTH_DATE));
+    out
+}
+
+/// The meanings of the public codes of segments (category, type). A private scheme (PS3.3 8.2: `99…`) may call anything anyhow.
+fn coded_labels(top: &Level, charset: &[String]) -> Vec<String> {
+    let codes = top.items(t::SEGMENT_SEQUENCE).flat_map(|segment| {
+        let of = |tag| segment.items(tag).collect::<Vec<_>>();
+        [of(t::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE), of(t::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE)].concat()
+    });
+    let is_public = |code: &Level| !matches!(code.text(t::CODING_SCHEME_DESIGNATOR).as_bytes(), [] | [b'9', b'9', ..]);
+    codes.filter(is_public).map(|code| code.free_text(t::CODE_MEANING, charset)).collect()
 }
 
 /// A UID is up to 64 characters: numbers without leading zeros between dots.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bytes::{Source, Wrapping};
 use super::fields::{WANTED, header_of};
+use super::identity::Identity;
 use super::level::Level;
 use super::mosaic::Mosaic;
 use super::scan::{self, Fault, PixelElement};
@@ -77,6 +78,13 @@ pub struct Header {
     pub references: Vec<String>,
     pub referenced_instances: Vec<String>,
     pub labels: Vec<String>,
+    /// How many of `labels` were replaced, because they held what tells who the patient is.
+    pub hidden_labels: u32,
+    /// Labels only, until the header is hidden: what the file says of who the patient is, and the labels that are the words of a public code.
+    #[serde(skip)]
+    pub identity: Identity,
+    #[serde(skip)]
+    pub coded_labels: Vec<String>,
 }
 
 /// One of several files that hold the frames of one object (PS3.3 C.7.6.16.2.2.4).

@@ -11,6 +11,9 @@ pub enum Names {
     Keyed(Box<[u8; 32]>),
 }
 
+/// What the name of a label begins with that was replaced.
+pub const HIDDEN_LABEL: &str = "label-";
+
 /// Endings that say what a file is; any other may be a part of a name.
 const ENDINGS: [&str; 13] =
     [".nii.gz", ".nii", ".dcm.gz", ".dcm", ".dicom", ".ima", ".tar.gz", ".tar", ".tgz", ".zip", ".gz", ".txt", ".json"];
@@ -72,6 +75,11 @@ impl Names {
         bytes.iter_mut().zip(stream).for_each(|(b, s)| *b ^= s);
     }
 
+    /// What a segment or ROI is called whose name tells who the patient is: `label-` and 8 hex digits, the same for the same name.
+    fn label(&self, label: &str) -> String {
+        format!("{HIDDEN_LABEL}{}", &self.of("label", label)[3..11])
+    }
+
     /// Free text is not kept under a pseudonym.
     pub fn text(&self, text: &str) -> Option<String> {
         (matches!(self, Names::Own) && !text.is_empty()).then(|| text.to_string())
@@ -94,8 +102,16 @@ impl Names {
 
     /// Replaces ids by pseudonyms and drops free text; with [`Names::Own`] nothing changes. Where PatientID is empty the study stands in for the patient.
     pub fn hide(&self, h: &mut Header) {
+        let (identity, coded) = (std::mem::take(&mut h.identity), std::mem::take(&mut h.coded_labels));
         if matches!(self, Names::Own) {
             return;
+        }
+        for label in &mut h.labels {
+            let is_coded = coded.iter().any(|meaning| meaning.trim().eq_ignore_ascii_case(label.trim()));
+            if !is_coded && identity.is_in(label) {
+                *label = self.label(label);
+                h.hidden_labels += 1;
+            }
         }
         h.patient = self.of("patient", &patient_of(h));
         h.study = self.of("study", &h.study);
@@ -136,6 +152,17 @@ mod tests {
         assert_eq!(a.split('/').take(2).collect::<Vec<_>>(), b.split('/').take(2).collect::<Vec<_>>());
         assert!(!b.contains('.') && !c.contains('.'), "{b} {c}");
         assert_eq!(Names::Own.file("Doe^Jane/CT/1.DCM"), "Doe^Jane/CT/1.DCM");
+    }
+
+    #[test]
+    fn labels_that_name_the_patient_go_and_the_others_stay() {
+        let mut h = Header { labels: ["Femur", "Doe GTV", "Small intestine", "Doe GTV"].map(String::from).into(), ..Header::default() };
+        h.identity.add_name("Doe^Small");
+        h.coded_labels = vec!["small intestine".into()];
+        Names::keyed(b"k").hide(&mut h);
+        assert_eq!((h.labels[0].as_str(), h.labels[2].as_str(), h.hidden_labels), ("Femur", "Small intestine", 2));
+        assert!(h.labels[1].starts_with(HIDDEN_LABEL) && h.labels[1].len() == 14 && h.labels[1] == h.labels[3], "{:?}", h.labels);
+        assert!(h.identity.is_empty() && h.coded_labels.is_empty(), "nothing behind has an identity to lose");
     }
 
     #[test]

@@ -7,16 +7,13 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 
-use super::bytes::Source;
 use super::catalog::{Catalog, Entry, Outcome};
 use super::classes::{self, Class};
-use super::contents::FileRef;
 use super::group::{self, Group};
 use super::header::Header;
 pub use super::names::Names;
 use super::names::patient_of;
 use super::order::{self, Slice};
-use super::pixels::{self, How};
 use super::places;
 
 /// The index, and the verdicts that only came out in making it.
@@ -30,6 +27,10 @@ pub struct Made {
     pub copies: Vec<(String, String)>,
     /// File → with which file it cannot stand together.
     pub conflicts: Vec<(String, String)>,
+    /// Names of labels that held what tells who the patient is.
+    pub hidden_labels: u64,
+    /// Files that claim to be one image and do not even agree in where it stands.
+    pub(super) unclear: BTreeSet<String>,
     /// (series, volume) of labels that name no series → the instances they name.
     pending: Vec<((String, i64), Vec<String>)>,
 }
@@ -38,17 +39,19 @@ pub struct Made {
 type SeriesKey = (String, String);
 
 /// A file with its header.
-struct File<'a> {
-    entry: &'a Entry,
+pub(super) struct File<'a> {
+    pub entry: &'a Entry,
     /// What messages and tables call it: its place in the archive, or pseudonyms of it.
-    name: String,
-    header: Header,
+    pub name: String,
+    pub header: Header,
     /// blake3 of its bytes, where it was asked for.
-    content: String,
+    pub content: String,
+    /// All files that claim to be this instance and have other contents, it among them: it only says where that instance would stand.
+    pub disputed: Vec<String>,
 }
 
 /// What the rows of a series are made with.
-struct Making<'a> {
+pub(super) struct Making<'a> {
     catalog: &'a Catalog,
     names: &'a Names,
     /// The archive's folder, absolute.
@@ -87,6 +90,7 @@ pub fn of(catalog: &Catalog, damaged: &BTreeMap<SeriesKey, BTreeSet<String>>, na
         made.indexed.extend(part.indexed);
         made.copies.extend(part.copies);
         made.conflicts.extend(part.conflicts);
+        made.hidden_labels += part.hidden_labels;
         made.pending.extend(part.pending);
     }
     made.find_references();
@@ -122,7 +126,7 @@ impl Making<'_> {
         if self.shared.contains(series) { self.names.of("series", &format!("{series}@{study}")) } else { series.to_string() }
     }
 
-    fn path_of(&self, e: &Entry) -> PathBuf {
+    pub(super) fn path_of(&self, e: &Entry) -> PathBuf {
         self.root.join(&e.seen.file)
     }
 
@@ -132,13 +136,13 @@ impl Making<'_> {
             .iter()
             .filter_map(|entry| {
                 let name = self.names.file(&entry.seen.place());
-                Some(File { entry, name, header: self.catalog.header(entry)?, content: String::new() })
+                Some(File { entry, name, header: self.catalog.header(entry)?, content: String::new(), disputed: Vec::new() })
             })
             .collect();
         let files = self.without_copies(files, &mut made);
+        // What a file without a header would have been is not known: it could be a part of any volume.
         let mut damaged = damaged.cloned().unwrap_or_default();
-        damaged.extend(made.conflicts.iter().map(|(file, _)| file.clone()));
-        let broken = damaged.first().map(|first| format!("{} of its files cannot be used (the first: {first})", damaged.len()));
+        damaged.append(&mut made.unclear);
         let base = |h: &Header| SeriesRow {
             series: self.name_of(study, series),
             study: study.to_string(),
@@ -151,12 +155,13 @@ impl Making<'_> {
             frame_of_reference: Some(h.frame_of_reference.clone()).filter(|f| !f.is_empty()),
             ..SeriesRow::default()
         };
-        made.indexed.extend(files.iter().map(|f| (f.name.clone(), what_it_is(f))));
+        made.indexed.extend(files.iter().filter(|f| f.disputed.is_empty()).map(|f| (f.name.clone(), what_it_is(f))));
+        made.hidden_labels += files.iter().map(|f| u64::from(f.header.hidden_labels)).sum::<u64>();
         let mut labels = Vec::new();
         let (mut images, mut headers) = (Vec::new(), Vec::new());
         for f in files {
             if classes::of(&f.header) == Class::Image {
-                images.push((f.entry, f.name));
+                images.push((f.entry, f.name, f.disputed));
                 headers.push(f.header);
             } else {
                 labels.push(f);
@@ -164,7 +169,7 @@ impl Making<'_> {
         }
         let groups = group::split(&headers);
         for (volume, g) in groups.iter().enumerate() {
-            self.image_rows(&mut made, g, volume, &images, &headers, &broken, &base);
+            self.image_rows(&mut made, g, volume, &images, &headers, &damaged, &base);
         }
         for (i, f) in labels.into_iter().enumerate() {
             let h = &f.header;
@@ -195,14 +200,23 @@ impl Making<'_> {
         made: &mut Made,
         g: &Group,
         volume: usize,
-        images: &[(&Entry, String)],
+        images: &[(&Entry, String, Vec<String>)],
         headers: &[Header],
-        broken: &Option<String>,
+        damaged: &BTreeSet<String>,
         base: &dyn Fn(&Header) -> SeriesRow,
     ) {
+        // A volume of which an instance is disputed has no true contents; the other volumes of the series have theirs.
+        let mut damaged = damaged.clone();
+        damaged.extend(g.members.iter().flat_map(|m| images[m.file].2.iter().cloned()));
+        let broken = damaged.first().map(|first| format!("{} of its files cannot be used (the first: {first})", damaged.len()));
+        let members: Vec<_> = g.members.iter().filter(|m| images[m.file].2.is_empty()).copied().collect();
+        if members.is_empty() {
+            return;
+        }
+        let g = &Group { members, ..g.clone() };
         let first = &headers[g.members[0].file];
         let slices: Vec<Slice> = g.members.iter().map(|m| Slice::of(&headers[m.file], m.frame)).collect();
-        let refused = broken.clone().or(g.refused.clone());
+        let refused = broken.or(g.refused.clone());
         let stack = match &refused {
             Some(why) => Err(why.clone()),
             None if g.is_loop => Err(format!("{} ({})", order::told_loop(first.n_frames), order::LOOP_HELP)),
@@ -238,7 +252,7 @@ impl Making<'_> {
             let all = frames.len() == headers[f].frames.len();
             let first_frame = frames[0] as usize;
             let frames = if all { Vec::new() } else { frames };
-            let (entry, name) = &images[f];
+            let (entry, name, _) = &images[f];
             made.instances.push(self.instance_row(entry, name, &headers[f], volume as i64, &row.series, frames, first_frame));
         }
         made.series.push(row);
@@ -300,79 +314,6 @@ impl Making<'_> {
         });
         made.indexed.push((name, "NIfTI".into()));
     }
-
-    /// One file an instance. Copies are left out; two different files that claim to be one instance are both left out, because nothing says which is true.
-    /// Only of files that claim to be one instance (or say none) the bytes are looked at. The order of what is left depends on no name.
-    fn without_copies<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
-        files.sort_by(|a, b| (&a.header.sop_instance, &a.name).cmp(&(&b.header.sop_instance, &b.name)));
-        let mut kept: Vec<File> = Vec::with_capacity(files.len());
-        let mut conflicting = BTreeSet::new();
-        let mut left = files.into_iter().peekable();
-        while let Some(first) = left.next() {
-            let instance = first.header.sop_instance.clone();
-            let mut twins = vec![first];
-            while let Some(twin) = left.next_if(|f| f.header.sop_instance == instance) {
-                twins.push(twin);
-            }
-            if twins.len() > 1 {
-                twins.iter_mut().for_each(|f| f.content = self.hash(f));
-                twins.sort_by(|a, b| (&a.content, &a.name).cmp(&(&b.content, &b.name)));
-            }
-            if instance.is_empty() {
-                kept.extend(twins);
-                continue;
-            }
-            let n_kept = kept.len();
-            for f in twins {
-                let Some(twin) = kept[n_kept..].last() else {
-                    kept.push(f);
-                    continue;
-                };
-                if twin.content == f.content {
-                    made.copies.push((f.name.clone(), format!("the same bytes as {}", twin.name)));
-                } else if self.is_same_image(twin, &f) {
-                    made.copies.push((f.name.clone(), format!("the same instance and pixels as {}", twin.name)));
-                } else {
-                    let why = |other: &File| format!("it and {} say that they are one instance, and their contents differ", other.name);
-                    if conflicting.insert(twin.name.clone()) {
-                        made.conflicts.push((twin.name.clone(), why(&f)));
-                    }
-                    conflicting.insert(f.name.clone());
-                    made.conflicts.push((f.name.clone(), why(twin)));
-                }
-            }
-        }
-        kept.retain(|f| !conflicting.contains(&f.name));
-        kept
-    }
-
-    /// The hash of a file's bytes; of one that cannot be read something that no other has.
-    fn hash(&self, f: &File) -> String {
-        let raw = Source::raw_at(&self.path_of(f.entry), f.entry.seen.member.as_deref());
-        raw.and_then(|r| r.hash()).map_or_else(|_| f.name.clone(), |h| blake3::Hash::from_bytes(h).to_hex().to_string())
-    }
-
-    /// Equal voxels in equal places: the headers differ in what does not matter here (a corrected name, another lossless transfer syntax). Only images of a
-    /// size that is soon compared are looked at; whatever else has other bytes is another thing.
-    fn is_same_image(&self, a: &File, b: &File) -> bool {
-        let (x, y) = (&a.header, &b.header);
-        let fits = |h: &Header| {
-            let voxels = (h.rows as u64).checked_mul(h.columns as u64).and_then(|n| n.checked_mul(h.n_frames as u64));
-            h.frames.len() == h.n_frames as usize && voxels.is_some_and(|n| n > 0 && n <= MAX_COMPARED_VOXELS)
-        };
-        if ![x, y].iter().all(|h| classes::of(h) == Class::Image && fits(h)) {
-            return false;
-        }
-        let geometry = |h: &Header| (h.rows, h.columns, h.n_frames, h.frames.clone());
-        let voxels = |f: &File| {
-            let (path, member) = (self.path_of(f.entry), f.entry.seen.member.as_deref().map(String::from));
-            let file = FileRef { path, member, name: f.name.clone(), content: f.content.clone(), seen: String::new() };
-            let frames: Vec<_> = (0..f.header.frames.len()).map(|frame| (0, frame)).collect();
-            let how = How { keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
-            pixels::decode(&[file], std::slice::from_ref(&f.header), &frames, x.rows as usize, x.columns as usize, &how)
-        };
-        geometry(x) == geometry(y) && matches!((voxels(a), voxels(b)), (Ok(a), Ok(b)) if a == b)
-    }
 }
 
 fn what_it_is(f: &File) -> String {
@@ -393,9 +334,6 @@ fn what_it_is(f: &File) -> String {
     }
     what
 }
-
-/// Two files of one instance are compared voxel by voxel up to this size.
-const MAX_COMPARED_VOXELS: u64 = 512 << 20;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -427,6 +365,66 @@ mod tests {
         assert!(made.conflicts.iter().all(|(_, why)| why.contains("say that they are one instance, and their contents differ")));
         assert!(made.copies.is_empty());
         made.conflicts.len()
+    }
+
+    /// Slices of two echoes, 4 mm apart.
+    fn slice(echo: i64, k: i64) -> Header {
+        let frame = super::super::header::FrameHeader {
+            position: Some([0.0, 0.0, 4.0 * k as f64]),
+            orientation: Some([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
+            spacing_mm: Some([1.0, 1.0]),
+            echo_time_ms: Some(10.0 * echo as f64),
+            echo_number: Some(echo),
+            ..Default::default()
+        };
+        Header {
+            sop_class: "1.2.840.10008.5.1.4.1.1.4".into(),
+            sop_instance: format!("1.{echo}.{k}"),
+            instance_number: Some(10 * echo + k),
+            rows: 4,
+            columns: 4,
+            n_frames: 1,
+            frames: vec![frame],
+            samples: 1,
+            pixel: Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: None }),
+            ..Header::default()
+        }
+    }
+
+    #[test]
+    fn a_disputed_instance_refuses_its_volume_and_no_other_of_the_series() {
+        let slices: Vec<Header> = (1..=2).flat_map(|echo| (0..4).map(move |k| slice(echo, k))).collect();
+        let names: Vec<String> = (0..slices.len()).map(|i| format!("f{i}")).collect();
+        let mut files: Vec<(&str, &Header)> = names.iter().map(String::as_str).zip(&slices).collect();
+        files.push(("twin", &slices[6]));
+        let made = of(&catalog(&files), &BTreeMap::new(), &Names::Own);
+        let told = |made: &Made| made.series.iter().map(|s| (s.n_instances, s.refused.clone().unwrap_or_default())).collect::<Vec<_>>();
+        assert_eq!(told(&made), [(4, String::new()), (3, "2 of its files cannot be used (the first: f6)".to_string())]);
+        assert!(made.instances.iter().all(|i| i.file != "f6" && i.file != "twin"), "neither is chosen");
+        assert_eq!((made.conflicts.len(), made.indexed.len(), made.instances.len()), (2, 7, 7));
+
+        // They do not even agree in where they stand: either could be a part of any volume.
+        let moved = Header { sop_instance: slices[6].sop_instance.clone(), ..slice(1, 9) };
+        *files.last_mut().unwrap() = ("twin", &moved);
+        let made = of(&catalog(&files), &BTreeMap::new(), &Names::Own);
+        assert!(told(&made).iter().all(|(_, why)| why.starts_with("2 of its files cannot be used")), "{:?}", told(&made));
+    }
+
+    /// Not a promise of a time: what was quadratic took minutes here.
+    #[test]
+    fn labels_of_many_series_find_their_images_one_by_one() {
+        let n = 10_000;
+        let row = |i: usize| SeriesRow { series: format!("s{i}"), ..SeriesRow::default() };
+        let mut made = Made {
+            series: (0..2 * n).map(row).collect(),
+            instances: (0..n)
+                .map(|i| InstanceRow { series: format!("s{i}"), instance: format!("i{i}"), ..InstanceRow::default() })
+                .collect(),
+            pending: (0..n).map(|i| ((format!("s{}", n + i), 0), vec![format!("i{i}")])).collect(),
+            ..Made::default()
+        };
+        made.find_references();
+        assert!(made.series[n..].iter().enumerate().all(|(i, s)| s.references == [format!("s{i}")]));
     }
 
     #[test]

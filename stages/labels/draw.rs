@@ -276,7 +276,7 @@ impl Looking<'_> {
             let row_of = |i: &InstanceRow| rows.get(&(i.series.as_str(), i.volume)).filter(|r| r.kind == *kind).copied();
             for (i, row) in self.files.iter().filter_map(|i| Some((i, row_of(i)?))) {
                 (self.step)(i.size_bytes.max(0) as u64)?;
-                match self.read(kind, i) {
+                match self.read(kind, i, row) {
                     Ok(Some(file)) => {
                         if *kind != "nifti" && !row.references.iter().any(|r| r == self.image) {
                             out.by_frame.insert(i.file.clone());
@@ -299,8 +299,9 @@ impl Looking<'_> {
     }
 
     /// `None`: it labels another volume of the series.
-    fn read(&self, kind: &str, row: &InstanceRow) -> Result<Option<Found>, Error> {
-        let Some(file) = Found::read(kind, row)? else { return Ok(None) };
+    fn read(&self, kind: &str, file: &InstanceRow, row: &SeriesRow) -> Result<Option<Found>, Error> {
+        let Some(mut file) = Found::read(kind, file)? else { return Ok(None) };
+        file.call_as_indexed(&row.labels, &|name| self.asked.wanted.names(name));
         if !self.target.has(&file)? {
             return Ok(None);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use voxmill_schemas::tables::InstanceRow;
 
+use crate::dicom::names::HIDDEN_LABEL;
 use crate::dicom::{rtstruct, seg};
 use crate::error::Error;
 use crate::nifti;
@@ -40,6 +41,28 @@ impl Found {
             "nifti" => Some(Found::nifti(&row.file, nifti::read_indexed(row)?)?),
             _ => None,
         })
+    }
+
+    /// Calls its labels as the index does, where that has hidden names; what `is_wanted` (a class or alias that somebody wrote down) keeps its name.
+    /// - `indexed`: the names in the index, empty ones left out, in the order of the file
+    pub fn call_as_indexed(&mut self, indexed: &[String], is_wanted: &dyn Fn(&str) -> bool) {
+        let names: Vec<&mut String> = match self {
+            Found::Seg(s) => s.segments.iter_mut().map(|x| &mut x.label).collect(),
+            Found::RtStruct(r) => r.rois.iter_mut().map(|x| &mut x.name).collect(),
+            Found::Nifti { .. } => return,
+        };
+        let known: BTreeSet<&str> = indexed.iter().map(|l| l.trim()).collect();
+        let mine: BTreeSet<String> = names.iter().map(|n| n.trim().to_string()).collect();
+        let hidden: Vec<&String> = indexed.iter().filter(|l| l.starts_with(HIDDEN_LABEL) && !mine.contains(l.trim())).collect();
+        if hidden.is_empty() {
+            return;
+        }
+        let others: Vec<&mut String> = names.into_iter().filter(|n| !known.contains(n.trim())).collect();
+        // A label without a name is none of the index: which is which cannot be told then, and none is called by its name.
+        let is_told = others.len() == hidden.len();
+        for (i, name) in others.into_iter().enumerate().filter(|(_, n)| !is_wanted(n)) {
+            *name = if is_told { hidden[i].clone() } else { HIDDEN_LABEL.trim_end_matches('-').into() };
+        }
     }
 
     fn nifti(file: &str, image: nifti::Image) -> Result<Found, Error> {
@@ -214,6 +237,24 @@ mod tests {
         assert_eq!(layers(2, &[0, 1, 0, 0, 1, 1]).unwrap(), [[0, 1, 0], [0, 2, 2]]);
         let e = layers(2, &[0, 1, 2, 0]).unwrap_err().to_string();
         assert!(e.starts_with("labels: it holds 2 volumes with values up to 2 (labels over time?)"), "{e}");
+    }
+
+    #[test]
+    fn labels_are_called_as_the_index_calls_them() {
+        let called = |names: &[&str], indexed: &[&str], wanted: &str| {
+            let roi = |name: &&str| rtstruct::Roi { name: name.to_string(), ..Default::default() };
+            let rois = names.iter().map(roi).collect();
+            let mut found = Found::RtStruct(rtstruct::RtStruct { file: "plan".into(), rois, made: String::new() });
+            let indexed: Vec<String> = indexed.iter().map(|l| l.to_string()).collect();
+            found.call_as_indexed(&indexed, &|name| name == wanted);
+            found.labels().into_iter().map(|l| l.name).collect::<Vec<_>>().join(", ")
+        };
+        let names = ["Femur", "Doe GTV", "Doe CTV"];
+        let indexed = ["Femur", "label-1", "label-2"];
+        assert_eq!(called(&names, &names, ""), "Femur, Doe GTV, Doe CTV");
+        assert_eq!(called(&names, &indexed, ""), "Femur, label-1, label-2");
+        assert_eq!(called(&names, &indexed, "Doe CTV"), "Femur, label-1, Doe CTV");
+        assert_eq!(called(&["Doe GTV", "ROI 3"], &["label-1"], ""), "label, label");
     }
 
     #[test]

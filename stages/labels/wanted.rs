@@ -52,6 +52,12 @@ impl Wanted<'_> {
         self.classes.get(class).map(|id| u32::from(self.values.get(class).copied().unwrap_or(*id)))
     }
 
+    /// Whether a class or an alias is called so, capitals and outer spaces apart.
+    pub fn names(&self, name: &str) -> bool {
+        let plain = |n: &str| n.trim().to_lowercase();
+        self.classes.keys().chain(self.aliases.values().flatten()).any(|n| plain(n) == plain(name))
+    }
+
     /// Indices of the labels of a file that belong to a class: exact names, else codes, else names that differ in case or outer spaces only.
     /// A code is that of the segment's type (`SCT:71341001`); several joined by `+` must all be among its category, type, modifiers (such as a side) and region.
     pub fn matches(&self, file: &Found, class: &str) -> Vec<usize> {

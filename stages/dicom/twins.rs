@@ -1,0 +1,115 @@
+//! Files that claim to be one instance: copies of it, or a conflict.
+
+use std::collections::BTreeMap;
+
+use super::bytes::Source;
+use super::classes::{self, Class};
+use super::contents::FileRef;
+use super::header::Header;
+use super::pixels::{self, How};
+use super::rows::{File, Made, Making};
+
+/// Two files of one instance are compared voxel by voxel up to this size.
+const MAX_COMPARED_VOXELS: u64 = 512 << 20;
+
+/// All that says to which volume an image belongs and where in it: the header without where its pixels lie in the file and how they are packed.
+fn placed(h: &Header) -> Header {
+    Header {
+        pixel: None,
+        extended_offsets: Vec::new(),
+        transfer_syntax: String::new(),
+        is_big_endian: false,
+        wrapping: Default::default(),
+        description: String::new(),
+        manufacturer: String::new(),
+        ..h.clone()
+    }
+}
+
+impl Making<'_> {
+    /// One file an instance. Copies are left out; two different files that claim to be one instance are both left out, because nothing says which is true.
+    /// Where they agree in all but the pixels, one of them stays as [`File::disputed`] to say which volume lacks a slice; else they are `unclear`, and may be a
+    /// part of any volume of the series. Only of files that claim to be one instance (or say none) the bytes are looked at. The order of what is left depends on no name.
+    pub(super) fn without_copies<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
+        files.sort_by(|a, b| (&a.header.sop_instance, &a.name).cmp(&(&b.header.sop_instance, &b.name)));
+        let mut kept: Vec<File> = Vec::with_capacity(files.len());
+        let mut left = files.into_iter().peekable();
+        while let Some(first) = left.next() {
+            let instance = first.header.sop_instance.clone();
+            let mut twins = vec![first];
+            while let Some(twin) = left.next_if(|f| f.header.sop_instance == instance) {
+                twins.push(twin);
+            }
+            if twins.len() > 1 {
+                twins.iter_mut().for_each(|f| f.content = self.hash(f));
+                twins.sort_by(|a, b| (&a.content, &a.name).cmp(&(&b.content, &b.name)));
+            }
+            if instance.is_empty() {
+                kept.extend(twins);
+                continue;
+            }
+            let n_kept = kept.len();
+            let mut conflicting: BTreeMap<String, Header> = BTreeMap::new();
+            for f in twins {
+                let Some(twin) = kept[n_kept..].last() else {
+                    kept.push(f);
+                    continue;
+                };
+                if twin.content == f.content {
+                    made.copies.push((f.name.clone(), format!("the same bytes as {}", twin.name)));
+                } else if self.is_same_image(twin, &f) {
+                    made.copies.push((f.name.clone(), format!("the same instance and pixels as {}", twin.name)));
+                } else {
+                    let why = |other: &File| format!("it and {} say that they are one instance, and their contents differ", other.name);
+                    if conflicting.insert(twin.name.clone(), twin.header.clone()).is_none() {
+                        made.conflicts.push((twin.name.clone(), why(&f)));
+                    }
+                    made.conflicts.push((f.name.clone(), why(twin)));
+                    conflicting.insert(f.name, f.header);
+                }
+            }
+            if conflicting.is_empty() {
+                continue;
+            }
+            let mut first = kept.pop().expect("a conflict is with a file that was kept");
+            let is_image = |h: &Header| classes::of(h) == Class::Image;
+            if !conflicting.values().any(is_image) {
+                // Labels: a file is a volume of its own.
+            } else if conflicting.values().all(|h| is_image(h) && placed(h) == placed(&first.header)) {
+                first.disputed = conflicting.into_keys().collect();
+                kept.push(first);
+            } else {
+                made.unclear.extend(conflicting.into_keys());
+            }
+        }
+        kept
+    }
+
+    /// The hash of a file's bytes; of one that cannot be read something that no other has.
+    fn hash(&self, f: &File) -> String {
+        let raw = Source::raw_at(&self.path_of(f.entry), f.entry.seen.member.as_deref());
+        raw.and_then(|r| r.hash()).map_or_else(|_| f.name.clone(), |h| blake3::Hash::from_bytes(h).to_hex().to_string())
+    }
+
+    /// Equal voxels in equal places: the headers differ in what does not matter here (a corrected name, another lossless transfer syntax). Only images of a
+    /// size that is soon compared are looked at; whatever else has other bytes is another thing.
+    fn is_same_image(&self, a: &File, b: &File) -> bool {
+        let (x, y) = (&a.header, &b.header);
+        let fits = |h: &Header| {
+            let voxels = (h.rows as u64).checked_mul(h.columns as u64).and_then(|n| n.checked_mul(h.n_frames as u64));
+            h.frames.len() == h.n_frames as usize && voxels.is_some_and(|n| n > 0 && n <= MAX_COMPARED_VOXELS)
+        };
+        if ![x, y].iter().all(|h| classes::of(h) == Class::Image && fits(h)) {
+            return false;
+        }
+        let geometry = |h: &Header| (h.rows, h.columns, h.n_frames, h.frames.clone());
+        let voxels = |f: &File| {
+            let (path, member) = (self.path_of(f.entry), f.entry.seen.member.as_deref().map(String::from));
+            let file = FileRef { path, member, name: f.name.clone(), content: f.content.clone(), seen: String::new() };
+            let frames: Vec<_> = (0..f.header.frames.len()).map(|frame| (0, frame)).collect();
+            let how = How { keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
+            pixels::decode(&[file], std::slice::from_ref(&f.header), &frames, x.rows as usize, x.columns as usize, &how)
+        };
+        geometry(x) == geometry(y) && matches!((voxels(a), voxels(b)), (Ok(a), Ok(b)) if a == b)
+    }
+}
