@@ -240,6 +240,10 @@ fn odd_uids(top: &Level) -> Vec<String> {
 /// So many frames are taken from any file, more only where each has so many bytes of header.
 const FEW_FRAMES: usize = 50_000;
 const FRAME_BYTES: usize = 256;
+/// StackID has 16 characters at most, FrameType a handful of words of 16; no object has a tenth of these dimensions.
+const MAX_TEXT_BYTES: usize = 256;
+const MAX_DIMENSIONS: usize = 256;
+
 fn concatenation(top: &Level) -> Option<Concatenation> {
     let uid = top.text(t::CONCATENATION_UID);
     let number = top.us(t::IN_CONCATENATION_NUMBER)? as i64;
@@ -322,7 +326,8 @@ fn fill(f: &mut FrameHeader, l: &Level) {
     // RT Dose: stored values times this are the dose (PS3.3 C.8.8.3).
     set(&mut f.slope, l.floats(t::DOSE_GRID_SCALING).first().copied());
     set(&mut f.intercept, l.floats(t::RESCALE_INTERCEPT).first().copied());
-    set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty()));
+    // Frames that share a group take these over one and all: what is longer than it can be would be held as many times.
+    set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty() && s.len() <= MAX_TEXT_BYTES));
     set(&mut f.in_stack, l.ul(t::IN_STACK_POSITION_NUMBER).first().copied());
     set(&mut f.temporal_index, l.ul(t::TEMPORAL_POSITION_INDEX).first().copied());
     set(&mut f.echo_time_ms, l.fd(t::EFFECTIVE_ECHO_TIME));
@@ -330,10 +335,10 @@ fn fill(f: &mut FrameHeader, l: &Level) {
     set(&mut f.acquired_s, l.time_s(t::FRAME_ACQUISITION_DATE_TIME));
     set(&mut f.trigger_ms, l.fd(t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME));
     let (frame_type, dimensions) = (l.texts(t::FRAME_TYPE), l.ul(t::DIMENSION_INDEX_VALUES));
-    if !frame_type.is_empty() {
+    if !frame_type.is_empty() && l.bytes(t::FRAME_TYPE).len() <= MAX_TEXT_BYTES {
         f.frame_type = frame_type;
     }
-    if !dimensions.is_empty() {
+    if !dimensions.is_empty() && dimensions.len() <= MAX_DIMENSIONS {
         f.dimensions = dimensions;
     }
 }

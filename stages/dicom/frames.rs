@@ -22,9 +22,9 @@ pub struct Opened<'a> {
 const FLOAT: u32 = 0x7FE0_0008;
 const DOUBLE: u32 = 0x7FE0_0009;
 /// What compressed pixels may unfold to, for each byte of them and besides: no real image is packed closer, and a file of a few bytes that asks for gigabytes
-/// is refused before it gets them.
+/// is refused before it gets them. On the way from a JPEG of 8 bits to float32 a byte takes twelve: a small file stays within 64 MiB.
 const UNFOLDED_RATIO: u64 = 256;
-const UNFOLDED_BYTES: u64 = 16 << 20;
+const UNFOLDED_BYTES: u64 = 4 << 20;
 
 pub fn fault(name: &str, why: impl Into<String>) -> Error {
     Error::Dicom { file: name.into(), why: why.into() }
@@ -112,10 +112,15 @@ pub fn check(name: &str, h: &Header, file_len: u64) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether so many packed bytes may be an image of so many.
+pub fn may_unfold(packed: u64, bytes: u64) -> bool {
+    bytes <= packed.saturating_mul(UNFOLDED_RATIO).saturating_add(UNFOLDED_BYTES)
+}
+
 /// - `packed`: bytes of all fragments
 fn check_unfolded(name: &str, h: &Header, packed: u64) -> Result<(), Error> {
     let bytes = frame_bits(h).and_then(|b| b.checked_mul(h.n_frames as u64)).map_or(u64::MAX, |b| b.div_ceil(8));
-    if bytes > packed.saturating_mul(UNFOLDED_RATIO).saturating_add(UNFOLDED_BYTES) {
+    if !may_unfold(packed, bytes) {
         let size = format!("{} frames of {}×{} pixels", h.n_frames, h.rows, h.columns);
         return Err(fault(name, format!("{packed} bytes of compressed pixels cannot hold {size} ({bytes} bytes)")));
     }

@@ -317,6 +317,22 @@ mod tests {
     }
 
     #[test]
+    fn what_frames_share_is_not_held_once_a_frame_where_it_is_absurd() {
+        let long = item(&[element(t::FRAME_TYPE, b"CS", &b"A\\".repeat(9_000)), element(t::STACK_ID, b"SH", b"1 ")]);
+        let shared = item(&[element(t::CT_IMAGE_FRAME_TYPE_SEQUENCE, b"SQ", &long), element(t::FRAME_CONTENT_SEQUENCE, b"SQ", &long)]);
+        let bytes = [
+            element(t::SOP_CLASS_UID, b"UI", b"1.2.840.10008.5.1.4.1.1.2.1\0"),
+            element(t::NUMBER_OF_FRAMES, b"IS", b"9 "),
+            element(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, b"SQ", &shared),
+            element(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, b"SQ", &item(&[]).repeat(9)),
+        ]
+        .concat();
+        let h = parse_all(&bytes);
+        assert_eq!(h.frames.len(), 9);
+        assert!(h.frames.iter().all(|f| f.frame_type.is_empty() && f.stack.as_deref() == Some("1")));
+    }
+
+    #[test]
     fn times_keep_their_order() {
         let at = |s: &str| {
             let bytes = [element(t::SOP_CLASS_UID, b"UI", b"1.2"), element(t::ACQUISITION_TIME, b"TM", s.as_bytes())].concat();

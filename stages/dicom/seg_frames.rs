@@ -2,6 +2,7 @@
 
 use super::bytes::Source;
 use super::codec::{self, CodecError, Fragment};
+use super::frames::may_unfold;
 use super::header::Header;
 use crate::error::Error;
 
@@ -79,6 +80,10 @@ impl Frames {
             };
             return Ok(values(&bytes, bits, if bits == 1 { i * n % 8 } else { 0 }, n));
         };
+        let packed: u64 = fragments.iter().map(|(_, length)| *length as u64).sum();
+        if !may_unfold(packed, n as u64 * h.bits_allocated.div_ceil(8) as u64) {
+            return Err(self.broken(i, format!("{packed} compressed bytes cannot hold {}×{} pixels", h.rows, h.columns)));
+        }
         let mut stream = Vec::new();
         for (at, length) in fragments {
             stream.extend(read(*at, *length as usize)?);
@@ -132,6 +137,13 @@ mod tests {
         fragments.iter().for_each(|f| out.extend(item(0x00, f)));
         out.extend(item(0xdd, &[]));
         out
+    }
+
+    #[test]
+    fn a_few_bytes_are_no_frame_of_a_gigabyte() {
+        let rle = |columns| frames(RLE, 8, 1, columns, encapsulated(&[vec![0; 64]]), false).unwrap().frame(0).unwrap_err().to_string();
+        assert!(rle(1 << 30).contains("64 compressed bytes cannot hold 1×1073741824 pixels"));
+        assert!(rle(16).contains("RLE"), "the codec is asked");
     }
 
     #[test]
