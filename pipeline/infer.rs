@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use voxmill_schemas::artifact::{Kind, Recipe};
 use voxmill_stages::stage::Input;
 
+use crate::jobs::KEEP;
 use crate::plan::{Plan, PlanNode};
 use crate::session::{Fault, Session};
 
@@ -133,7 +134,10 @@ pub fn check_training(session: &Session, whole: &Plan, part: &BTreeSet<String>) 
         let Some(made) = session.store.disk.manifest(&key)? else { continue };
         let without_device = |recipe: &Recipe| {
             let mut recipe = recipe.clone();
-            recipe.config.as_object_mut().map(|c| c.remove("device"));
+            // Voxels are the same, written or not.
+            if let Some(config) = recipe.config.as_object_mut() {
+                config.retain(|key, _| key != "device" && key != KEEP);
+            }
             recipe
         };
         let now =

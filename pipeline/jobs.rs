@@ -13,6 +13,9 @@ use voxmill_stages::table;
 
 use crate::plan::PlanNode;
 
+/// What a recipe's config says beside the stage's own fields where voxels are not written.
+pub const KEEP: &str = "keep";
+
 /// One artifact to reuse or make.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -137,10 +140,15 @@ pub fn settle(node: &PlanNode, job: &Job, contents: &Contents, step: &(dyn Fn(u6
 }
 
 fn recipe(node: &PlanNode, seed: u64) -> Recipe {
+    let mut config = node.stage.config();
+    if let Some(config) = config.as_object_mut().filter(|_| node.lazy) {
+        // Steps and voxels are two artifacts. No field of a stage has this name.
+        config.insert(KEEP.into(), false.into());
+    }
     Recipe {
         stage: node.def.info.name.into(),
         version: node.def.info.version,
-        config: node.stage.config(),
+        config,
         inputs: BTreeMap::new(),
         // A seed that a stage does not draw from must not make its artifacts stale.
         seed: if node.stage.is_random() { seed } else { 0 },

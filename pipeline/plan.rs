@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use voxmill_schemas::artifact::{Kind, Port};
+use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::spec::{CacheSpec, Data, FromSpec, Mistake, Node, NodeSpec, PipelineSpec, Place, Placed, did_you_mean, first_line};
 use voxmill_stages::stage::{AnyStage, StageDef};
 
@@ -29,6 +29,8 @@ pub struct PlanNode {
     pub stage: Box<dyn AnyStage>,
     /// Port → index of the node that feeds it.
     pub from: BTreeMap<String, usize>,
+    /// Its volumes stay steps over what is stored: voxels are made where they are asked for.
+    pub lazy: bool,
 }
 
 /// What is known of a node while the plan is made.
@@ -50,6 +52,7 @@ pub fn make(spec: &PipelineSpec, defs: &'static [StageDef], problems: &mut Vec<P
         drafts[i].from = from;
     }
     let order = order(&drafts, &mut mistakes);
+    let lazy: Vec<bool> = (0..drafts.len()).map(|i| is_lazy(i, &drafts, &mut mistakes)).collect();
     problems.extend(mistakes.into_iter().map(Problem::from));
     if problems.iter().filter(|p| !p.is_warning).count() > before {
         return None;
@@ -59,7 +62,7 @@ pub fn make(spec: &PipelineSpec, defs: &'static [StageDef], problems: &mut Vec<P
     for (i, d) in drafts.into_iter().enumerate() {
         let (Some(def), Some(stage)) = (d.def, d.stage) else { return None };
         let from = d.from.iter().map(|(port, up, _)| (port.to_string(), new_index[up])).collect();
-        nodes.insert(new_index[&i], PlanNode { name: d.spec.name.value.clone(), def, stage, from });
+        nodes.insert(new_index[&i], PlanNode { name: d.spec.name.value.clone(), def, stage, from, lazy: lazy[i] });
     }
     Some(Plan {
         name: spec.name.value.clone(),
@@ -69,6 +72,33 @@ pub fn make(spec: &PipelineSpec, defs: &'static [StageDef], problems: &mut Vec<P
         nodes: nodes.into_values().collect(),
         warnings: Vec::new(),
     })
+}
+
+/// Whether the voxels of a node are left to whoever asks for them: where `keep: false` says so, or where they would be written only to be read once, by
+/// the next stage of a chain.
+fn is_lazy(i: usize, drafts: &[Draft], mistakes: &mut Vec<Mistake>) -> bool {
+    let (Some(stage), Some(def)) = (&drafts[i].stage, drafts[i].def) else { return false };
+    let can = stage.is_step();
+    match &drafts[i].spec.keep {
+        Some(keep) if !keep.value && !can => {
+            let message = format!("what {} makes here cannot stay unwritten", def.info.name);
+            let help = "remove `keep`: steps such as orient, resample and window can, what sees all voxels first cannot";
+            mistakes.push(Mistake::at(&keep.place, message, help));
+            false
+        }
+        Some(keep) => !keep.value,
+        None => {
+            let mut takers = drafts.iter().flat_map(|d| d.from.iter().filter(|(_, up, _)| *up == i).map(move |(port, ..)| (d, *port)));
+            let (Some((taker, port)), None) = (takers.next(), takers.next()) else { return false };
+            // A model reads windows that overlap: what it predicts on is written.
+            let next = |d: &StageDef| {
+                let first = d.info.ports.iter().find(|p| p.kind == Kind::Volume);
+                let alone = d.info.ports.iter().all(|p| p.kind != Kind::Model);
+                d.info.scope == Scope::Case && d.info.gives == Kind::Volume && alone && first.is_some_and(|p| p.name == port)
+            };
+            can && taker.def.is_some_and(next)
+        }
+    }
 }
 
 fn draft<'a>(spec: &'a NodeSpec, defs: &'static [StageDef], mistakes: &mut Vec<Mistake>, problems: &mut Vec<Problem>) -> Draft<'a> {

@@ -393,6 +393,7 @@ fn call_stage(
         seed: b.plan.seed,
         memo,
         store: b.store,
+        lazy: node.lazy,
         jobs: o.jobs,
         memory_bytes: o.memory_bytes,
         cancel: b.cancel,

@@ -93,6 +93,10 @@ fn node(defs: &[StageDef], rules: Vec<Value>) -> Value {
                 "anyOf": [{ "type": "string" }, { "type": "object", "additionalProperties": { "type": "string" } }]
             },
             "with": { "description": "The stage's settings", "type": "object" },
+            "keep": or_variable(json!({
+                "description": "Write the voxels of a volume (true), or leave them to whoever asks for them (false). Default: written, but for a step between two volumes of a chain",
+                "type": "boolean"
+            })),
             "include": reference("include")
         },
         "anyOf": [{ "required": ["uses"] }, { "required": ["include"] }],

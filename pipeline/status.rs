@@ -40,6 +40,9 @@ pub struct CaseStatus {
 pub struct NodeStatus {
     pub node: String,
     pub stage: String,
+    /// Its voxels are not written: they are made where they are asked for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lazy: bool,
     pub cases: Vec<CaseStatus>,
 }
 
@@ -127,7 +130,7 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
             }
         }
         cases.sort_by(|a, b| a.case.cmp(&b.case));
-        out.push(NodeStatus { node: node.name.clone(), stage: node.def.info.name.into(), cases });
+        out.push(NodeStatus { node: node.name.clone(), stage: node.def.info.name.into(), lazy: node.lazy, cases });
     }
     b.contents.keep();
     drop(drafts);
@@ -149,7 +152,8 @@ pub fn table(nodes: &[NodeStatus]) -> String {
             (Status::Unknown, "unknown"),
         ];
         let counts: Vec<_> = words.iter().filter(|(s, _)| count(*s) > 0).map(|(s, w)| format!("{} {w}", count(*s))).collect();
-        out.push_str(&format!("{:width$}  {:stage_width$}  {}\n", n.node, n.stage, counts.join(", ")));
+        let lazy = if n.lazy { ", lazy" } else { "" };
+        out.push_str(&format!("{:width$}  {:stage_width$}  {}{lazy}\n", n.node, n.stage, counts.join(", ")));
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
         for c in n.cases.iter().filter(|c| !c.why.is_empty() && c.status != Status::Depends) {
             *reasons.entry(&c.why).or_default() += 1;

@@ -6,11 +6,11 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::region::Region;
 
 use crate::error::Error;
-use crate::ops::crop::{Fill, bounding_box, cut, grow};
+use crate::ops::crop::{bounding_box, grow};
 use crate::ops::intensity;
 use crate::ops::morphology::{Neighbours, largest_component};
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Volume, Voxels};
+use crate::volume::{Filling, Step, StoredVolume, Volume};
 
 /// Cuts a volume and its labels to the box around the foreground (MONAI `CropForeground` with `allow_smaller`: the box ends with the image).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -60,22 +60,11 @@ impl CropForeground {
         Ok(grow(found, margin).intersect(&Region::whole(size)).expect("the box holds a voxel of the image"))
     }
 
-    fn apply(&self, v: Volume) -> Result<Volume, Error> {
-        let (size, region) = (v.geometry.size, self.region(&v)?);
-        if region == Region::whole(size) {
-            return Ok(v);
-        }
-        let voxels = match &v.voxels {
-            Voxels::U8(x) => Voxels::U8(cut(x, size, region, Fill::Value(0))),
-            Voxels::I16(x) => Voxels::I16(cut(x, size, region, Fill::Value(0))),
-            Voxels::U16(x) => Voxels::U16(cut(x, size, region, Fill::Value(0))),
-            Voxels::F32(x) => Voxels::F32(cut(x, size, region, Fill::Value(0.0))),
-        };
-        let mut labels = v.labels;
-        if let Some(l) = &mut labels {
-            l.voxels = cut(&l.voxels, size, region, Fill::Value(0));
-        }
-        Ok(Volume { geometry: v.geometry.crop(region), voxels, labels, ..v })
+    fn steps(&self, v: &Volume) -> Result<Vec<Step>, Error> {
+        v.check_regular()?;
+        let region = self.region(v)?;
+        let whole = region == Region::whole(v.geometry.size);
+        Ok(if whole { Vec::new() } else { vec![Step::Cut { region, fill: Filling::Edge }] })
     }
 }
 
@@ -130,15 +119,16 @@ impl Stage for CropForeground {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
-        let v = Volume::read(&input.dir)?;
-        v.check_regular()?;
+        let v = StoredVolume::open(&input.dir, input.manifest.key)?;
+        let steps = self.steps(&v.whole()?)?;
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
-        let before = v.geometry;
-        let v = self.apply(v)?;
-        let unchanged = (v.geometry == before).then_some(input.dir.as_path());
-        v.write_sharing(cx.draft, unchanged, unchanged)?;
-        Ok(v.facts())
+        v.then(steps, cx)
+    }
+
+    /// The box has to be looked for, the cut not to be written.
+    fn is_step(&self) -> bool {
+        true
     }
 
     /// Input, a float32 view of it, and an output that may be as large; for the body a mask and its components.
@@ -154,7 +144,7 @@ mod tests {
     use voxmill_schemas::geometry::{Geometry, Zyx};
 
     use super::*;
-    use crate::volume::{About, Labels};
+    use crate::volume::{About, Labels, Voxels, apply};
 
     /// Air with a body of 2×2×2 at (1, 2, 3) and a speck in the corner.
     fn volume(unit: &str) -> Volume {
@@ -181,13 +171,18 @@ mod tests {
         Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(values), labels, about }
     }
 
+    fn cropped(with: serde_json::Value, v: Volume) -> Result<Volume, Error> {
+        let steps = stage(with).steps(&v)?;
+        apply(v, steps)
+    }
+
     fn stage(with: serde_json::Value) -> CropForeground {
         serde_json::from_value(with).unwrap()
     }
 
     #[test]
     fn the_box_holds_all_that_is_above_and_labels_move_along() {
-        let v = stage(serde_json::json!({ "above": 0 })).apply(volume("HU")).unwrap();
+        let v = cropped(serde_json::json!({ "above": 0 }), volume("HU")).unwrap();
         assert_eq!(v.geometry.size, Zyx::new(3, 4, 5));
         assert_eq!(v.labels.as_ref().unwrap().voxels.iter().position(|l| *l == 1), Some(20 + 2 * 5 + 3));
     }
@@ -195,7 +190,7 @@ mod tests {
     #[test]
     fn the_body_is_the_largest_piece_and_keeps_its_place_in_the_patient() {
         for unit in ["HU", "stored"] {
-            let v = stage(serde_json::json!({ "body": true })).apply(volume(unit)).unwrap();
+            let v = cropped(serde_json::json!({ "body": true }), volume(unit)).unwrap();
             assert_eq!(v.geometry.size, Zyx::splat(2), "{unit}");
             assert_eq!(v.geometry.origin.0, [3.0, 2.0, 5.0]);
             assert_eq!(v.voxels, Voxels::I16(vec![40; 8]));
@@ -204,14 +199,14 @@ mod tests {
 
     #[test]
     fn margins_are_voxels_or_millimetres_and_end_with_the_image() {
-        let size = |v| stage(v).apply(volume("HU")).unwrap().geometry.size;
+        let size = |v| cropped(v, volume("HU")).unwrap().geometry.size;
         assert_eq!(size(serde_json::json!({ "body": true, "margin_mm": 2 })), Zyx::new(4, 6, 6));
         assert_eq!(size(serde_json::json!({ "body": true, "margin_voxels": 100 })), Zyx::new(4, 6, 8));
     }
 
     #[test]
     fn nothing_above_is_an_error_that_tells_the_range() {
-        let e = stage(serde_json::json!({ "above": 1000 })).apply(volume("HU")).unwrap_err().to_string();
+        let e = cropped(serde_json::json!({ "above": 1000 }), volume("HU")).unwrap_err().to_string();
         assert!(e.contains("-1000 to 300") && e.contains("above 1000"), "{e}");
         assert_eq!(stage(serde_json::json!({})).check().len(), 1);
         assert_eq!(stage(serde_json::json!({ "above": 1, "body": true, "margin_mm": 1, "margin_voxels": 1 })).check().len(), 2);

@@ -408,6 +408,7 @@ mod tests {
             memo: dir,
             store: &store,
             jobs: 2,
+            lazy: false,
             memory_bytes: 1 << 30,
             cancel: &cancel,
             progress: &|_| {},

@@ -7,7 +7,7 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 use crate::error::Error;
 use crate::ops::orient::{Axcodes, Turn};
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Volume, Voxels};
+use crate::volume::{Outline, Step, StoredVolume};
 
 /// Turns a volume and its labels so that the indices of x, y and z grow toward the wanted directions.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -20,28 +20,15 @@ pub struct Orient {
 }
 
 impl Orient {
-    fn apply(&self, v: Volume) -> Result<Volume, Error> {
+    fn steps(&self, of: &Outline) -> Result<Vec<Step>, Error> {
+        of.check_regular()?;
         let to = Axcodes::parse(&self.to).ok_or_else(|| Error::Input {
             what: "to".into(),
             found: self.to.clone(),
             expected: EXPECTED.into(),
         })?;
-        let turn = Turn::toward(&v.geometry, to)?;
-        if turn == Turn::NONE {
-            return Ok(v);
-        }
-        let size = v.geometry.size;
-        let voxels = match &v.voxels {
-            Voxels::U8(x) => Voxels::U8(turn.apply(x, size)),
-            Voxels::I16(x) => Voxels::I16(turn.apply(x, size)),
-            Voxels::U16(x) => Voxels::U16(turn.apply(x, size)),
-            Voxels::F32(x) => Voxels::F32(turn.apply(x, size)),
-        };
-        let mut labels = v.labels;
-        if let Some(l) = &mut labels {
-            l.voxels = turn.apply(&l.voxels, size);
-        }
-        Ok(Volume { geometry: turn.geometry(&v.geometry), voxels, labels, ..v })
+        let turn = Turn::toward(&of.geometry, to)?;
+        Ok(if turn == Turn::NONE { Vec::new() } else { vec![Step::Turn(turn)] })
     }
 }
 
@@ -68,15 +55,13 @@ impl Stage for Orient {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
-        let v = Volume::read(&input.dir)?;
-        v.check_regular()?;
+        let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
-        cx.check_cancelled()?;
-        let before = v.geometry;
-        let v = self.apply(v)?;
-        let unchanged = (v.geometry == before).then_some(input.dir.as_path());
-        v.write_sharing(cx.draft, unchanged, unchanged)?;
-        Ok(v.facts())
+        v.then(self.steps(&v.outline())?, cx)
+    }
+
+    fn is_step(&self) -> bool {
+        true
     }
 
     /// The volume twice.
@@ -91,7 +76,7 @@ mod tests {
     use voxmill_schemas::geometry::{Geometry, Zyx};
 
     use super::*;
-    use crate::volume::{About, Labels};
+    use crate::volume::{About, Labels, Volume, Voxels, apply};
 
     #[test]
     fn channels_and_labels_turn_together_and_keep_their_type() {
@@ -107,11 +92,12 @@ mod tests {
         };
         let labels = Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: vec![0, 1, 2, 3, 4, 5] };
         let v = Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![0, 1, 2, 3, 4, 5]), labels: Some(labels), about };
-        let turned = Orient { to: "RAS".into() }.apply(v.clone()).unwrap();
+        let turn = |to: &str| apply(v.clone(), Orient { to: to.into() }.steps(&Outline::of(&v)).unwrap()).unwrap();
+        let turned = turn("RAS");
         assert_eq!(turned.voxels, Voxels::I16(vec![5, 4, 3, 2, 1, 0]), "x and y are reversed");
         assert_eq!(turned.labels.unwrap().voxels, [5, 4, 3, 2, 1, 0]);
         assert_eq!(turned.about.source, geometry, "the grid on which it was assembled is remembered");
-        assert_eq!(Orient { to: "LPS".into() }.apply(v.clone()).unwrap(), v);
+        assert_eq!(turn("LPS"), v);
         assert_eq!(Orient { to: "RAX".into() }.check().len(), 1);
     }
 }

@@ -7,10 +7,10 @@ use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use crate::error::Error;
-use crate::ops::crop::{Fill, centered, cut};
+use crate::ops::crop::centered;
 use crate::ops::intensity;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Volume, Voxels};
+use crate::volume::{Filling, Outline, Step, StoredVolume};
 
 /// Pads a volume and its labels about the middle to at least a size (MONAI `SpatialPad`; with `crop`, `ResizeWithPadOrCrop`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -52,32 +52,22 @@ impl Pad {
         centered(size, target)
     }
 
-    fn apply(&self, v: Volume) -> Volume {
-        let (size, region) = (v.geometry.size, self.region(v.geometry.size));
+    /// - `lowest`: the smallest finite value of the volume
+    fn steps(&self, of: &Outline, lowest: impl FnOnce() -> Result<f32, Error>) -> Result<Vec<Step>, Error> {
+        of.check_regular()?;
+        let (size, region) = (of.geometry.size, self.region(of.geometry.size));
         if region == Region::whole(size) {
-            return v;
+            return Ok(Vec::new());
         }
-        let value = self.value.map(|v| v as f32).unwrap_or_else(|| intensity::range(&v.voxels.to_f32()).map_or(0.0, |(low, _)| low));
-        fn fill<T>(mode: Mode, value: T) -> Fill<T> {
-            match mode {
-                Mode::Constant => Fill::Value(value),
-                Mode::Edge => Fill::Edge,
-                Mode::Reflect => Fill::Reflect,
-            }
-        }
-        // The voxel type stays where it can hold the value.
-        let fits = |low: f32, high: f32| self.mode != Mode::Constant || (value.fract() == 0.0 && (low..=high).contains(&value));
-        let voxels = match &v.voxels {
-            Voxels::U8(x) if fits(0.0, 255.0) => Voxels::U8(cut(x, size, region, fill(self.mode, value as u8))),
-            Voxels::I16(x) if fits(-32768.0, 32767.0) => Voxels::I16(cut(x, size, region, fill(self.mode, value as i16))),
-            Voxels::U16(x) if fits(0.0, 65535.0) => Voxels::U16(cut(x, size, region, fill(self.mode, value as u16))),
-            x => Voxels::F32(cut(&x.to_f32(), size, region, fill(self.mode, value))),
+        let fill = match (self.mode, self.value) {
+            (Mode::Constant, Some(value)) => Filling::Value(value as f32),
+            // Nothing is filled in.
+            (Mode::Constant, None) if Region::whole(size).contains(&region) => Filling::Value(0.0),
+            (Mode::Constant, None) => Filling::Value(lowest()?),
+            (Mode::Edge, _) => Filling::Edge,
+            (Mode::Reflect, _) => Filling::Reflect,
         };
-        let mut labels = v.labels;
-        if let Some(l) = &mut labels {
-            l.voxels = cut(&l.voxels, size, region, fill(self.mode, 0));
-        }
-        Volume { geometry: v.geometry.crop(region), voxels, labels, ..v }
+        Ok(vec![Step::Cut { region, fill }])
     }
 }
 
@@ -112,16 +102,17 @@ impl Stage for Pad {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
-        let v = Volume::read(&input.dir)?;
-        v.check_regular()?;
+        let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
-        cx.check_cancelled()?;
-        let (before, to) = (v.geometry, self.region(v.geometry.size).size);
-        cx.check_size(to, v.channels.len())?;
-        let v = self.apply(v);
-        let unchanged = (v.geometry == before).then_some(input.dir.as_path());
-        v.write_sharing(cx.draft, unchanged, unchanged)?;
-        Ok(v.facts())
+        let of = v.outline();
+        cx.check_size(self.region(of.geometry.size).size, of.channels.len())?;
+        let lowest = || Ok(intensity::range(&v.whole()?.voxels.to_f32()).map_or(0.0, |(low, _)| low));
+        v.then(self.steps(&of, lowest)?, cx)
+    }
+
+    /// Looking for the smallest value takes all voxels.
+    fn is_step(&self) -> bool {
+        self.mode != Mode::Constant || self.value.is_some()
     }
 
     /// Input, a float32 view of it, and the output.
@@ -140,7 +131,7 @@ mod tests {
     use voxmill_schemas::geometry::{Geometry, Lps};
 
     use super::*;
-    use crate::volume::{About, Labels};
+    use crate::volume::{About, Labels, Volume, Voxels, apply};
 
     fn padded(with: serde_json::Value) -> Volume {
         let geometry = Geometry::axis_aligned(Zyx::new(1, 1, 3), Zyx::new(1.0, 1.0, 2.0));
@@ -156,7 +147,9 @@ mod tests {
         };
         let labels = Some(Labels { classes: [("Bone".to_string(), 1)].into_iter().collect(), voxels: vec![1, 0, 1] });
         let v = Volume { geometry, channels: vec!["CT".into()], voxels: Voxels::I16(vec![5, -7, 9]), labels, about };
-        serde_json::from_value::<Pad>(with).unwrap().apply(v)
+        let lowest = || Ok(-7.0);
+        let steps = serde_json::from_value::<Pad>(with).unwrap().steps(&Outline::of(&v), lowest).unwrap();
+        apply(v, steps).unwrap()
     }
 
     #[test]

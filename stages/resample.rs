@@ -7,11 +7,11 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::geometry::{Geometry, Zyx};
 
 use crate::error::Error;
-use crate::ops::resample::{Interpolation, LabelInterpolation, Outside, resample_labels, resample_values};
+use crate::ops::padded::Padded;
+use crate::ops::resample::{Interpolation, LabelInterpolation};
 use crate::ops::respace::respaced;
-use crate::ops::smooth;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{About, Labels, Volume, Voxels};
+use crate::volume::{About, Labels, Outline, Step, StoredVolume, Volume, Voxels, apply};
 
 /// Brings a volume and its labels to another spacing.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -110,90 +110,26 @@ impl Resample {
         respaced(from, self.spacing_mm.0, self.keep_tilt)
     }
 
-    fn apply(&self, v: Volume, to: &Geometry) -> Volume {
-        let from = v.geometry;
-        if from.same_grid(to, 1e-3) {
-            return v;
+    /// - `has_padding`: whether a voxel has one of these values
+    fn steps(&self, of: &Outline, has_padding: impl FnOnce([f64; 2]) -> Result<bool, Error>) -> Result<Vec<Step>, Error> {
+        let (from, to) = (of.geometry, self.grid(&of.geometry)?);
+        if from.same_grid(&to, 1e-3) {
+            return Ok(Vec::new());
         }
-        let (old, new) = (from.spacing_mm(), to.spacing_mm());
-        let sigma = old.zip(new).map(|(old, new)| if self.anti_alias { ((new / old - 1.0) / 2.0).max(0.0) } else { 0.0 });
-        let blurs = self.interpolation != Interpolation::Nearest && sigma.to_array().iter().any(|s| *s > 0.0);
-        let padding = v.about.padding.filter(|_| self.interpolation != Interpolation::Nearest);
-        let apart = padding.and_then(|range| Some((range, Apart::of(&v.voxels.to_f32(), range)?)));
-        let voxels = match &v.voxels {
-            x if apart.is_some() => {
-                let (range, apart) = apart.as_ref().expect("just asked");
-                let sigma = if blurs { sigma } else { Zyx::splat(0.0) };
-                Voxels::F32(apart.resampled(&x.to_f32(), *range, &from, to, self.interpolation, sigma))
-            }
-            x if blurs => {
-                let smooth = smooth::gaussian(&x.to_f32(), from.size, sigma, smooth::Edge::Repeat);
-                Voxels::F32(resample_values(&smooth, &|v| v as f64, &from, to, self.interpolation, Outside::Edge))
-            }
-            Voxels::F32(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
-            Voxels::U8(x) if self.interpolation == Interpolation::Nearest => {
-                Voxels::U8(integers(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge), |v| v as u8))
-            }
-            Voxels::I16(x) if self.interpolation == Interpolation::Nearest => {
-                Voxels::I16(integers(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge), |v| v as i16))
-            }
-            Voxels::U16(x) if self.interpolation == Interpolation::Nearest => {
-                Voxels::U16(integers(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge), |v| v as u16))
-            }
-            Voxels::U8(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
-            Voxels::I16(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
-            Voxels::U16(x) => Voxels::F32(resample_values(x, &|v| v as f64, &from, to, self.interpolation, Outside::Edge)),
+        let is_nearest = self.interpolation == Interpolation::Nearest;
+        let coarser = |(old, new): (f64, f64)| if self.anti_alias && !is_nearest { ((new / old - 1.0) / 2.0).max(0.0) } else { 0.0 };
+        let padding = match of.about.padding.filter(|_| !is_nearest) {
+            Some(range) if has_padding(range)? => Some(range),
+            _ => None,
         };
-        let mut labels = v.labels;
-        if let Some(l) = &mut labels {
-            l.voxels = resample_labels(&l.voxels, &from, to, self.labels, Outside::Edge);
-        }
-        Volume { geometry: *to, voxels, labels, ..v }
+        let sigma = from.spacing_mm().zip(to.spacing_mm()).map(coarser);
+        Ok(vec![Step::Resample { to, image: self.interpolation, labels: self.labels, sigma, padding }])
     }
 }
 
-/// Tissue and padding of an image, apart: interpolation must not mix air-valued padding into tissue at its edge (dcm2niix#262).
-struct Apart {
-    /// Values, 0 where padding is.
-    tissue: Vec<f32>,
-    /// 1 where tissue is, 0 where padding is.
-    share: Vec<f32>,
-}
-
-impl Apart {
-    /// `None` where nothing is padding.
-    fn of(values: &[f32], [low, high]: [f64; 2]) -> Option<Apart> {
-        let is_padding = |v: f32| low <= v as f64 && v as f64 <= high;
-        values.iter().any(|v| is_padding(*v)).then(|| Apart {
-            tissue: values.iter().map(|v| if is_padding(*v) { 0.0 } else { *v }).collect(),
-            share: values.iter().map(|v| !is_padding(*v) as u8 as f32).collect(),
-        })
-    }
-
-    /// Where the nearest voxel is padding the result is padding; elsewhere tissue alone is interpolated, its weights made to add up to 1.
-    fn resampled(&self, values: &[f32], range: [f64; 2], from: &Geometry, to: &Geometry, how: Interpolation, sigma: Zyx<f64>) -> Vec<f32> {
-        let smoothed = |x: &[f32]| -> Vec<f32> {
-            if sigma == Zyx::splat(0.0) { x.to_vec() } else { smooth::gaussian(x, from.size, sigma, smooth::Edge::Repeat) }
-        };
-        let wide = |v: f32| v as f64;
-        let linear = |x: &[f32]| resample_values(x, &wide, from, to, Interpolation::Linear, Outside::Edge);
-        let (tissue, share) = (smoothed(&self.tissue), smoothed(&self.share));
-        let (sum, share) = (linear(&tissue), linear(&share));
-        let nearest = resample_values(values, &wide, from, to, Interpolation::Nearest, Outside::Edge);
-        // Away from padding a cubic is a cubic.
-        let cubic = (how == Interpolation::Cubic).then(|| resample_values(&tissue, &wide, from, to, how, Outside::Edge));
-        let [low, high] = range;
-        let one = |i: usize| {
-            if (low <= nearest[i] as f64 && nearest[i] as f64 <= high) || share[i] <= 0.0 {
-                return nearest[i];
-            }
-            match &cubic {
-                Some(cubic) if share[i] >= 1.0 - 1e-6 => cubic[i],
-                _ => sum[i] / share[i],
-            }
-        };
-        (0..nearest.len()).map(one).collect()
-    }
+/// Whether a volume in memory has padding.
+fn has_padding(v: &Volume, range: [f64; 2]) -> bool {
+    v.voxels.to_f32().iter().any(|v| Padded::is_padding(range, *v))
 }
 
 impl Resample {
@@ -290,19 +226,25 @@ impl Stage for Resample {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
-        let v = Volume::read(&input.dir)?;
+        let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
+        let of = v.outline();
+        if of.about.is_regular() {
+            cx.check_size(self.grid(&of.geometry)?.size, of.channels.len())?;
+            return v.then(self.steps(&of, |range| Ok(has_padding(&v.whole()?, range)))?, cx);
+        }
+        // Evened out, slices are others, even where there are as many of them as before: no step of a chain.
+        let v = self.straightened(v.whole()?, &|size, channels| cx.check_size(size, channels))?;
+        cx.check_size(self.grid(&v.geometry)?.size, v.channels.len())?;
+        let steps = self.steps(&Outline::of(&v), |range| Ok(has_padding(&v, range)))?;
+        let v = apply(v, steps)?;
         cx.check_cancelled()?;
-        // Evened out, slices are others, even where there are as many of them as before.
-        let was_regular = v.about.is_regular();
-        let v = self.straightened(v, &|size, channels| cx.check_size(size, channels))?;
-        let to = self.grid(&v.geometry)?;
-        cx.check_size(to.size, v.channels.len())?;
-        let unchanged = (was_regular && v.geometry.same_grid(&to, 1e-3)).then_some(input.dir.as_path());
-        let v = self.apply(v, &to);
-        cx.check_cancelled()?;
-        v.write_sharing(cx.draft, unchanged, unchanged)?;
+        v.write(cx.draft, None)?;
         Ok(v.facts())
+    }
+
+    fn is_step(&self) -> bool {
+        true
     }
 
     /// Input and output side by side; what blur and cubic need between them.
@@ -348,10 +290,13 @@ mod tests {
         serde_json::from_value(with).unwrap()
     }
 
+    fn on(s: &Resample, v: Volume) -> Volume {
+        let steps = s.steps(&Outline::of(&v), |range| Ok(has_padding(&v, range))).unwrap();
+        apply(v, steps).unwrap()
+    }
+
     fn resampled(with: serde_json::Value) -> Volume {
-        let (s, v) = (stage(with), volume());
-        let to = s.grid(&v.geometry).unwrap();
-        s.apply(v, &to)
+        on(&stage(with), volume())
     }
 
     #[test]
@@ -385,8 +330,7 @@ mod tests {
         for how in ["linear", "cubic"] {
             let v = Volume { geometry, channels: vec!["CT".into()], voxels: voxels.clone(), labels: None, about: about.clone() };
             let s = stage(serde_json::json!({ "spacing_mm": { "x": 0.5 }, "interpolation": how }));
-            let to = s.grid(&v.geometry).unwrap();
-            let x = s.apply(v, &to).voxels.to_f32().into_owned();
+            let x = on(&s, v).voxels.to_f32().into_owned();
             assert!(x.iter().all(|v| *v == -3000.0 || (40.0..=60.0).contains(v)), "{how}: {x:?}");
             assert_eq!((x[0], x[4], x[6]), (-3000.0, 40.0, 60.0), "{how}");
         }
@@ -406,8 +350,7 @@ mod tests {
         let mut flat = volume();
         flat.voxels = Voxels::I16(vec![70; 60]);
         let s = stage(serde_json::json!({ "spacing_mm": 3, "anti_alias": true }));
-        let to = s.grid(&flat.geometry).unwrap();
-        assert!(s.apply(flat, &to).voxels.to_f32().iter().all(|v| (v - 70.0).abs() < 1e-4));
+        assert!(on(&s, flat).voxels.to_f32().iter().all(|v| (v - 70.0).abs() < 1e-4));
     }
 
     #[test]

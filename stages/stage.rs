@@ -45,6 +45,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         Ok(Some(table.clone()))
     }
 
+    /// Whether what it makes of a volume can stay a list of steps ([`crate::volume::Step`]) that are done when voxels are asked for.
+    fn is_step(&self) -> bool {
+        false
+    }
+
     /// Peak memory of one run, bytes. The engine admits cases side by side while their sum stays under `--memory`.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         default_memory_bytes(inputs)
@@ -131,6 +136,8 @@ pub struct Cx<'a> {
     /// Its name depends on the recipe for stages with ports, on the node for sources.
     pub memo: &'a Path,
     pub store: &'a Store,
+    /// Leave the volume as steps where the stage can ([`Stage::is_step`]): what comes after makes the voxels it needs.
+    pub lazy: bool,
     /// Threads the stage may use.
     pub jobs: usize,
     pub memory_bytes: u64,
@@ -228,6 +235,7 @@ pub trait AnyStage: Send + Sync {
     fn check(&self) -> Vec<Finding>;
     fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error>;
     fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error>;
+    fn is_step(&self) -> bool;
     fn memory_bytes(&self, inputs: &Inputs) -> u64;
 }
 
@@ -252,6 +260,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
         Stage::rows_of(self, port, table, of)
+    }
+    fn is_step(&self) -> bool {
+        Stage::is_step(self)
     }
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         Stage::memory_bytes(self, inputs)

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Port, Scope};
 
 use crate::error::Error;
-use crate::ops::intensity;
+use crate::ops::intensity::Map;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Volume, Voxels};
+use crate::volume::{Outline, Step, StoredVolume};
 
 /// Maps the intensities from `low` to `high` to those from `to_low` to `to_high` (MONAI `ScaleIntensityRange`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -82,32 +82,24 @@ impl Window {
         }
     }
 
-    fn apply(&self, v: Volume) -> Result<Volume, Error> {
+    fn steps(&self, of: &Outline) -> Result<Vec<Step>, Error> {
         let (low, high) = self.range().ok_or_else(|| Error::Input {
             what: "window".into(),
             found: format!("preset {:?}, low {:?}, high {:?}", self.preset, self.low, self.high),
             expected: "low and high, or a preset".into(),
         })?;
-        if let Some(preset) = self.preset.filter(|_| v.about.unit != "HU") {
+        if let Some(preset) = self.preset.filter(|_| of.about.unit != "HU") {
             return Err(Error::Input {
                 what: format!("window preset {preset:?}"),
-                found: format!("intensities in `{}`", v.about.unit),
+                found: format!("intensities in `{}`", of.about.unit),
                 expected: "HU: give low and high instead".into(),
             });
         }
-        let mut values = match v.voxels {
-            Voxels::F32(x) => x,
-            other => other.to_f32().into_owned(),
-        };
-        if let Some([from, to]) = v.about.padding {
-            // Padding is no tissue: it goes to the low end, whatever its value.
-            values.iter_mut().filter(|v| (from..=to).contains(&(**v as f64))).for_each(|v| *v = low as f32);
-        }
-        intensity::window(&mut values, low as f32, high as f32, self.to_low as f32, self.to_high as f32, self.clip);
-        let mut about = v.about;
-        about.unit = "normalised".into();
-        about.padding = None;
-        Ok(Volume { voxels: Voxels::F32(values), about, ..v })
+        let window =
+            Map::Window { low: low as f32, high: high as f32, to_low: self.to_low as f32, to_high: self.to_high as f32, clip: self.clip };
+        // Padding is no tissue: it goes to the low end, whatever its value.
+        let hidden = of.about.padding.map(|from| Map::Replace { from, to: low as f32 });
+        Ok(vec![Step::Map { maps: hidden.into_iter().chain([window]).collect(), unit: "normalised".into() }])
     }
 }
 
@@ -140,12 +132,13 @@ impl Stage for Window {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
-        let v = Volume::read(&input.dir)?;
+        let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
-        cx.check_cancelled()?;
-        let v = self.apply(v)?;
-        v.write_sharing(cx.draft, None, Some(&input.dir))?;
-        Ok(v.facts())
+        v.then(self.steps(&v.outline())?, cx)
+    }
+
+    fn is_step(&self) -> bool {
+        true
     }
 
     /// Input and float32 output, and a quarter more for chunks on their way to the disk.
@@ -160,10 +153,15 @@ mod tests {
     use voxmill_schemas::geometry::{Geometry, Zyx};
 
     use super::*;
-    use crate::volume::About;
+    use crate::volume::{About, Volume, Voxels, apply};
 
     fn stage(with: serde_json::Value) -> Window {
         serde_json::from_value(with).unwrap()
+    }
+
+    fn windowed(s: &Window, v: Volume) -> Result<Volume, Error> {
+        let steps = s.steps(&Outline::of(&v))?;
+        apply(v, steps)
     }
 
     fn volume(unit: &str) -> Volume {
@@ -183,7 +181,7 @@ mod tests {
 
     #[test]
     fn hounsfield_units_become_zero_to_one() {
-        let v = stage(serde_json::json!({ "low": -1000, "high": 1000 })).apply(volume("HU")).unwrap();
+        let v = windowed(&stage(serde_json::json!({ "low": -1000, "high": 1000 })), volume("HU")).unwrap();
         assert_eq!(v.voxels, Voxels::F32(vec![0.0, 0.0, 0.75, 1.0]));
         assert_eq!(v.about.unit, "normalised");
     }
@@ -192,15 +190,15 @@ mod tests {
     fn padding_goes_to_the_low_end_whatever_its_value() {
         let mut v = volume("HU");
         v.about.padding = Some([1000.0, 1000.0]);
-        let v = stage(serde_json::json!({ "low": -1000, "high": 1000 })).apply(v).unwrap();
+        let v = windowed(&stage(serde_json::json!({ "low": -1000, "high": 1000 })), v).unwrap();
         assert_eq!((v.voxels, v.about.padding), (Voxels::F32(vec![0.0, 0.0, 0.75, 0.0]), None));
     }
 
     #[test]
     fn a_preset_is_refused_on_what_is_not_hu() {
         let bone = stage(serde_json::json!({ "preset": "bone" }));
-        assert_eq!(bone.apply(volume("HU")).unwrap().voxels.to_f32()[3], (1000.0 + 500.0) / 1800.0);
-        assert!(bone.apply(volume("stored")).unwrap_err().to_string().contains("stored"));
+        assert_eq!(windowed(&bone, volume("HU")).unwrap().voxels.to_f32()[3], (1000.0 + 500.0) / 1800.0);
+        assert!(windowed(&bone, volume("stored")).unwrap_err().to_string().contains("stored"));
     }
 
     #[test]

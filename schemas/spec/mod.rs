@@ -80,6 +80,8 @@ pub struct NodeSpec {
     pub with: Option<Node>,
     /// Where the word `with` stands.
     pub with_key: Option<Place>,
+    /// Whether the voxels of what it makes are written out; `None` leaves it to the engine.
+    pub keep: Option<Placed<bool>>,
 }
 
 /// Where a node's inputs come from.

@@ -7,7 +7,7 @@ use super::tree::{Data, Entry, Node, Place, Placed};
 use super::{CacheSpec, FromSpec, Mistake, NodeSpec, NvmeSpec, PipelineSpec, RamLimit, did_you_mean, nearest};
 
 pub const TOP_KEYS: &[&str] = &["name", "seed", "workspace", "cache", "stages", "include"];
-pub const NODE_KEYS: &[&str] = &["uses", "from", "with", "include"];
+pub const NODE_KEYS: &[&str] = &["uses", "from", "with", "keep", "include"];
 
 /// One entry of `from: { PORT: NODE }`.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ fn node(e: &Entry, mistakes: &mut Vec<Mistake>) -> NodeSpec {
     good_name(&name, "node", mistakes);
     let help = "write uses: STAGE, and where it is needed from: NODE and with: { … }";
     let Some(entries) = mapping(&e.value, &e.key_place, &format!("node {}", e.key), help, mistakes) else {
-        return NodeSpec { name, uses: None, from: FromSpec::Nothing, with: None, with_key: None };
+        return NodeSpec { name, uses: None, from: FromSpec::Nothing, with: None, with_key: None, keep: None };
     };
     unknown_keys(entries, NODE_KEYS, "of a node", mistakes);
     let get = |key: &str| entries.iter().find(|e| e.key == key);
@@ -77,7 +77,8 @@ fn node(e: &Entry, mistakes: &mut Vec<Mistake>) -> NodeSpec {
     };
     let from = get("from").map(|f| from(f, mistakes)).unwrap_or_default();
     let with = get("with").filter(|w| !w.value.is_null());
-    NodeSpec { name, uses, from, with: with.map(|w| w.value.clone()), with_key: get("with").map(|w| w.key_place.clone()) }
+    let keep = get("keep").and_then(|k| yes_or_no(k, mistakes));
+    NodeSpec { name, uses, from, with: with.map(|w| w.value.clone()), with_key: get("with").map(|w| w.key_place.clone()), keep }
 }
 
 fn from(e: &Entry, mistakes: &mut Vec<Mistake>) -> FromSpec {
@@ -183,6 +184,17 @@ fn whole_number(e: &Entry, what: &str, mistakes: &mut Vec<Mistake>) -> Option<u6
     number
 }
 
+fn yes_or_no(e: &Entry, mistakes: &mut Vec<Mistake>) -> Option<Placed<bool>> {
+    let found =
+        if let Data::Scalar(s) = &e.value.data { if s.has_variable { s.resolve_plain() } else { s.resolve() } } else { Value::Null };
+    let value = found.as_bool();
+    if value.is_none() {
+        let message = format!("`{}` is true or false, not {}", e.key, e.value.what());
+        mistakes.push(Mistake::at(&first_line(value_or_key(e)), message, format!("write {}: true", e.key)));
+    }
+    value.map(|value| Placed { value, place: e.value.place.clone() })
+}
+
 fn text(node: &Node, key: &Place, what: &str, mistakes: &mut Vec<Mistake>) -> Option<Placed<String>> {
     match &node.data {
         Data::Scalar(s) if s.is_quoted || s.has_variable || s.resolve().is_string() => {
@@ -229,11 +241,7 @@ fn mapping<'a>(node: &'a Node, place: &Place, what: &str, help: &str, mistakes: 
 
 fn unknown_keys(entries: &[Entry], right: &[&str], of: &str, mistakes: &mut Vec<Mistake>) {
     for e in entries.iter().filter(|e| !right.contains(&e.key.as_str())) {
-        let help = if e.key == "keep" && right == NODE_KEYS {
-            "remove it: what every node makes is kept".to_string()
-        } else {
-            did_you_mean(&e.key, "keys", right.iter().copied())
-        };
+        let help = did_you_mean(&e.key, "keys", right.iter().copied());
         mistakes.push(Mistake::at(&e.key_place, format!("`{}` is no key {of}", e.key), help));
     }
 }

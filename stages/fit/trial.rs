@@ -57,7 +57,7 @@ impl Trial {
         cancel: &'a AtomicBool,
         progress: &'a (dyn Fn(Progress) + Sync),
     ) -> Cx<'a> {
-        Cx { draft, case: None, seed: 3, memo, store: &self.store, jobs, memory_bytes: 1 << 30, cancel, progress }
+        Cx { draft, case: None, seed: 3, memo, store: &self.store, lazy: false, jobs, memory_bytes: 1 << 30, cancel, progress }
     }
 }
 

@@ -6,6 +6,8 @@ use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
+use super::plan::Part;
+
 /// The smallest box around all voxels that `keep` accepts in any channel; `None` when it accepts none (MONAI `generate_spatial_bounding_box`).
 ///
 /// - values: `[c, z, y, x]`
@@ -55,33 +57,62 @@ pub enum Fill<T> {
 ///
 /// - values: `[c, z, y, x]` of `size`; the result is `[c, z, y, x]` of `region.size`
 pub fn cut<T: Copy + Default + Send + Sync>(values: &[T], size: Zyx<usize>, region: Region, fill: Fill<T>) -> Vec<T> {
-    let (voxels, to) = (size.count(), region.size);
-    let channels = values.len().checked_div(voxels).unwrap_or(0);
-    let blank = if let Fill::Value(v) = fill { v } else { T::default() };
-    let mut out = vec![blank; channels * to.count()];
-    let plane = (to.y * to.x).max(1);
+    let (from, to) = (size.count().max(1), region.size.count());
+    let mut out = vec![T::default(); values.len() / from * to];
+    for (values, out) in values.chunks_exact(from).zip(out.chunks_exact_mut(to.max(1))) {
+        cut_part(Part::whole(values, size), size, region, fill, out);
+    }
+    out
+}
+
+/// The voxels of an array of `size` that a box of it is made from: a box inside it, which may be empty.
+pub fn needs<T: Copy>(size: Zyx<usize>, region: Region, fill: Fill<T>) -> Region {
+    let axis = |start: i64, n: usize, size: usize| -> Option<(i64, usize)> {
+        let read = (0..n as i64).filter_map(|i| source(start + i, size, fill));
+        let (low, high) = read.fold((usize::MAX, 0), |(low, high), i| (low.min(i), high.max(i)));
+        (low <= high).then(|| (low as i64, high - low + 1))
+    };
+    let z = axis(region.start.z, region.size.z, size.z);
+    let y = axis(region.start.y, region.size.y, size.y);
+    let x = axis(region.start.x, region.size.x, size.x);
+    match (z, y, x) {
+        (Some(z), Some(y), Some(x)) => Region { start: Zyx::new(z.0, y.0, x.0), size: Zyx::new(z.1, y.1, x.1) },
+        _ => Region { start: Zyx::splat(0), size: Zyx::splat(0) },
+    }
+}
+
+/// The voxels of a box of an array of `size`, one channel.
+///
+/// - part: a box of the array that covers [`needs`] of `region`
+/// - out: `[z, y, x]` of `region`
+pub fn cut_part<T: Copy + Send + Sync>(part: Part<T>, size: Zyx<usize>, region: Region, fill: Fill<T>, out: &mut [T]) {
+    let to = region.size;
+    if let Fill::Value(blank) = fill {
+        out.fill(blank);
+    }
+    if part.region.is_empty() {
+        return;
+    }
     let xs: Vec<Option<usize>> = (0..to.x).map(|x| source(region.start.x + x as i64, size.x, fill)).collect();
     // Where x runs through the array without a fold it is copied whole.
-    let inside_first = (-region.start.x).max(0) as usize;
+    let inside_first = (-region.start.x).clamp(0, to.x as i64) as usize;
     let inside_end = ((size.x as i64 - region.start.x).max(0) as usize).min(to.x);
-    out.par_chunks_mut(plane).enumerate().for_each(|(i, out)| {
-        let Some(z) = source(region.start.z + (i % to.z) as i64, size.z, fill) else { return };
-        let channel = &values[i / to.z * voxels..][..voxels];
+    out.par_chunks_mut((to.y * to.x).max(1)).enumerate().for_each(|(z, out)| {
+        let Some(z) = source(region.start.z + z as i64, size.z, fill) else { return };
         for (y, row) in out.chunks_exact_mut(to.x.max(1)).enumerate() {
             let Some(y) = source(region.start.y + y as i64, size.y, fill) else { continue };
-            let line = &channel[(z * size.y + y) * size.x..][..size.x];
+            let (line, start) = part.row(z, y);
             if inside_first < inside_end {
-                let from = (region.start.x + inside_first as i64) as usize;
+                let from = (region.start.x + inside_first as i64) as usize - start;
                 row[inside_first..inside_end].copy_from_slice(&line[from..][..inside_end - inside_first]);
             }
             for x in (0..inside_first.min(to.x)).chain(inside_end..to.x) {
                 if let Some(from) = xs[x] {
-                    row[x] = line[from];
+                    row[x] = line[from - start];
                 }
             }
         }
     });
-    out
 }
 
 fn source<T>(i: i64, n: usize, fill: Fill<T>) -> Option<usize> {

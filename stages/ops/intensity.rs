@@ -2,12 +2,14 @@
 //! are added in order, so they are the same on any number of threads. Values that are not finite are left out of every statistic.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Voxels of one partial sum.
 const BLOCK: usize = 1 << 16;
 
 /// A change of one value that looks at nothing else, in float32: what may be done while values are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Map {
     /// Values of `from`, both ends included, become `to`: padding that shall not be seen.
     Replace { from: [f64; 2], to: f32 },

@@ -9,6 +9,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod morphology;
 pub mod orient;
+pub mod padded;
 pub mod plan;
 pub mod points;
 pub mod regrid;

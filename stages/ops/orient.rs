@@ -2,6 +2,7 @@
 //! (MONAI `Orientation`, nibabel `as_reoriented`): flips first, then a permutation. No value is interpolated.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
 use voxmill_schemas::region::Region;
 
@@ -76,7 +77,7 @@ fn closest_axes(r: &[[f64; 3]; 3]) -> [(usize, bool); 3] {
 }
 
 /// How array axes are turned: output axis `a` is input axis `from[a]`, reversed where `flip[a]`. Axes count z = 0, y = 1, x = 2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
     pub from: [usize; 3],
     pub flip: [bool; 3],

@@ -163,7 +163,7 @@ fn encode(layout: &Layout, at: Zyx<usize>, channel: &[u8]) -> Option<Vec<u8>> {
 
 /// An array on disk: metadata read, the index of each shard read when first needed. Holds no file open.
 pub(super) struct ArrayFile {
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// Path inside the artifact, for errors.
     name: &'static str,
     pub layout: Layout,

@@ -7,9 +7,11 @@ use std::path::Path;
 use voxmill_schemas::artifact::Key;
 use voxmill_schemas::zarr_attrs::{GroupMeta, LAYOUT, Ome, Own};
 
+use super::Volume;
 use super::array::{self, ArrayFile, Fault};
 use super::layout::{Dtype, Layout};
-use super::{Labels, Volume, Voxels};
+use super::step::Outline;
+use super::stored::StoredVolume;
 use crate::error::Error;
 use crate::store::link;
 
@@ -30,7 +32,8 @@ impl Fault {
 impl Volume {
     /// Reads an artifact whole, every chunk checked against its crc32c.
     pub fn read(dir: &Path) -> Result<Volume, Error> {
-        read(dir).map_err(|f| f.of(dir, None))
+        let key = dir.file_name().and_then(|n| Key::from_hex(n.to_str()?));
+        StoredVolume::open_as(dir, key)?.whole()
     }
 
     /// Writes an OME-Zarr 0.5 group into a draft. `unchanged`: the artifact whose image array (`[c, z, y, x]`) is the same; it is hard-linked, not written.
@@ -41,12 +44,9 @@ impl Volume {
     /// As [`Volume::write`], and `unchanged_labels` is the artifact whose label array (`[z, y, x]`) is the same.
     pub fn write_sharing(&self, draft: &Path, unchanged: Option<&Path>, unchanged_labels: Option<&Path>) -> Result<(), Error> {
         self.check()?;
-        let classes = self.labels.as_ref().map(|l| l.classes.clone());
-        let own = Own::new(self.geometry, self.channels.clone(), classes, self.about.clone());
+        let outline = Outline::of(self);
         let has_image = !self.channels.is_empty();
-        // OME-Zarr has no word for a group that holds labels alone: an `ome` without `multiscales` would be neither image nor plate.
-        let ome = has_image.then(|| Ome::image(&self.geometry, self.about.repeats.as_ref()));
-        array::write_json(&draft.join("zarr.json"), &GroupMeta::new(ome, Some(own)))?;
+        write_head(draft, &outline, has_image)?;
         if has_image {
             let layout = Layout {
                 is_time: self.about.repeats.is_some(),
@@ -54,16 +54,10 @@ impl Volume {
             };
             share_or_write(draft, IMAGE, unchanged, &layout, self.voxels.as_bytes())?;
         }
-        if let Some(labels) = &self.labels {
-            let folder = draft.join("labels/labels");
-            fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
-            array::write_json(&draft.join("labels/zarr.json"), &GroupMeta::new(Some(Ome::labels_group()), None))?;
-            let ome = Ome::labels(&self.geometry, &labels.classes, has_image);
-            array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Some(ome), None))?;
-            let layout = Layout::new(Dtype::U8, None, self.geometry.size);
-            share_or_write(draft, LABELS, unchanged_labels, &layout, &labels.voxels)?;
+        match &self.labels {
+            Some(labels) => write_labels(draft, &outline, &labels.voxels, unchanged_labels, has_image),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -86,16 +80,41 @@ impl Volume {
     }
 }
 
+/// The group's `zarr.json`.
+/// - `has_image`: array `0` stands beside it
+pub(super) fn write_head(draft: &Path, o: &Outline, has_image: bool) -> Result<(), Error> {
+    let own = Own::new(o.geometry, o.channels.clone(), o.classes.clone(), o.about.clone());
+    // OME-Zarr has no word for a group that holds labels alone: an `ome` without `multiscales` would be neither image nor plate.
+    let ome = has_image.then(|| Ome::image(&o.geometry, o.about.repeats.as_ref()));
+    array::write_json(&draft.join("zarr.json"), &GroupMeta::new(ome, Some(own)))
+}
+
+/// - `labels`: `[z, y, x]`; `unchanged`: the artifact whose label array is the same
+pub(super) fn write_labels(draft: &Path, o: &Outline, labels: &[u8], unchanged: Option<&Path>, has_image: bool) -> Result<(), Error> {
+    let folder = draft.join("labels/labels");
+    fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
+    array::write_json(&draft.join("labels/zarr.json"), &GroupMeta::new(Some(Ome::labels_group()), None))?;
+    let classes = o.classes.clone().unwrap_or_default();
+    let ome = Ome::labels(&o.geometry, &classes, has_image);
+    array::write_json(&folder.join("zarr.json"), &GroupMeta::new(Some(ome), None))?;
+    share_or_write(draft, LABELS, unchanged, &Layout::new(Dtype::U8, None, o.geometry.size), labels)
+}
+
 fn share_or_write(draft: &Path, name: &'static str, unchanged: Option<&Path>, layout: &Layout, voxels: &[u8]) -> Result<(), Error> {
     let to = draft.join(name);
-    let Some(unchanged) = unchanged else { return array::write(&to, layout, voxels) };
+    // Of a lazy volume there is no array to share.
+    let Some(unchanged) = unchanged.filter(|u| u.join(name).is_dir()) else { return array::write(&to, layout, voxels) };
     // Only the same shape and type can be the same array; another is a mistake of the caller that must not end as a broken artifact.
     if ArrayFile::open(unchanged, name).map_err(|f| f.of(unchanged, None))?.layout != *layout {
         return array::write(&to, layout, voxels);
     }
-    let from = unchanged.join(name);
-    fs::create_dir_all(&to).map_err(Error::io("make folder", &to))?;
-    let entries = fs::read_dir(&from).and_then(|d| d.collect::<Result<Vec<_>, _>>()).map_err(Error::io("list", &from))?;
+    share(&unchanged.join(name), &to)
+}
+
+/// Gives a draft the files of an array.
+pub(super) fn share(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::create_dir_all(to).map_err(Error::io("make folder", to))?;
+    let entries = fs::read_dir(from).and_then(|d| d.collect::<Result<Vec<_>, _>>()).map_err(Error::io("list", from))?;
     entries.iter().try_for_each(|e| link(&e.path(), &to.join(e.file_name())))
 }
 
@@ -120,43 +139,12 @@ pub(super) fn read_own(dir: &Path) -> Result<Own, Fault> {
     Ok(own)
 }
 
-/// Opens the arrays and checks that they have the shape that the attributes give them.
-pub(super) fn open_arrays(dir: &Path, own: &Own) -> Result<(Option<ArrayFile>, Option<ArrayFile>), Fault> {
-    let image = (!own.channels.is_empty()).then(|| ArrayFile::open(dir, IMAGE)).transpose()?;
+/// Opens the labels and checks that they have the shape that the attributes give them.
+pub(super) fn open_labels(dir: &Path, own: &Own) -> Result<Option<ArrayFile>, Fault> {
     let labels = own.classes.as_ref().map(|_| ArrayFile::open(dir, LABELS)).transpose()?;
     let size = own.grid.size;
-    if let Some(l) = image.as_ref().map(|a| &a.layout).filter(|l| l.size != size || l.channels != Some(own.channels.len())) {
-        return Err(Fault::Damaged(format!(
-            "array 0 has {:?} channels of {}, zarr.json says {} of {size}",
-            l.channels,
-            l.size,
-            own.channels.len()
-        )));
-    }
     if let Some(l) = labels.as_ref().map(|a| &a.layout).filter(|l| l.size != size || l.channels.is_some() || l.dtype != Dtype::U8) {
         return Err(Fault::Damaged(format!("the label array has {} {}, zarr.json says uint8 {size}", l.dtype.name(), l.size)));
     }
-    Ok((image, labels))
-}
-
-fn read(dir: &Path) -> Result<Volume, Fault> {
-    let own = read_own(dir)?;
-    let (image, label_array) = open_arrays(dir, &own)?;
-    let voxels = match image {
-        Some(image) => {
-            let mut voxels = Voxels::zeros(image.layout.dtype, image.layout.n_channels() * image.layout.size.count());
-            image.read(voxels.as_bytes_mut())?;
-            voxels
-        }
-        None => Voxels::zeros(Dtype::U8, 0),
-    };
-    let labels = match (label_array, own.classes) {
-        (Some(array), Some(classes)) => {
-            let mut voxels = vec![0; array.layout.bytes()];
-            array.read(&mut voxels)?;
-            Some(Labels { classes, voxels })
-        }
-        _ => None,
-    };
-    Ok(Volume { geometry: own.grid, channels: own.channels, voxels, labels, about: own.about })
+    Ok(labels)
 }

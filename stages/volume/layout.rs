@@ -16,7 +16,7 @@ const BRICK_LIMIT_BYTES: usize = 64 << 20;
 const ARRAY_LIMIT_BYTES: usize = 1 << 40;
 /// Type of a voxel on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dtype {
+pub enum Dtype {
     U8,
     I16,
     U16,

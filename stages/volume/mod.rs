@@ -1,9 +1,39 @@
 //! Volumes in memory and on a shelf. Arrays are C order, slowest axis first; channels and labels of a volume share one grid and one geometry.
 
+/// The same expression for every type of voxel, whose result is of that type again.
+macro_rules! same_type {
+    ($voxels:expr, $x:ident => $made:expr) => {
+        match $voxels {
+            Voxels::U8($x) => Voxels::U8($made),
+            Voxels::I16($x) => Voxels::I16($made),
+            Voxels::U16($x) => Voxels::U16($made),
+            Voxels::F32($x) => Voxels::F32($made),
+        }
+    };
+}
+
+/// The same expression for every type of voxel, whatever its result.
+macro_rules! any_type {
+    ($voxels:expr, $x:ident => $made:expr) => {
+        match $voxels {
+            Voxels::U8($x) => $made,
+            Voxels::I16($x) => $made,
+            Voxels::U16($x) => $made,
+            Voxels::F32($x) => $made,
+        }
+    };
+}
+
 mod array;
+mod chain;
 mod group;
 mod layout;
+mod lazy;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod lazy_tests;
 mod sidecar;
+mod step;
 mod stored;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -16,8 +46,11 @@ use serde_json::Value;
 use voxmill_schemas::geometry::Geometry;
 pub use voxmill_schemas::zarr_attrs::{About, Repeats};
 
-use self::layout::Dtype;
+pub use self::chain::{Chain, apply};
+pub use self::layout::Dtype;
+pub use self::lazy::is_lazy;
 pub use self::sidecar::{Sidecar, VolumeOf, sidecar};
+pub use self::step::{Filling, Outline, Step};
 pub use self::stored::{Patch, StoredVolume};
 use crate::error::Error;
 use crate::stage::Facts;
@@ -81,7 +114,15 @@ impl Voxels {
         }
     }
 
-    fn kind(&self) -> Dtype {
+    /// The values as float32, where they are if they are that.
+    pub(crate) fn into_f32(self) -> Vec<f32> {
+        match self {
+            Voxels::F32(v) => v,
+            other => other.to_f32().into_owned(),
+        }
+    }
+
+    pub(crate) fn kind(&self) -> Dtype {
         match self {
             Voxels::U8(_) => Dtype::U8,
             Voxels::I16(_) => Dtype::I16,
@@ -130,25 +171,9 @@ impl Volume {
         check_regular(&self.geometry, &self.about)
     }
 
-    /// What every stage that gives a volume tells: `size`, `spacing_mm`, `voxels`, `channels`, `dtype`, `modality`, `unit`, `patient`, `study`, `series` and, with
-    /// labels, `classes` and `label_voxels` (class → count). `series` is what `rows_of` of annotate and export joins on.
+    /// [`Outline::facts`] of this volume.
     pub fn facts(&self) -> Facts {
-        let facts = Facts::default()
-            .with("size", self.geometry.size)
-            .with("spacing_mm", self.geometry.spacing_mm())
-            .with("voxels", self.voxels.len())
-            .with("channels", &self.channels)
-            .with("dtype", self.voxels.dtype())
-            .with("modality", &self.about.modality)
-            .with("unit", &self.about.unit)
-            .with("patient", &self.about.patient)
-            .with("study", &self.about.study)
-            .with("series", &self.about.series)
-            .with("volume", self.about.volume);
-        match &self.labels {
-            Some(l) => facts.with("classes", &l.classes).with("label_voxels", l.counts()),
-            None => facts,
-        }
+        Outline::of(self).facts(self.labels.as_ref())
     }
 }
 

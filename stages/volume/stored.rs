@@ -9,9 +9,11 @@ use voxmill_schemas::artifact::Key;
 use voxmill_schemas::geometry::{Geometry, Zyx};
 use voxmill_schemas::region::Region;
 
-use super::array::{ArrayFile, Fault};
+use super::array::{ArrayFile, Fault, OpenShards};
+use super::chain::Chain;
 use super::layout::{Dtype, Layout};
-use super::{About, group};
+use super::step::Outline;
+use super::{About, Labels, Volume, Voxels, group, lazy};
 use crate::error::Error;
 use crate::store::{Brick, Store};
 
@@ -24,8 +26,8 @@ pub struct StoredVolume {
     /// Empty without labels.
     pub classes: IndexMap<String, u8>,
     pub about: About,
-    /// Absent where there are no channels.
-    image: Option<ArrayFile>,
+    /// The array that is stored, and the steps from there to this volume; absent where there are no channels.
+    pub(super) image: Option<(ArrayFile, Chain)>,
     label_array: Option<ArrayFile>,
 }
 
@@ -44,26 +46,64 @@ const LABELS: u32 = 1;
 
 impl StoredVolume {
     pub fn open(dir: &Path, key: Key) -> Result<Self, Error> {
+        Self::open_as(dir, Some(key))
+    }
+
+    /// - `key`: `None` for a folder that is no artifact
+    pub(super) fn open_as(dir: &Path, key: Option<Key>) -> Result<Self, Error> {
         let open = || -> Result<Self, Fault> {
             let own = group::read_own(dir)?;
-            let (image, label_array) = group::open_arrays(dir, &own)?;
             Ok(Self {
                 dir: dir.to_path_buf(),
-                key,
+                key: key.unwrap_or(Key([0; 32])),
+                image: lazy::open(dir, &own)?,
+                label_array: group::open_labels(dir, &own)?,
                 geometry: own.grid,
                 channels: own.channels,
                 classes: own.classes.unwrap_or_default(),
                 about: own.about,
-                image,
-                label_array,
             })
         };
-        open().map_err(|f| f.of(dir, Some(key)))
+        open().map_err(|f| f.of(dir, key))
     }
 
     /// `uint8`, `int16`, `uint16`, `float32`; `uint8` without channels.
     pub fn dtype(&self) -> &'static str {
-        self.image.as_ref().map_or(Dtype::U8, |i| i.layout.dtype).name()
+        self.kind().name()
+    }
+
+    fn kind(&self) -> Dtype {
+        self.image.as_ref().map_or(Dtype::U8, |(_, chain)| chain.after().dtype)
+    }
+
+    /// All but the voxels.
+    pub fn outline(&self) -> Outline {
+        Outline {
+            geometry: self.geometry,
+            channels: self.channels.clone(),
+            classes: self.has_labels().then(|| self.classes.clone()),
+            dtype: self.kind(),
+            about: self.about.clone(),
+        }
+    }
+
+    /// The volume in memory: read, or made slab by slab where only the steps to it are stored.
+    pub fn whole(&self) -> Result<Volume, Error> {
+        let voxels = match &self.image {
+            None => Voxels::zeros(Dtype::U8, 0),
+            Some((array, chain)) if chain.steps.is_empty() => {
+                let mut voxels = Voxels::zeros(array.layout.dtype, array.layout.n_channels() * array.layout.size.count());
+                array.read(voxels.as_bytes_mut()).map_err(|f| self.fault(f))?;
+                voxels
+            }
+            Some((array, chain)) => self.made(array, chain, &|| Ok(()))?,
+        };
+        let labels = self.labels()?.map(|voxels| Labels { classes: self.classes.clone(), voxels });
+        Ok(Volume { geometry: self.geometry, channels: self.channels.clone(), voxels, labels, about: self.about.clone() })
+    }
+
+    pub(super) fn fault(&self, f: Fault) -> Error {
+        f.of(&self.dir, Some(self.key).filter(|k| *k != Key([0; 32])))
     }
 
     pub fn has_labels(&self) -> bool {
@@ -104,7 +144,11 @@ impl StoredVolume {
             labels.fill(0);
         }
         match &self.label_array {
-            Some(array) => self.fill(array, LABELS, region, store, labels, |from, to| to.copy_from_slice(from)),
+            Some(array) => {
+                let shards = array.shards();
+                let fetch = |channel: usize, at: Zyx<usize>| self.through(store, &shards, LABELS, channel, at);
+                self.fill(array, region, &fetch, labels, |from, to| to.copy_from_slice(from))
+            }
             None => Ok(()),
         }
     }
@@ -121,14 +165,25 @@ impl StoredVolume {
         if !Region::whole(self.geometry.size).contains(&region) {
             voxels.fill(outside);
         }
-        if let Some(image) = &self.image {
-            let convert: fn(&[u8], &mut [f32]) = match image.layout.dtype {
-                Dtype::U8 => |from, to| to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as f32),
-                Dtype::I16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = i16::from_le_bytes(*f) as f32),
-                Dtype::U16 => |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = u16::from_le_bytes(*f) as f32),
-                Dtype::F32 => |from, to| to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(t, f)| *t = f32::from_le_bytes(*f)),
-            };
-            self.fill(image, IMAGE, region, store, voxels, convert)?;
+        if let Some((array, chain)) = &self.image {
+            let shards = array.shards();
+            let fetch = |channel: usize, at: Zyx<usize>| self.through(store, &shards, IMAGE, channel, at);
+            if chain.steps.is_empty() {
+                let convert: fn(&[u8], &mut [f32]) = match array.layout.dtype {
+                    Dtype::U8 => |from, to| to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as f32),
+                    Dtype::I16 => {
+                        |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = i16::from_le_bytes(*f) as f32)
+                    }
+                    Dtype::U16 => {
+                        |from, to| to.iter_mut().zip(from.as_chunks::<2>().0).for_each(|(t, f)| *t = u16::from_le_bytes(*f) as f32)
+                    }
+                    Dtype::F32 => |from, to| to.iter_mut().zip(from.as_chunks::<4>().0).for_each(|(t, f)| *t = f32::from_le_bytes(*f)),
+                };
+                self.fill(array, region, &fetch, voxels, convert)?;
+            } else if let Some(inside) = region.intersect(&Region::whole(self.geometry.size)) {
+                let made = chain.region(inside, &|r| self.base(array, r, &fetch))?;
+                paste(&made.to_f32(), inside, voxels, region);
+            }
         }
         Ok(())
     }
@@ -137,33 +192,54 @@ impl StoredVolume {
     pub fn labels(&self) -> Result<Option<Vec<u8>>, Error> {
         let Some(array) = &self.label_array else { return Ok(None) };
         let mut labels = vec![0; array.layout.bytes()];
-        array.read(&mut labels).map_err(|f| f.of(&self.dir, Some(self.key)))?;
+        array.read(&mut labels).map_err(|f| self.fault(f))?;
         Ok(Some(labels))
+    }
+
+    /// A brick by way of the shelves; `None` for one of zeros.
+    fn through(
+        &self,
+        store: &Store,
+        shards: &OpenShards,
+        number: u32,
+        channel: usize,
+        at: Zyx<usize>,
+    ) -> Result<Option<Arc<Vec<u8>>>, Error> {
+        if shards.is_absent(channel, at).map_err(|f| self.fault(f))? {
+            return Ok(None);
+        }
+        let index = [channel, at.z, at.y, at.x].map(|i| i as u32);
+        let decode = || Ok(shards.brick(channel, at).map_err(|f| self.fault(f))?.expect("present in the index"));
+        store.brick(&Brick { artifact: self.key, array: number, index }, decode).map(Some)
+    }
+
+    /// A box of the array that is stored, as it is. It lies inside, and may be empty.
+    pub(super) fn base(&self, array: &ArrayFile, region: Region, fetch: &Fetch) -> Result<Voxels, Error> {
+        let mut voxels = Voxels::zeros(array.layout.dtype, array.layout.n_channels() * region.size.count());
+        match &mut voxels {
+            Voxels::U8(x) => self.fill(array, region, fetch, x, |from, to| to.copy_from_slice(from)),
+            Voxels::I16(x) => self.fill(array, region, fetch, x, |from, to| bytemuck::cast_slice_mut(to).copy_from_slice(from)),
+            Voxels::U16(x) => self.fill(array, region, fetch, x, |from, to| bytemuck::cast_slice_mut(to).copy_from_slice(from)),
+            Voxels::F32(x) => self.fill(array, region, fetch, x, |from, to| bytemuck::cast_slice_mut(to).copy_from_slice(from)),
+        }?;
+        Ok(voxels)
     }
 
     /// - `out`: `[c, z, y, x]` of the region, of the first channels; left as it is outside the volume
     fn fill<T: Copy + Send + Default>(
         &self,
         array: &ArrayFile,
-        number: u32,
         region: Region,
-        store: &Store,
+        fetch: &Fetch,
         out: &mut [T],
         convert: fn(&[u8], &mut [T]),
     ) -> Result<(), Error> {
         let layout = &array.layout;
         let Some(inside) = region.intersect(&Region::whole(layout.size)) else { return Ok(()) };
         let touched = Touched::new(layout, inside, out.len() / region.size.count().max(1));
-        let shards = array.shards();
-        let fetch = |i: usize| -> Result<Option<Arc<Vec<u8>>>, Error> {
+        let fetch = |i: usize| {
             let (channel, at) = touched.brick(i);
-            let fault = |f: Fault| f.of(&self.dir, Some(self.key));
-            if shards.is_absent(channel, at).map_err(fault)? {
-                return Ok(None);
-            }
-            let index = [channel, at.z, at.y, at.x].map(|i| i as u32);
-            let decode = || Ok(shards.brick(channel, at).map_err(fault)?.expect("present in the index"));
-            store.brick(&Brick { artifact: self.key, array: number, index }, decode).map(Some)
+            fetch(channel, at)
         };
         let bricks = (0..touched.len()).into_par_iter().map(fetch).collect::<Result<Vec<_>, Error>>()?;
         let plane = region.size.y * region.size.x;
@@ -177,7 +253,23 @@ impl StoredVolume {
     }
 }
 
-/// The bricks that a box overlaps: a box of the brick grid, for every channel that is read.
+/// Gives a decoded brick, by channel and place; `None` for one of zeros.
+pub(super) type Fetch<'a> = dyn Fn(usize, Zyx<usize>) -> Result<Option<Arc<Vec<u8>>>, Error> + Sync + 'a;
+
+/// Copies a box into a larger one that holds it.
+/// - `voxels`: `[c, z, y, x]` of `inside`; `out`: the same of `region`, of as many of the first channels as there is room for
+fn paste(voxels: &[f32], inside: Region, out: &mut [f32], region: Region) {
+    let n_channels = out.len() / region.size.count().max(1);
+    let voxels = &voxels[..n_channels * inside.size.count()];
+    let offset = inside.start.zip(region.start).map(|(a, b)| (a - b) as usize);
+    for (i, row) in voxels.chunks_exact(inside.size.x.max(1)).enumerate() {
+        let (c, z, y) = (i / (inside.size.z * inside.size.y), i / inside.size.y % inside.size.z, i % inside.size.y);
+        let at = ((c * region.size.z + z + offset.z) * region.size.y + y + offset.y) * region.size.x + offset.x;
+        out[at..at + row.len()].copy_from_slice(row);
+    }
+}
+
+/// The bricks that a box overlaps: a box of the brick grid, for every channel.
 struct Touched {
     first: Zyx<usize>,
     n: Zyx<usize>,

@@ -67,6 +67,7 @@ impl Bench {
             memo: &memo,
             store: &self.store,
             jobs: 2,
+            lazy: false,
             memory_bytes: 1 << 30,
             cancel: &AtomicBool::new(false),
             progress: &|p| {

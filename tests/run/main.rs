@@ -8,6 +8,7 @@ mod cache;
 mod convert;
 mod crash;
 mod deidentify;
+mod lazy;
 mod lineage;
 mod publish;
 mod report;

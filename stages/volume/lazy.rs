@@ -1,0 +1,178 @@
+//! A volume that is not written out: an artifact whose `lazy.json` lists steps and whose `base/0` is the array they start from, hard links into the artifact
+//! that holds it. So a lazy volume stands on its own: nothing that happens to the base's folder reaches it, and its content hash covers base and steps.
+//! Labels are small and stand there whole.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use voxmill_schemas::geometry::{Geometry, Zyx};
+use voxmill_schemas::zarr_attrs::Own;
+
+use super::array::{self, ArrayFile, Fault};
+use super::chain::Chain;
+use super::group::{self, IMAGE};
+use super::layout::Layout;
+use super::step::{Outline, Step};
+use super::stored::StoredVolume;
+use super::{Labels, Voxels};
+use crate::error::Error;
+use crate::stage::{Cx, Facts};
+
+/// Path of the steps in an artifact.
+const STEPS: &str = "lazy.json";
+/// Path of the array that they start from.
+const BASE: &str = "base/0";
+/// Version of [`Lazy`].
+const LAYOUT: u32 = 1;
+
+/// `lazy.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lazy {
+    layout: u32,
+    /// The grid of the base.
+    grid: Geometry,
+    steps: Vec<Step>,
+}
+
+/// Whether the voxels of an artifact are made when they are asked for.
+pub fn is_lazy(dir: &Path) -> bool {
+    dir.join(STEPS).is_file()
+}
+
+/// The array that is stored and the steps from there to the volume; none where it is the volume itself. `None` without channels.
+pub(super) fn open(dir: &Path, own: &Own) -> Result<Option<(ArrayFile, Chain)>, Fault> {
+    if own.channels.is_empty() {
+        return Ok(None);
+    }
+    let (name, lazy) = match is_lazy(dir) {
+        true => (BASE, array::read_json(dir, STEPS)?),
+        false => (IMAGE, Lazy { layout: LAYOUT, grid: own.grid, steps: Vec::new() }),
+    };
+    if lazy.layout != LAYOUT || lazy.grid.is_degenerate() {
+        return Err(Fault::Damaged(format!("{STEPS} has layout {} or axes that do not span space", lazy.layout)));
+    }
+    let array = ArrayFile::open(dir, name)?;
+    let (l, size) = (&array.layout, lazy.grid.size);
+    if l.size != size || l.channels != Some(own.channels.len()) {
+        let found = format!("array {name} has {:?} channels of {}", l.channels, l.size);
+        return Err(Fault::Damaged(format!("{found}, its metadata say {} of {size}", own.channels.len())));
+    }
+    let base = Outline {
+        geometry: lazy.grid,
+        channels: own.channels.clone(),
+        classes: own.classes.clone(),
+        dtype: l.dtype,
+        about: own.about.clone(),
+    };
+    let chain = Chain::new(base, lazy.steps).map_err(|e| Fault::Damaged(format!("{STEPS}: {e}")))?;
+    if chain.after().geometry != own.grid {
+        return Err(Fault::Damaged(format!("{STEPS} leads to another grid than zarr.json has")));
+    }
+    Ok(Some((array, chain)))
+}
+
+impl StoredVolume {
+    /// This volume after some more steps, as the artifact in `cx.draft`: as a list of steps where the engine wants it lazy, else voxels, made slab by slab.
+    /// What the steps leave as it is shares its files with this volume.
+    pub fn then(&self, steps: Vec<Step>, cx: &Cx) -> Result<Facts, Error> {
+        let Some((array, chain)) = &self.image else {
+            let what = format!("volume {}", self.about.series);
+            return Err(Error::Input { what, found: "labels without an image".into(), expected: "an image".into() });
+        };
+        let (first, mut chain) = (chain.steps.len(), chain.clone());
+        let is_same = steps.is_empty();
+        steps.into_iter().try_for_each(|s| chain.push(s))?;
+        let after = chain.after().clone();
+        if !cx.lazy {
+            cx.check_size(after.geometry.size, after.channels.len())?;
+        }
+        let labels = match self.labels()? {
+            Some(own) => Some(chain.labels(own, first)),
+            None => None,
+        };
+        cx.check_cancelled()?;
+        // A lazy volume that nothing is done to stays one only where that is wanted; a stored one is always shared.
+        let writes_steps = cx.lazy && !chain.steps.is_empty();
+        group::write_head(cx.draft, &after, !writes_steps)?;
+        if let Some(labels) = &labels {
+            let unchanged = chain.leaves_labels(first).then_some(self.dir.as_path());
+            group::write_labels(cx.draft, &after, labels, unchanged, !writes_steps)?;
+        }
+        if writes_steps {
+            let lazy = Lazy { layout: LAYOUT, grid: chain.base.geometry, steps: chain.steps.clone() };
+            array::write_json(&cx.draft.join(STEPS), &lazy)?;
+            group::share(&array.dir, &cx.draft.join(BASE))?;
+        } else if is_same && first == 0 {
+            group::share(&array.dir, &cx.draft.join(IMAGE))?;
+        } else {
+            let layout = Layout {
+                is_time: after.about.repeats.is_some(),
+                ..Layout::new(after.dtype, Some(after.channels.len()), after.geometry.size)
+            };
+            let voxels = self.made(array, &chain, &|| cx.check_cancelled())?;
+            array::write(&cx.draft.join(IMAGE), &layout, voxels.as_bytes())?;
+        }
+        let labels = labels.zip(after.classes.clone()).map(|(voxels, classes)| Labels { classes, voxels });
+        let facts = after.facts(labels.as_ref());
+        Ok(if writes_steps { facts.with("lazy", true) } else { facts })
+    }
+
+    /// All voxels of a chain over this volume's array, slab by slab. `[c, z, y, x]`
+    pub(super) fn made(&self, array: &ArrayFile, chain: &Chain, between: &dyn Fn() -> Result<(), Error>) -> Result<Voxels, Error> {
+        let after = chain.after();
+        let size = after.geometry.size;
+        let mut out = Voxels::zeros(after.dtype, after.channels.len() * size.count());
+        let (voxel, plane) = (after.dtype.bytes(), size.y * size.x);
+        let recent = Recent::default();
+        let shards = array.shards();
+        let fetch = |channel: usize, at: Zyx<usize>| {
+            recent.brick((channel, at), || shards.brick(channel, at).map_err(|f| f.of(&self.dir, Some(self.key))))
+        };
+        chain.slabs(&|r| self.base(array, r, &fetch), |z, slab| {
+            let (slab, bytes) = (slab.as_bytes(), out.as_bytes_mut());
+            let n = slab.len() / after.channels.len().max(1);
+            for (c, slab) in slab.chunks_exact(n.max(1)).enumerate() {
+                bytes[(c * size.z + z) * plane * voxel..][..n].copy_from_slice(slab);
+            }
+            recent.next_slab();
+            between()
+        })?;
+        Ok(out)
+    }
+}
+
+/// Bricks of this slab and of the one before: neighbouring slabs share them, and each is decoded once.
+#[derive(Default)]
+struct Recent {
+    generations: Mutex<[HashMap<(usize, Zyx<usize>), Arc<Vec<u8>>>; 2]>,
+}
+
+impl Recent {
+    fn brick(
+        &self,
+        name: (usize, Zyx<usize>),
+        decode: impl FnOnce() -> Result<Option<Vec<u8>>, Error>,
+    ) -> Result<Option<Arc<Vec<u8>>>, Error> {
+        {
+            let mut held = self.generations.lock().expect("nothing panics while it is held");
+            let [now, before] = &mut *held;
+            if let Some(brick) = before.remove(&name) {
+                now.insert(name, brick);
+            }
+            if let Some(brick) = now.get(&name) {
+                return Ok(Some(brick.clone()));
+            }
+        }
+        let Some(brick) = decode()?.map(Arc::new) else { return Ok(None) };
+        self.generations.lock().expect("nothing panics while it is held")[0].insert(name, brick.clone());
+        Ok(Some(brick))
+    }
+
+    fn next_slab(&self) {
+        let [now, before] = &mut *self.generations.lock().expect("nothing panics while it is held");
+        *before = std::mem::take(now);
+    }
+}
