@@ -70,7 +70,7 @@ pub enum Kind {
     Table,
     /// Channels `[c, z, y, x]` on one grid, labels `[z, y, x]` optional: an OME-Zarr group.
     Volume,
-    /// Weights and all that is needed to use them.
+    /// What was learnt from training cases (weights and all that is needed to use them, a fingerprint): inference takes it from the last run.
     Model,
     /// Files for people and other programs (DICOM SEG, NIfTI): published under `out/NODE` of the workspace.
     Files,

@@ -354,6 +354,65 @@ rows! {
 }
 
 rows! {
+    /// A case as the fingerprint of a set saw it.
+    FingerprintCaseRow = "fingerprint_cases" {
+        case: String,
+        modality: String,
+        size_z: i64,
+        size_y: i64,
+        size_x: i64,
+        spacing_z_mm: f64,
+        spacing_y_mm: f64,
+        spacing_x_mm: f64,
+        /// Size of the box around all voxels that are not 0 in some channel; the whole size where all are 0.
+        crop_z: i64,
+        crop_y: i64,
+        crop_x: i64,
+        /// Voxels of that box by all voxels.
+        cropped_share: f64,
+        /// Voxels whose intensities were taken.
+        foreground_voxels: i64,
+    }
+}
+
+rows! {
+    /// Intensities of a channel over the foreground of a set. Every case counts the same, however large its foreground (nnU-Net).
+    FingerprintChannelRow = "fingerprint_channels" {
+        channel: String,
+        unit: String,
+        /// Cases with foreground.
+        cases: i64,
+        /// Their foreground voxels.
+        voxels: i64,
+        mean: f64,
+        /// Population standard deviation (÷ N).
+        std: f64,
+        median: f64,
+        percentile_00_5: f64,
+        percentile_99_5: f64,
+        min: f64,
+        max: f64,
+    }
+}
+
+rows! {
+    /// A class over a set. Volumes over the cases that have it.
+    FingerprintClassRow = "fingerprint_classes" {
+        class: String,
+        id: i64,
+        /// Cases with at least one voxel of it.
+        cases: i64,
+        voxels: i64,
+        mean_ml: f64,
+        median_ml: f64,
+        min_ml: f64,
+        max_ml: f64,
+        /// Mean number of connected pieces (26 neighbours) a case; null where they were not counted.
+        mean_components: Option<f64>,
+    }
+}
+
+rows! {
     /// One epoch of a training.
     HistoryRow = "history" {
         /// From 1.

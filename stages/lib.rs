@@ -9,6 +9,7 @@ pub mod dicom;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+pub mod fingerprint;
 #[cfg(feature = "model")]
 pub mod fit;
 pub mod index;
@@ -43,6 +44,7 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<deidentify::Deidentify>(),
     StageDef::of::<evaluate::Evaluate>(),
     StageDef::of::<export::Export>(),
+    StageDef::of::<fingerprint::Fingerprint>(),
     StageDef::of::<index::Index>(),
     #[cfg(feature = "model")]
     StageDef::of::<infer::Infer>(),
