@@ -11,12 +11,9 @@ use crate::jobs::KEEP;
 use crate::plan::{Plan, PlanNode};
 use crate::session::{Fault, Session};
 
-fn port_kind(n: &PlanNode, port: &str) -> Option<Kind> {
-    n.def.info.ports.iter().find(|p| p.name == port).map(|p| p.kind)
-}
-
 fn predicts(n: &PlanNode) -> bool {
-    n.def.info.gives == Kind::Volume && n.from.keys().any(|p| port_kind(n, p) == Some(Kind::Model))
+    let needs_model = |name: &str| n.def.info.ports.iter().any(|p| p.name == name && p.kind == Kind::Model && p.required);
+    n.def.info.gives == Kind::Volume && n.from.keys().any(|p| needs_model(p))
 }
 
 /// The names of the nodes that inference needs: above the predicting node without what only labels need, the node, and the exports below it.

@@ -413,6 +413,29 @@ rows! {
 }
 
 rows! {
+    /// What a training is recommended to look like, from a fingerprint and a memory. Lists run from full resolution to the bottleneck; axes are z, y, x.
+    RecommendRow = "recommend" {
+        spacing_mm: Vec<f64>,
+        /// Median size of the cases at this spacing, voxels.
+        median_size: Vec<f64>,
+        patch: Vec<i64>,
+        batch: i64,
+        /// How often each axis is halved.
+        pooled: Vec<i64>,
+        filters: Vec<i64>,
+        /// Three numbers a level.
+        strides: Vec<i64>,
+        /// Three numbers a level.
+        kernel_size: Vec<i64>,
+        /// `ct` or `zscore`.
+        normalize: String,
+        /// Values in all feature maps of one patch.
+        feature_values: f64,
+        memory_gb: f64,
+    }
+}
+
+rows! {
     /// One epoch of a training.
     HistoryRow = "history" {
         /// From 1.

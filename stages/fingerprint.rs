@@ -83,6 +83,10 @@ impl Stage for Fingerprint {
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let cases = self.training(inputs)?;
+        if inputs.maybe("split").is_none() {
+            let text = "every case is measured, those that judge a model as well: connect the port `split` where `normalize` uses this for a training";
+            (cx.progress)(Progress::Warn(text.into()));
+        }
         let share = (self.samples as usize / cases.len()).max(1);
         let mut set = Set::default();
         let mut refused: Vec<(Quarantined, Error)> = Vec::new();

@@ -23,6 +23,7 @@ pub mod normalize;
 pub mod ops;
 pub mod orient;
 pub mod pad;
+pub mod recommend;
 pub mod resample;
 pub mod sample;
 pub mod split;
@@ -51,6 +52,7 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<normalize::Normalize>(),
     StageDef::of::<orient::Orient>(),
     StageDef::of::<pad::Pad>(),
+    StageDef::of::<recommend::Recommend>(),
     StageDef::of::<resample::Resample>(),
     StageDef::of::<split::Split>(),
     #[cfg(feature = "model")]

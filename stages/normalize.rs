@@ -1,20 +1,23 @@
-//! Brings the intensities of each volume to a common scale by its own statistics, channel by channel. Padding takes no part in them.
+//! Brings the intensities of each volume to a common scale, channel by channel: by its own statistics, in which padding takes no part, or by those of a set.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Port, Scope};
+use voxmill_schemas::tables::FingerprintChannelRow;
 
 use crate::error::Error;
 use crate::ops::intensity;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Progress, Stage, default_memory_bytes};
+use crate::table;
 use crate::volume::{Volume, Voxels};
 
-/// Normalises each channel by its own statistics. Pixel padding takes no part in them and becomes the lowest value.
+/// Normalises each channel by its own statistics, or (`ct`) by those of the training cases. Pixel padding takes no part and becomes the lowest value.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Normalize {
     /// `zscore`: mean 0 and standard deviation 1 (MONAI `NormalizeIntensity`). `percentiles`: `lower` becomes 0 and `upper` 1, beyond them held there
-    /// (MONAI `ScaleIntensityRangePercentiles`).
+    /// (MONAI `ScaleIntensityRangePercentiles`). `ct`: held within the 0.5th and 99.5th percentile of the foreground of a set, then less its mean, over its
+    /// standard deviation (nnU-Net's scheme for HU); needs the port `fingerprint`.
     pub method: Method,
     /// Take statistics from voxels other than 0 and leave those at 0 as they are: for images whose background is exactly 0.
     #[serde(default)]
@@ -35,6 +38,8 @@ pub enum Method {
     Zscore,
     /// Map two percentiles to 0 and 1, and clip.
     Percentiles,
+    /// Clip to the percentiles of a set, subtract its mean, divide by its standard deviation.
+    Ct,
 }
 
 fn lower() -> f64 {
@@ -47,7 +52,8 @@ fn upper() -> f64 {
 
 impl Normalize {
     /// The volume and the names of channels in which nothing differs.
-    fn apply(&self, v: Volume) -> Result<(Volume, Vec<String>), Error> {
+    /// - `of_set`: what a fingerprint says of each channel, for `ct`
+    fn apply(&self, v: Volume, of_set: &[FingerprintChannelRow]) -> Result<(Volume, Vec<String>), Error> {
         let mut values = match v.voxels {
             Voxels::F32(x) => x,
             other => other.to_f32().into_owned(),
@@ -63,6 +69,11 @@ impl Normalize {
             let padded: Vec<bool> = if padding.is_some() { values.iter().map(|v| is_padding(*v)).collect() } else { Vec::new() };
             let spread = match self.method {
                 Method::Zscore => intensity::zscore(values, |_, v| !skips(v)).1,
+                Method::Ct => {
+                    let row = of_set.iter().find(|r| r.channel == *name).ok_or_else(|| unknown(name, of_set))?;
+                    by_set(values, row, skips);
+                    row.percentile_99_5 - row.percentile_00_5
+                }
                 Method::Percentiles => {
                     match intensity::percentiles(values.iter().copied().filter(|v| !skips(*v)), &[self.lower, self.upper]) {
                         // Everything is 0 and left as it is.
@@ -90,14 +101,39 @@ impl Normalize {
     }
 }
 
+/// nnU-Net's `CTNormalization`, in float32.
+fn by_set(values: &mut [f32], row: &FingerprintChannelRow, skips: impl Fn(f32) -> bool) {
+    let (low, high) = (row.percentile_00_5 as f32, row.percentile_99_5 as f32);
+    let (mean, std) = (row.mean as f32, row.std.max(1e-8) as f32);
+    values.iter_mut().filter(|v| !skips(**v)).for_each(|v| *v = (v.clamp(low, high.max(low)) - mean) / std);
+}
+
+fn unknown(channel: &str, of_set: &[FingerprintChannelRow]) -> Error {
+    let expected = of_set.iter().map(|r| r.channel.as_str()).collect::<Vec<_>>().join(", ");
+    let expected = if of_set.is_empty() {
+        "a node `fingerprint` at the port of that name".into()
+    } else {
+        format!("{expected}, as in the fingerprint")
+    };
+    Error::Input { what: "`method: ct`".into(), found: format!("channel {channel}, of which no statistics are known"), expected }
+}
+
 impl Stage for Normalize {
     const INFO: Info = Info {
         name: "normalize",
         version: 1,
         scope: Scope::Case,
-        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is normalised; labels pass through" }],
+        ports: &[
+            Port { name: "volume", kind: Kind::Volume, required: true, about: "what is normalised; labels pass through" },
+            Port {
+                name: "fingerprint",
+                kind: Kind::Model,
+                required: false,
+                about: "for `method: ct`: the statistics of the training cases",
+            },
+        ],
         gives: Kind::Volume,
-        summary: "bring the intensities of each volume to a common scale by its own statistics",
+        summary: "bring the intensities of each volume to a common scale by its own statistics or those of the training cases",
         example: "uses: normalize\nfrom: iso\nwith: { method: zscore }\n",
         absent_in_inference: None,
     };
@@ -115,7 +151,11 @@ impl Stage for Normalize {
         let v = Volume::read(&input.dir)?;
         cx.bytes(input.manifest.bytes);
         cx.check_cancelled()?;
-        let (v, flat) = self.apply(v)?;
+        let of_set = match inputs.maybe("fingerprint") {
+            Some(f) if self.method == Method::Ct => table::rows_of(&table::open(&f.dir)?)?,
+            _ => Vec::new(),
+        };
+        let (v, flat) = self.apply(v, &of_set)?;
         if !flat.is_empty() {
             (cx.progress)(Progress::Warn(format!("every voxel of channel {} has one value", flat.join(", "))));
         }
@@ -138,6 +178,18 @@ mod tests {
     use super::*;
     use crate::volume::About;
 
+    fn of_set() -> Vec<FingerprintChannelRow> {
+        let row = |channel: &str, mean, std| FingerprintChannelRow {
+            channel: channel.into(),
+            mean,
+            std,
+            percentile_00_5: -100.0,
+            percentile_99_5: 300.0,
+            ..Default::default()
+        };
+        vec![row("T2", 0.0, 0.0), row("T1", 50.0, 25.0)]
+    }
+
     fn normalized(with: serde_json::Value, values: Vec<f32>) -> Result<(Vec<f32>, Vec<String>), Error> {
         padded(with, values, None)
     }
@@ -157,7 +209,7 @@ mod tests {
         };
         let v = Volume { geometry, channels: vec!["T1".into(), "T2".into()], voxels: Voxels::F32(values), labels: None, about };
         let stage: Normalize = serde_json::from_value(with).unwrap();
-        stage.apply(v).map(|(v, flat)| (v.voxels.to_f32().into_owned(), flat))
+        stage.apply(v, &of_set()).map(|(v, flat)| (v.voxels.to_f32().into_owned(), flat))
     }
 
     #[test]
@@ -188,6 +240,17 @@ mod tests {
         let percent = serde_json::json!({ "method": "percentiles", "lower": 0, "upper": 100 });
         let (v, _) = padded(percent, image, Some([-2000., -1000.])).unwrap();
         assert_eq!(v[..5], [0., 0., 0.5, 1., 0.]);
+    }
+
+    #[test]
+    fn a_fingerprint_clips_and_scales_every_case_alike() {
+        let image = vec![-1000., 50., 75., 3000., -100., 0., 0., 0., 0., 0.];
+        let (v, flat) = normalized(serde_json::json!({ "method": "ct" }), image.clone()).unwrap();
+        assert_eq!((&v[..5], flat.len()), (&[-6., 0., 1., 10., -6.][..], 0));
+        assert_eq!(v[9], 0.0, "no deviation divides by 1e-8, not by 0");
+        let (v, _) = padded(serde_json::json!({ "method": "ct" }), image, Some([3000., 3000.])).unwrap();
+        assert_eq!(v[..5], [-6., 0., 1., -6., -6.], "padding is no bone");
+        assert!(unknown("T1", &[]).to_string().contains("a node `fingerprint`"));
     }
 
     #[test]

@@ -18,3 +18,4 @@ pub mod respace;
 pub mod separable;
 pub mod smooth;
 pub mod spline;
+pub mod topology;
