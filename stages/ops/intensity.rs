@@ -4,6 +4,8 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::lanes::{Lanes, on_lanes};
+
 /// Voxels of one partial sum.
 const BLOCK: usize = 1 << 16;
 
@@ -22,29 +24,51 @@ pub enum Map {
 }
 
 impl Map {
-    /// The one place where the formula stands: whole volumes and regions have the same bits.
-    #[inline(always)]
+    /// Changes all values.
     pub fn apply(self, values: &mut [f32]) {
+        self.apply_on(Lanes::here(), values);
+    }
+
+    /// [`Map::apply`] with instructions of choice: the bits are the same.
+    pub fn apply_on(self, lanes: Lanes, values: &mut [f32]) {
         match self {
-            Map::Replace { from: [low, high], to } => {
-                values.iter_mut().for_each(|v| *v = if low <= *v as f64 && *v as f64 <= high { to } else { *v });
-            }
-            Map::Window { low, high, to_low, to_high, clip } => {
-                let (range, to_range) = (high - low, to_high - to_low);
-                let (floor, ceiling) = (to_low.min(to_high), to_low.max(to_high));
-                if range == 0.0 {
-                    values.iter_mut().for_each(|v| *v = *v - low + to_low);
-                } else if clip {
-                    values.iter_mut().for_each(|v| *v = ((*v - low) / range * to_range + to_low).max(floor).min(ceiling));
-                } else {
-                    values.iter_mut().for_each(|v| *v = (*v - low) / range * to_range + to_low);
-                }
-            }
-            Map::Normalize { mean, std, nonzero } => {
-                values.iter_mut().for_each(|v| *v = if nonzero && *v == 0.0 { *v } else { (*v - mean) / std });
-            }
-            Map::Clip { low, high } => values.iter_mut().for_each(|v| *v = v.max(low).min(high)),
+            Map::Replace { from, to } => replace(lanes, values, from, to),
+            Map::Window { low, high, to_low, to_high, clip } => window_all(lanes, values, low, high, to_low, to_high, clip),
+            Map::Normalize { mean, std, nonzero } => normalize(lanes, values, mean, std, nonzero),
+            Map::Clip { low, high } => hold(lanes, values, low, high),
         }
+    }
+}
+
+on_lanes! {
+    pub fn replace(values: &mut [f32], from: [f64; 2], to: f32) {
+        values.iter_mut().for_each(|v| *v = if from[0] <= *v as f64 && *v as f64 <= from[1] { to } else { *v });
+    }
+}
+
+on_lanes! {
+    pub fn window_all(values: &mut [f32], low: f32, high: f32, to_low: f32, to_high: f32, clip: bool) {
+        let (range, to_range) = (high - low, to_high - to_low);
+        let (floor, ceiling) = (to_low.min(to_high), to_low.max(to_high));
+        if range == 0.0 {
+            values.iter_mut().for_each(|v| *v = *v - low + to_low);
+        } else if clip {
+            values.iter_mut().for_each(|v| *v = ((*v - low) / range * to_range + to_low).max(floor).min(ceiling));
+        } else {
+            values.iter_mut().for_each(|v| *v = (*v - low) / range * to_range + to_low);
+        }
+    }
+}
+
+on_lanes! {
+    pub fn normalize(values: &mut [f32], mean: f32, std: f32, nonzero: bool) {
+        values.iter_mut().for_each(|v| *v = if nonzero && *v == 0.0 { *v } else { (*v - mean) / std });
+    }
+}
+
+on_lanes! {
+    pub fn hold(values: &mut [f32], low: f32, high: f32) {
+        values.iter_mut().for_each(|v| *v = v.max(low).min(high));
     }
 }
 

@@ -5,6 +5,7 @@ pub mod augment;
 pub mod crop;
 pub mod distance;
 pub mod intensity;
+pub mod lanes;
 pub mod matrix;
 pub mod metrics;
 pub mod morphology;

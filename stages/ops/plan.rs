@@ -6,11 +6,12 @@ use voxmill_schemas::geometry::{Geometry, Zyx};
 use voxmill_schemas::region::Region;
 
 use super::intensity::Map;
+use super::lanes::Lanes;
 use super::matrix::Affine;
 use super::orient::Turn;
 use super::points;
 use super::resample::{self, Interpolation, LabelInterpolation, Outside};
-use super::separable::{self, Axes};
+use super::separable::{self, Axes, Stored};
 use super::spline;
 
 /// Distance in voxels within which two grids count as one.
@@ -155,34 +156,40 @@ impl Plan {
     /// - part: a box of the input that covers `needs(region)`
     /// - maps: applied to every value in float32, in their order
     /// - out: `[z, y, x]` of `region`
-    pub fn run<T: Voxel>(&self, part: Part<T>, region: Region, maps: &[Map], out: &mut [f32]) {
-        let size = self.turn.size(self.from);
-        let after = |row: &mut [f32]| maps.iter().for_each(|m| m.apply(row));
+    pub fn run<T: Voxel, U: Stored>(&self, part: Part<T>, region: Region, maps: &[Map], out: &mut [U]) {
+        self.run_on(Lanes::here(), part, region, maps, out);
+    }
+
+    /// [`Plan::run`] with instructions of choice: the bits are the same.
+    pub fn run_on<T: Voxel, U: Stored>(&self, lanes: Lanes, part: Part<T>, region: Region, maps: &[Map], out: &mut [U]) {
+        let (size, outside) = (self.turn.size(self.from), self.outside);
         match &self.way {
             Way::Linear(axes) => {
-                self.tiles(part, region, out, |part, tile, slab, out| separable::linear(part, axes, tile, slab, maps, out))
+                self.tiles(part, region, out, |part, tile, slab, out| separable::linear(part, axes, tile, slab, maps, lanes, out))
             }
-            Way::Nearest(axes) => self.tiles(part, region, out, |part, tile, slab, out| {
-                separable::nearest(part, axes, tile, slab, |v: T| v.wide() as f32, axes.outside, after, out)
-            }),
+            Way::Nearest(axes) => {
+                self.tiles(part, region, out, |part, tile, slab, out| separable::nearest_values(part, axes, tile, slab, maps, lanes, out))
+            }
             Way::Points(map, Interpolation::Cubic) => {
                 let whole = self.turn.cut(part, self.from, Region::whole(size));
                 let c = spline::Coefficients::of(&whole, size);
-                slabs(region, out, |slab, out| points::sample(map, slab, slab, maps, out, |p| c.at(p, self.outside)));
+                slabs(region, out, |slab, out| points::sample(map, slab, slab, maps, lanes, out, |p| c.at(p, outside)));
             }
-            Way::Points(map, how) => self.tiles(part, region, out, |part, tile, slab, out| match how {
-                Interpolation::Nearest => points::sample(map, tile, slab, maps, out, |p| {
-                    points::nearest_at(size, p, self.outside).map_or(self.outside.value(), |i| part.voxels[part.at(i)].wide() as f32)
-                }),
-                _ => points::sample(map, tile, slab, maps, out, |p| points::linear_at(part, size, p, self.outside) as f32),
+            Way::Points(map, Interpolation::Nearest) => self.tiles(part, region, out, |part, tile, slab, out| {
+                points::sample(map, tile, slab, maps, lanes, out, |p| {
+                    points::nearest_at(size, p, outside).map_or(outside.value(), |i| part.voxels[part.at(i)].wide() as f32)
+                })
             }),
+            Way::Points(map, Interpolation::Linear) => self
+                .tiles(part, region, out, |part, tile, slab, out| points::linear(part, map, size, outside, tile, slab, maps, lanes, out)),
+            Way::Cubic(axes) if self.turn == Turn::NONE => spline::separable(part, axes, region, maps, lanes, out),
             Way::Cubic(axes) => {
                 let needs = self.needs_turned(region);
                 let turned = self.turn.cut(part, self.from, needs);
-                spline::separable(Part { voxels: &turned, region: needs }, axes, region, maps, out);
+                spline::separable(Part { voxels: &turned, region: needs }, axes, region, maps, lanes, out);
             }
             Way::Same | Way::Strongest(_) => {
-                self.tiles(part, region, out, |part, tile, slab, out| separable::copy(part, tile, slab, |v: T| v.wide() as f32, after, out))
+                self.tiles(part, region, out, |part, tile, slab, out| separable::copy_values(part, tile, slab, maps, lanes, out))
             }
         }
     }
@@ -194,11 +201,11 @@ impl Plan {
     /// - out: `[z, y, x]` of `region`
     pub fn pick<T: Copy + Default + Send + Sync>(&self, part: Part<T>, region: Region, beyond: T, out: &mut [T]) {
         self.tiles(part, region, out, |part, tile, slab, out| match &self.way {
-            Way::Nearest(axes) => separable::nearest(part, axes, tile, slab, |v| v, beyond, |_| (), out),
+            Way::Nearest(axes) => separable::nearest(part, axes, tile, slab, beyond, out),
             Way::Points(map, Interpolation::Nearest) => {
                 points::pick(part, map, self.turn.size(self.from), self.outside, tile, slab, beyond, out)
             }
-            Way::Same => separable::copy(part, tile, slab, |v| v, |_| (), out),
+            Way::Same => separable::copy(part, tile, slab, out),
             _ => panic!("voxels are picked by a nearest plan alone"),
         });
     }
@@ -268,6 +275,7 @@ fn slab_depth(planes: usize) -> usize {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use half::f16;
     use proptest::prelude::*;
     use voxmill_schemas::geometry::Lps;
 
@@ -344,6 +352,30 @@ mod tests {
             let mut part = vec![0.0f32; region.size.count()];
             plan.run(Part { voxels: &brought(&values, SIZE, needs), region: needs }, region, &maps, &mut part);
             prop_assert_eq!(part, brought(&whole, to.size, region));
+        }
+
+        #[test]
+        fn every_width_and_any_number_of_threads_give_the_same_bytes(
+            (from, to) in grids(),
+            how in prop_oneof![Just(Interpolation::Linear), Just(Interpolation::Nearest), Just(Interpolation::Cubic)],
+            outside in prop_oneof![Just(Outside::Edge), Just(Outside::Value(-1024.0)), Just(Outside::Fade)],
+        ) {
+            let values = noise(SIZE.count());
+            let maps = [Map::Normalize { mean: 40.0, std: 300.0, nonzero: false }, Map::Clip { low: -2.0, high: 2.0 }];
+            let plan = Plan::new(&from, &to, how, outside);
+            let run = |lanes, threads| {
+                let mut out = vec![f16::ZERO; to.size.count()];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| plan.run_on(lanes, Part::whole(&values, SIZE), Region::whole(to.size), &maps, &mut out));
+                out
+            };
+            let first = run(Lanes::here(), 1);
+            for lanes in Lanes::all() {
+                prop_assert_eq!(&run(lanes, 3), &first, "{:?}", lanes);
+            }
+            let mut single = vec![0.0f32; to.size.count()];
+            plan.run(Part::whole(&values, SIZE), Region::whole(to.size), &maps, &mut single);
+            prop_assert!(single.iter().zip(&first).all(|(a, b)| f16::from_f32(*a) == *b));
         }
 
         #[test]

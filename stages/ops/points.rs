@@ -4,9 +4,11 @@ use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use super::intensity::Map;
+use super::lanes::{Lanes, on_lanes};
 use super::matrix::{self, Affine};
 use super::plan::{Part, Voxel};
 use super::resample::Outside;
+use super::separable::Stored;
 
 /// Voxels of the input of `size` that a region reads through `map`: those beside its points. `None`: none.
 pub fn needs(map: &Affine, region: Region, size: Zyx<usize>, outside: Outside) -> Option<Region> {
@@ -34,10 +36,141 @@ pub fn needs(map: &Affine, region: Region, size: Zyx<usize>, outside: Outside) -
 }
 
 /// `value` of the source point of each voxel, for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`.
-pub fn sample(map: &Affine, tile: Region, slab: Region, maps: &[Map], out: &mut [f32], value: impl Fn(Zyx<f64>) -> f32) {
+pub fn sample<U: Stored>(
+    map: &Affine,
+    tile: Region,
+    slab: Region,
+    maps: &[Map],
+    lanes: Lanes,
+    out: &mut [U],
+    value: impl Fn(Zyx<f64>) -> f32,
+) {
+    let mut scratch = Vec::new();
     for (row, z, y) in rows(tile, slab, out) {
-        for_each_point(map, z, y, tile, |i, p| row[i] = value(p));
-        maps.iter().for_each(|m| m.apply(row));
+        U::fill(row, &mut scratch, maps, lanes, |row| for_each_point(map, z, y, tile, |i, p| row[i] = value(p)));
+    }
+}
+
+/// The trilinear value at each point, for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`.
+#[allow(clippy::too_many_arguments)]
+pub fn linear<T: Voxel, U: Stored>(
+    part: Part<T>,
+    map: &Affine,
+    size: Zyx<usize>,
+    outside: Outside,
+    tile: Region,
+    slab: Region,
+    maps: &[Map],
+    lanes: Lanes,
+    out: &mut [U],
+) {
+    let mut scratch = Vec::new();
+    // 32-bit places within the part are enough for all but absurd ones.
+    let is_small = part.voxels.len() < i32::MAX as usize;
+    for (row, z, y) in rows(tile, slab, out) {
+        let line = Line {
+            base: matrix::apply(map, [0.0, y as f64, z as f64]),
+            step: [map[0][0], map[1][0], map[2][0]],
+            first: tile.start.x as usize,
+        };
+        let free = if is_small { line.inside(size, row.len()) } else { 0..0 };
+        U::fill(row, &mut scratch, maps, lanes, |row| {
+            let edge = |k: usize, row: &mut [f32]| row[k] = linear_at(part, size, line.at(k), outside) as f32;
+            (0..free.start).for_each(|k| edge(k, row));
+            (free.end..row.len()).for_each(|k| edge(k, row));
+            interior(lanes, part, line, free.start, &mut row[free]);
+        });
+    }
+}
+
+/// The source points of a row.
+#[derive(Clone, Copy)]
+pub struct Line {
+    /// x, y, z of the point of output x = 0, and from one output to the next.
+    base: [f64; 3],
+    step: [f64; 3],
+    /// The x of the first output of the row.
+    first: usize,
+}
+
+impl Line {
+    /// The source point of output `k` of the row.
+    fn at(&self, k: usize) -> Zyx<f64> {
+        let k = (self.first + k) as f64;
+        let p: [f64; 3] = std::array::from_fn(|a| self.base[a] + self.step[a] * k);
+        Zyx::new(p[2], p[1], p[0])
+    }
+
+    /// The outputs whose 8 neighbours all lie in an array of `size`. Coordinates rise or fall along the row, rounding included: they are neighbours.
+    fn inside(&self, size: Zyx<usize>, n: usize) -> std::ops::Range<usize> {
+        let free = |k: usize| {
+            let p = self.at(k);
+            let axis = |p: f64, n: usize| p >= 0.0 && p < n as f64 - 1.0;
+            axis(p.z, size.z) && axis(p.y, size.y) && axis(p.x, size.x)
+        };
+        // A first guess by division, then as many steps as rounding asks for.
+        let (mut low, mut high) = (0.0f64, n as f64);
+        for (a, n) in [size.x, size.y, size.z].into_iter().enumerate() {
+            let (base, step) = (self.base[a] + self.step[a] * self.first as f64, self.step[a]);
+            if step == 0.0 {
+                continue;
+            }
+            let (p, q) = ((0.0 - base) / step, (n as f64 - 1.0 - base) / step);
+            (low, high) = (low.max(p.min(q)), high.min(p.max(q)));
+        }
+        if !(low <= high) {
+            return 0..0;
+        }
+        let (mut start, mut end) = ((low.floor() as usize).saturating_sub(1).min(n), (high.ceil() as usize + 1).min(n));
+        while start < end && !free(start) {
+            start += 1;
+        }
+        while end > start && !free(end - 1) {
+            end -= 1;
+        }
+        start..end
+    }
+}
+
+/// Points that are worked on side by side.
+const SIDE: usize = 16;
+
+on_lanes! {
+    /// The trilinear values of the outputs from `skip` on of a row, all of whose neighbours lie in the array and in the part.
+    pub fn interior<T: Voxel>(part: Part<T>, line: Line, skip: usize, out: &mut [f32]) {
+        let (start, n) = (part.region.start.map(|s| s as i32), part.region.size);
+        let (row, plane) = (n.x, n.y * n.x);
+        let first = (line.first + skip) as f64;
+        for (block, out) in out.chunks_mut(SIDE).enumerate() {
+            let (mut at, mut t) = ([0u32; SIDE], [[0.0f64; SIDE]; 3]);
+            for k in 0..SIDE {
+                // Beyond the end of the row the last point once more: it is there.
+                let k_here = first + (block * SIDE + k.min(out.len() - 1)) as f64;
+                let mut low = [0i32; 3];
+                for a in 0..3 {
+                    let p = line.base[a] + line.step[a] * k_here;
+                    // SAFETY: `Line::inside` holds the point to 0 … n − 1 of an axis, and n fits 31 bits as the part does.
+                    low[a] = unsafe { p.to_int_unchecked::<i32>() };
+                    t[a][k] = p - low[a] as f64;
+                }
+                at[k] = (((low[2] - start.z) * n.y as i32 + (low[1] - start.y)) * n.x as i32 + (low[0] - start.x)) as u32;
+            }
+            let mut corners = [[[T::default(); 2]; SIDE]; 4];
+            for k in 0..SIDE {
+                let at = at[k] as usize;
+                for (c, from) in [at, at + row, at + plane, at + plane + row].into_iter().enumerate() {
+                    corners[c][k] = [part.voxels[from], part.voxels[from + 1]];
+                }
+            }
+            let blend = |a: f64, b: f64, t: f64| if t == 0.0 { a } else { a + (b - a) * t };
+            let mut values = [0.0f32; SIDE];
+            for k in 0..SIDE {
+                let line = |c: usize| blend(corners[c][k][0].wide(), corners[c][k][1].wide(), t[0][k]);
+                let sheet = |c: usize| blend(line(c), line(c + 1), t[1][k]);
+                values[k] = blend(sheet(0), sheet(2), t[2][k]) as f32;
+            }
+            out.copy_from_slice(&values[..out.len()]);
+        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! Resampling between two grids whose axes are parallel, axis by axis: the fast way. Rows are blended along y, then x, then z, in float64 (values of ±1000 HU
 //! and a tolerance of 1e-5 need it), in strips of rows that stay in the cache; the maps that follow run on each row before it leaves.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use super::intensity::Map;
+use super::lanes::{self, Lanes, Picks};
 use super::matrix::Affine;
 use super::plan::{Part, Voxel};
 use super::points::rows;
@@ -92,100 +95,163 @@ const STRIP: usize = 16;
 /// Trilinear values for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`.
 ///
 /// - part: covers what [`Axes::needs`] says of `tile`
-pub fn linear<T: Voxel>(part: Part<T>, axes: &Axes, tile: Region, slab: Region, maps: &[Map], out: &mut [f32]) {
-    if part.region.is_empty() {
-        return rows(tile, slab, out).for_each(|(row, ..)| {
-            row.fill(axes.outside);
-            maps.iter().for_each(|m| m.apply(row));
-        });
+pub fn linear<T: Voxel, U: Stored>(part: Part<T>, axes: &Axes, tile: Region, slab: Region, maps: &[Map], lanes: Lanes, out: &mut [U]) {
+    let xs = &axes.taps.x[tile.start.x as usize..][..tile.size.x];
+    if part.region.is_empty() || xs.iter().all(Option::is_none) {
+        return rows(tile, slab, out).for_each(|(row, ..)| U::fill(row, &mut Vec::new(), maps, lanes, |row| row.fill(axes.outside)));
     }
+    let start = part.region.start.x as usize;
+    // Where nothing is read, anything that is there may stand in.
+    let any = xs.iter().flatten().map(|t| (t.0, 0.0)).next().expect("just looked");
+    let picks = Picks::new(&xs.iter().map(|t| t.unwrap_or(any)).map(|(i, t)| (i - start, t)).collect::<Vec<_>>());
+    let gaps: Vec<usize> = xs.iter().enumerate().filter(|(_, t)| t.is_none()).map(|(x, _)| x).collect();
+    let mut strip = Strip { part, axes, wide: vec![0.0; picks.reach().max(part.region.size.x)], planes: Default::default(), picks, gaps };
     for first in (0..tile.size.y).step_by(STRIP) {
         let rows = STRIP.min(tile.size.y - first);
-        let tile = Region { start: Zyx { y: tile.start.y + first as i64, ..tile.start }, size: Zyx { y: rows, ..tile.size } };
-        strip(part, axes, tile, slab, maps, out);
+        strip.fill(
+            Region { start: Zyx { y: tile.start.y + first as i64, ..tile.start }, size: Zyx { y: rows, ..tile.size } },
+            slab,
+            maps,
+            lanes,
+            out,
+        );
     }
 }
 
-fn strip<T: Voxel>(part: Part<T>, axes: &Axes, tile: Region, slab: Region, maps: &[Map], out: &mut [f32]) {
-    let n = tile.size.x;
-    let xs: Vec<(usize, f64)> =
-        axes.taps.x[tile.start.x as usize..][..n].iter().map(|t| t.unwrap_or((part.region.start.x as usize, 0.0))).collect();
-    let xs: Vec<(usize, f64)> = xs.into_iter().map(|(i, t)| (i - part.region.start.x as usize, t)).collect();
-    let has_gaps = axes.taps.x[tile.start.x as usize..][..n].iter().any(Option::is_none);
-    let mut wide = vec![0.0f64; part.region.size.x];
-    // Input planes blended in y and x, each with its index; an index and the next one never share a place.
-    let mut strips = [(usize::MAX, vec![0.0f64; tile.size.y * n]), (usize::MAX, vec![0.0f64; tile.size.y * n])];
-    for (i, (row, z, y)) in rows(tile, slab, out).enumerate() {
-        let (Some((low, t)), Some(_)) = (axes.taps.z[z], axes.taps.y[y]) else {
-            row.fill(axes.outside);
-            maps.iter().for_each(|m| m.apply(row));
-            continue;
-        };
-        let k = i % tile.size.y;
-        // A weight of 0 must not read its voxel: were it not a number, it would spread.
-        for z in low..=low + (t != 0.0) as usize {
-            let strip = &mut strips[z & 1];
-            if strip.0 != z {
-                strip.0 = z;
-                for (k, out) in strip.1.chunks_exact_mut(n).enumerate() {
-                    let Some((low, t)) = axes.taps.y[tile.start.y as usize + k] else { continue };
-                    let (a, _) = part.row(z, low);
-                    if t == 0.0 {
-                        wide.iter_mut().zip(a).for_each(|(w, a)| *w = a.wide());
-                    } else {
-                        let (b, _) = part.row(z, low + 1);
-                        wide.iter_mut().zip(a.iter().zip(b)).for_each(|(w, (a, b))| *w = a.wide() + (b.wide() - a.wide()) * t);
-                    }
-                    for (o, (i, t)) in out.iter_mut().zip(&xs) {
-                        *o = if *t == 0.0 { wide[*i] } else { wide[*i] + (wide[i + 1] - wide[*i]) * t };
-                    }
+/// A few rows on their way through all planes.
+struct Strip<'a, T> {
+    part: Part<'a, T>,
+    axes: &'a Axes,
+    picks: Picks,
+    /// Outputs of a row that lie outside.
+    gaps: Vec<usize>,
+    /// One row of the input, blended along y.
+    wide: Vec<f64>,
+    /// Rows of two input planes, blended along y and x, and which planes they are; a plane and the next one never share a place.
+    planes: [(usize, Vec<f64>); 2],
+}
+
+impl<T: Voxel> Strip<'_, T> {
+    fn fill<U: Stored>(&mut self, tile: Region, slab: Region, maps: &[Map], lanes: Lanes, out: &mut [U]) {
+        let (axes, pitch) = (self.axes, self.picks.padded());
+        self.planes.iter_mut().for_each(|p| {
+            p.0 = usize::MAX;
+            p.1.resize(tile.size.y * pitch, 0.0);
+        });
+        let mut scratch = Vec::new();
+        for (i, (row, z, y)) in rows(tile, slab, out).enumerate() {
+            let k = i % tile.size.y * pitch;
+            U::fill(row, &mut scratch, maps, lanes, |row| {
+                let (Some((low, t)), Some(_)) = (axes.taps.z[z], axes.taps.y[y]) else { return row.fill(axes.outside) };
+                // A weight of 0 must not read its voxel: were it not a number, it would spread.
+                (low..=low + (t != 0.0) as usize).for_each(|z| self.plane(z, tile, lanes));
+                let a = &self.planes[low & 1].1[k..];
+                match t == 0.0 {
+                    true => lanes::narrow(lanes, a, row),
+                    false => lanes::blend_out(lanes, a, &self.planes[(low + 1) & 1].1[k..], t, row),
                 }
+                self.gaps.iter().for_each(|x| row[*x] = axes.outside);
+            });
+        }
+    }
+
+    /// Blends the rows of an input plane, unless they are there.
+    fn plane(&mut self, z: usize, tile: Region, lanes: Lanes) {
+        let (part, pitch) = (&self.part, self.picks.padded());
+        let (at, rows) = &mut self.planes[z & 1];
+        if *at == z {
+            return;
+        }
+        *at = z;
+        for (out, tap) in rows.chunks_exact_mut(pitch).zip(&self.axes.taps.y[tile.start.y as usize..][..tile.size.y]) {
+            let Some((low, t)) = *tap else { continue };
+            let (a, _) = part.row(z, low);
+            match t == 0.0 {
+                true => lanes::widen(lanes, a, &mut self.wide),
+                false => lanes::blend_rows(lanes, a, part.row(z, low + 1).0, t, &mut self.wide),
             }
+            self.picks.blend(lanes, &self.wide, out);
         }
-        let a = &strips[low & 1].1[k * n..][..n];
-        if t == 0.0 {
-            row.iter_mut().zip(a).for_each(|(o, a)| *o = *a as f32);
-        } else {
-            let b = &strips[(low + 1) & 1].1[k * n..][..n];
-            row.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = (a + (b - a) * t) as f32);
-        }
-        if has_gaps {
-            row.iter_mut().zip(&axes.taps.x[tile.start.x as usize..]).filter(|(_, x)| x.is_none()).for_each(|(o, _)| *o = axes.outside);
-        }
-        maps.iter().for_each(|m| m.apply(row));
     }
 }
 
-/// The closest voxel for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`; `after` runs on each row.
-#[allow(clippy::too_many_arguments)]
-pub fn nearest<T: Copy, U: Copy>(
+/// A type that values are stored as.
+pub trait Stored: Copy + Default + Send + Sync + 'static {
+    /// A row: `make` gives its values as float32, the maps run on them in the cache, then they are stored.
+    fn fill(row: &mut [Self], scratch: &mut Vec<f32>, maps: &[Map], lanes: Lanes, make: impl FnOnce(&mut [f32]));
+}
+
+impl Stored for f32 {
+    fn fill(row: &mut [f32], _: &mut Vec<f32>, maps: &[Map], lanes: Lanes, make: impl FnOnce(&mut [f32])) {
+        make(row);
+        maps.iter().for_each(|m| m.apply_on(lanes, row));
+    }
+}
+
+/// Rounded to the nearest, half to even.
+impl Stored for f16 {
+    fn fill(row: &mut [f16], scratch: &mut Vec<f32>, maps: &[Map], lanes: Lanes, make: impl FnOnce(&mut [f32])) {
+        scratch.resize(row.len(), 0.0);
+        f32::fill(scratch, &mut Vec::new(), maps, lanes, make);
+        row.convert_from_f32_slice(scratch);
+    }
+}
+
+/// The closest voxel for the rows of `tile` in `out`, which is `[z, y, x]` of `slab`.
+pub fn nearest<T: Copy>(part: Part<T>, axes: &Axes, tile: Region, slab: Region, beyond: T, out: &mut [T]) {
+    rows(tile, slab, out).for_each(|(row, z, y)| nearest_row(part, axes, (z, y), tile, |v| v, beyond, row));
+}
+
+/// [`nearest`] as values, with the maps that follow.
+pub fn nearest_values<T: Voxel, U: Stored>(
     part: Part<T>,
     axes: &Axes,
     tile: Region,
     slab: Region,
-    value: impl Fn(T) -> U,
-    beyond: U,
-    after: impl Fn(&mut [U]),
+    maps: &[Map],
+    lanes: Lanes,
     out: &mut [U],
 ) {
-    let xs = &axes.taps.x[tile.start.x as usize..][..tile.size.x];
+    let mut scratch = Vec::new();
     for (row, z, y) in rows(tile, slab, out) {
-        match (axes.taps.z[z], axes.taps.y[y]) {
-            (Some((z, _)), Some((y, _))) if !part.region.is_empty() => {
-                let (line, start) = part.row(z, y);
-                row.iter_mut().zip(xs).for_each(|(o, x)| *o = x.map_or(beyond, |(i, _)| value(line[i - start])));
-            }
-            _ => row.fill(beyond),
+        let make = |row: &mut [f32]| nearest_row(part, axes, (z, y), tile, |v: T| v.wide() as f32, axes.outside, row);
+        U::fill(row, &mut scratch, maps, lanes, make);
+    }
+}
+
+fn nearest_row<T: Copy, U: Copy>(
+    part: Part<T>,
+    axes: &Axes,
+    (z, y): (usize, usize),
+    tile: Region,
+    value: impl Fn(T) -> U,
+    beyond: U,
+    row: &mut [U],
+) {
+    match (axes.taps.z[z], axes.taps.y[y]) {
+        (Some((z, _)), Some((y, _))) if !part.region.is_empty() => {
+            let (line, start) = part.row(z, y);
+            let xs = &axes.taps.x[tile.start.x as usize..];
+            row.iter_mut().zip(xs).for_each(|(o, x)| *o = x.map_or(beyond, |(i, _)| value(line[i - start])));
         }
-        after(row);
+        _ => row.fill(beyond),
     }
 }
 
 /// The voxels themselves.
-pub fn copy<T: Copy, U>(part: Part<T>, tile: Region, slab: Region, value: impl Fn(T) -> U, after: impl Fn(&mut [U]), out: &mut [U]) {
+pub fn copy<T: Copy>(part: Part<T>, tile: Region, slab: Region, out: &mut [T]) {
     for (row, z, y) in rows(tile, slab, out) {
         let (line, start) = part.row(z, y);
-        row.iter_mut().zip(&line[tile.start.x as usize - start..]).for_each(|(o, v)| *o = value(*v));
-        after(row);
+        row.copy_from_slice(&line[tile.start.x as usize - start..][..row.len()]);
+    }
+}
+
+/// The voxels themselves as values, with the maps that follow.
+pub fn copy_values<T: Voxel, U: Stored>(part: Part<T>, tile: Region, slab: Region, maps: &[Map], lanes: Lanes, out: &mut [U]) {
+    let mut scratch = Vec::new();
+    for (row, z, y) in rows(tile, slab, out) {
+        let (line, start) = part.row(z, y);
+        let make = |row: &mut [f32]| row.iter_mut().zip(&line[tile.start.x as usize - start..]).for_each(|(o, v)| *o = v.wide() as f32);
+        U::fill(row, &mut scratch, maps, lanes, make);
     }
 }

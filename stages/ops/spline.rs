@@ -6,9 +6,11 @@ use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use super::intensity::Map;
+use super::lanes::{self, Lanes, on_lanes};
 use super::matrix::Affine;
 use super::plan::{Part, Voxel};
 use super::resample::Outside;
+use super::separable::Stored;
 
 /// Repeated edge voxels at either end of an axis.
 const PAD: usize = 12;
@@ -41,7 +43,7 @@ impl Axes {
 /// - out: `[z, y, x]` of `region`
 ///
 /// Costs 8 bytes a voxel of `[from.z, region.y, region.x]` beside input and output.
-pub fn separable<T: Voxel>(part: Part<T>, axes: &Axes, region: Region, maps: &[Map], out: &mut [f32]) {
+pub fn separable<T: Voxel, U: Stored>(part: Part<T>, axes: &Axes, region: Region, maps: &[Map], lanes: Lanes, out: &mut [U]) {
     if out.is_empty() {
         return;
     }
@@ -51,35 +53,88 @@ pub fn separable<T: Voxel>(part: Part<T>, axes: &Axes, region: Region, maps: &[M
     let plane = to.y * to.x;
     // [from.z, to.y, to.x]
     let mut inner = vec![0.0f64; from.z * plane];
-    inner.par_chunks_mut(plane).enumerate().for_each(|(z, inner)| {
-        let mut wide: Vec<f64> = vec![0.0; from.y * to.x];
-        let mut line = Vec::new();
-        for (y, wide) in wide.chunks_exact_mut(to.x).enumerate() {
-            padded(&mut line, part.row(z, y).0.iter().map(|v| v.wide()), 1);
-            prefilter(&mut line, 1);
-            evaluate(&line, 1, at_x, wide);
+    inner.par_chunks_mut(plane).enumerate().for_each_init(Room::default, |room, (z, inner)| {
+        room.wide.resize(from.y * to.x, 0.0);
+        for y in (0..from.y).step_by(SIDE) {
+            let rows: [&[T]; SIDE] = std::array::from_fn(|k| part.row(z, (y + k).min(from.y - 1)).0);
+            abreast(lanes, rows, &mut room.line);
+            filter(lanes, &mut room.line, SIDE);
+            room.out.resize(to.x * SIDE, 0.0);
+            evaluate(lanes, &room.line, SIDE, at_x, &mut room.out);
+            let rows = SIDE.min(from.y - y);
+            apart(lanes, &room.out, to.x, &mut room.wide[y * to.x..][..rows * to.x]);
         }
-        padded(&mut line, wide.into_iter(), to.x);
-        prefilter(&mut line, to.x);
-        evaluate(&line, to.x, at_y, inner);
+        padded(&mut room.line, room.wide.chunks_exact(to.x), to.x);
+        filter(lanes, &mut room.line, to.x);
+        evaluate(lanes, &room.line, to.x, at_y, inner);
     });
     // Rows of the output by their y, so that each y can go through z on its own.
-    let mut by_y: Vec<Vec<&mut [f32]>> = (0..to.y).map(|_| Vec::with_capacity(to.z)).collect();
+    let mut by_y: Vec<Vec<&mut [U]>> = (0..to.y).map(|_| Vec::with_capacity(to.z)).collect();
     out.chunks_exact_mut(to.x).enumerate().for_each(|(i, row)| by_y[i % to.y].push(row));
-    by_y.into_par_iter().enumerate().for_each(|(y, rows)| {
-        let mut line = Vec::new();
-        padded(&mut line, (0..from.z).flat_map(|z| inner[z * plane + y * to.x..][..to.x].iter().copied()), to.x);
-        prefilter(&mut line, to.x);
-        let mut whole = vec![0.0; to.z * to.x];
-        evaluate(&line, to.x, at_z, &mut whole);
-        for (z, (row, whole)) in rows.into_iter().zip(whole.chunks_exact(to.x)).enumerate() {
-            let outside_zy = outside.covers(at_z[z], from.z) || outside.covers(at_y[y], from.y);
-            for ((o, v), x) in row.iter_mut().zip(whole).zip(at_x) {
-                *o = if outside_zy || outside.covers(*x, from.x) { outside.value() } else { *v as f32 };
-            }
-            maps.iter().for_each(|m| m.apply(row));
+    let beyond_x: Vec<usize> = (0..to.x).filter(|x| outside.covers(at_x[*x], from.x)).collect();
+    by_y.into_par_iter().enumerate().for_each_init(Room::default, |room, (y, rows)| {
+        padded(&mut room.line, (0..from.z).map(|z| &inner[z * plane + y * to.x..][..to.x]), to.x);
+        filter(lanes, &mut room.line, to.x);
+        room.out.resize(to.x, 0.0);
+        let mut scratch = Vec::new();
+        for (row, p) in rows.into_iter().zip(at_z) {
+            U::fill(row, &mut scratch, maps, lanes, |row| {
+                if outside.covers(*p, from.z) || outside.covers(at_y[y], from.y) {
+                    return row.fill(outside.value());
+                }
+                evaluate(lanes, &room.line, to.x, std::slice::from_ref(p), &mut room.out);
+                lanes::narrow(lanes, &room.out, row);
+                beyond_x.iter().for_each(|x| row[*x] = outside.value());
+            });
         }
     });
+}
+
+/// Rows of a plane that go through the filter side by side.
+const SIDE: usize = 16;
+
+/// Memory that one task uses again.
+#[derive(Default)]
+struct Room {
+    line: Vec<f64>,
+    out: Vec<f64>,
+    wide: Vec<f64>,
+}
+
+on_lanes! {
+    /// Rows side by side, `[n + 24, SIDE]`, with the first and the last voxel repeated [`PAD`] times.
+    pub fn abreast<T: Voxel>(rows: [&[T]; SIDE], out: &mut Vec<f64>) {
+        let n = rows[0].len();
+        out.resize((n + 2 * PAD) * SIDE, 0.0);
+        let (lines, _) = out.as_chunks_mut::<SIDE>();
+        for x in (0..n).step_by(8) {
+            let x = x.min(n.saturating_sub(8));
+            let width = 8.min(n);
+            for (k, row) in rows.iter().enumerate() {
+                for (i, v) in row[x..x + width].iter().enumerate() {
+                    lines[PAD + x + i][k] = v.wide();
+                }
+            }
+        }
+        let (first, last) = (lines[PAD], lines[PAD + n - 1]);
+        lines[..PAD].fill(first);
+        lines[PAD + n..].fill(last);
+    }
+}
+
+on_lanes! {
+    /// `[n, SIDE]` back into rows of `n`; as many as `out` has.
+    pub fn apart(lines: &[f64], n: usize, out: &mut [f64]) {
+        let (lines, _) = lines.as_chunks::<SIDE>();
+        for x in (0..n).step_by(8) {
+            let width = 8.min(n - x);
+            for (k, row) in out.chunks_exact_mut(n).enumerate() {
+                for (i, o) in row[x..x + width].iter_mut().enumerate() {
+                    *o = lines[x + i][k];
+                }
+            }
+        }
+    }
 }
 
 /// B-spline coefficients of one channel, padded, for points anywhere.
@@ -131,11 +186,11 @@ impl Coefficients {
     }
 }
 
-/// `[n, lanes]` with the first and the last entry repeated [`PAD`] times.
-fn padded(out: &mut Vec<f64>, values: impl Iterator<Item = f64>, lanes: usize) {
+/// `[n + 24, lanes]`: the rows given, the first and the last repeated [`PAD`] times.
+fn padded<'a>(out: &mut Vec<f64>, rows: impl Iterator<Item = &'a [f64]>, lanes: usize) {
     out.clear();
     out.resize(PAD * lanes, 0.0);
-    out.extend(values);
+    rows.for_each(|row| out.extend_from_slice(row));
     let end = out.len();
     out.resize(end + PAD * lanes, 0.0);
     for k in 0..PAD {
@@ -144,7 +199,19 @@ fn padded(out: &mut Vec<f64>, values: impl Iterator<Item = f64>, lanes: usize) {
     }
 }
 
+on_lanes! {
+    /// [`prefilter`].
+    pub fn filter(c: &mut [f64], lanes_abreast: usize) {
+        match lanes_abreast {
+            // The number of rows side by side is known: their values stay in registers.
+            SIDE => prefilter(c, SIDE),
+            n => prefilter(c, n),
+        }
+    }
+}
+
 /// Values → coefficients in place along the slow axis of `[n, lanes]`, whole-sample mirror at both ends, gain 6.
+#[inline(always)]
 fn prefilter(c: &mut [f64], lanes: usize) {
     let n = c.len() / lanes;
     if n < 2 {
@@ -186,14 +253,16 @@ fn taps(p: f64, padded: usize) -> (usize, [f64; 4]) {
     (low as usize - 1, [s * s * s / 6.0, (t * t * (3.0 * t - 6.0) + 4.0) / 6.0, (3.0 * t * (1.0 + t - t * t) + 1.0) / 6.0, t * t * t / 6.0])
 }
 
-/// The spline at each of `at`, along the slow axis of padded coefficients `[n + 24, lanes]`, into `[at, lanes]`.
-fn evaluate(c: &[f64], lanes: usize, at: &[f64], out: &mut [f64]) {
-    let n = c.len() / lanes;
-    for (p, out) in at.iter().zip(out.chunks_exact_mut(lanes)) {
-        let (first, w) = taps(*p, n);
-        let rows: [&[f64]; 4] = std::array::from_fn(|k| &c[(first + k) * lanes..][..lanes]);
-        for (l, o) in out.iter_mut().enumerate() {
-            *o = w[0] * rows[0][l] + w[1] * rows[1][l] + w[2] * rows[2][l] + w[3] * rows[3][l];
+on_lanes! {
+    /// The spline at each of `at`, along the slow axis of padded coefficients `[n + 24, abreast]`, into `[at, abreast]`.
+    pub fn evaluate(c: &[f64], abreast: usize, at: &[f64], out: &mut [f64]) {
+        let n = c.len() / abreast;
+        for (p, out) in at.iter().zip(out.chunks_exact_mut(abreast)) {
+            let (first, w) = taps(*p, n);
+            let [a, b, c, d]: [&[f64]; 4] = std::array::from_fn(|k| &c[(first + k) * abreast..][..abreast]);
+            for (o, (((a, b), c), d)) in out.iter_mut().zip(a.iter().zip(b).zip(c).zip(d)) {
+                *o = w[0] * a + w[1] * b + w[2] * c + w[3] * d;
+            }
         }
     }
 }
