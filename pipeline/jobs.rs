@@ -7,7 +7,7 @@ use voxmill_schemas::artifact::{CaseId, ContentHash, Key, Kind, Recipe, RecipeIn
 use voxmill_schemas::tables::{InstanceRow, Row};
 use voxmill_stages::dicom::contents::Contents;
 use voxmill_stages::error::Error;
-use voxmill_stages::stage::{Input, Inputs, Rows};
+use voxmill_stages::stage::{Input, Inputs, Partners, Rows};
 use voxmill_stages::store::Store;
 use voxmill_stages::table;
 
@@ -52,7 +52,9 @@ pub fn of<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input
 
 fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input]) -> Result<Work, Error> {
     let kind_of = |port: &str| node.def.info.ports.iter().find(|p| p.name == port).map(|p| p.kind);
-    let of_kind = |want: Kind| node.from.iter().filter(move |(port, _)| kind_of(port) == Some(want));
+    // In the order of the stage, not of the names: the first volume leads.
+    let connected = || node.def.info.ports.iter().filter_map(|p| Some((p.kind, node.from.get_key_value(p.name)?)));
+    let of_kind = |want: Kind| connected().filter(move |(kind, _)| *kind == want).map(|(_, from)| from);
     let mut tables: BTreeMap<&str, (&Input, Rows)> = BTreeMap::new();
     for (port, up) in of_kind(Kind::Table) {
         if let Some(input) = upstream(*up).first() {
@@ -73,18 +75,29 @@ fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [In
         work.jobs.sort_by(|a, b| a.case.cmp(&b.case));
         return Ok(work);
     };
-    // Port → case → what it gives: a look for each case through all of them would be quadratic.
-    let mut twins: BTreeMap<&str, HashMap<Option<&CaseId>, &Input>> = BTreeMap::new();
+    let partners = node.stage.partners();
+    let called = |i: &'a Input| match partners {
+        Partners::Case => i.manifest.case.as_ref().map(|c| c.0.as_str()),
+        Partners::Fact(name) => i.manifest.facts.get(name).and_then(|v| v.as_str()).filter(|v| !v.is_empty()),
+    };
+    // Port → name → what it gives: a look for each case through all of them would be quadratic.
+    let mut twins: BTreeMap<&str, HashMap<Option<&str>, Vec<&Input>>> = BTreeMap::new();
     for (port, up) in of_kind(Kind::Volume).skip(1) {
-        // Of two the first, as everywhere.
-        twins.insert(port, upstream(*up).iter().rev().map(|i| (i.manifest.case.as_ref(), i)).collect());
+        let by_name = twins.entry(port).or_default();
+        upstream(*up).iter().for_each(|i| by_name.entry(called(i)).or_default().push(i));
     }
     'cases: for lead in upstream(*first_up) {
         let mut ports = BTreeMap::from([(leading.clone(), vec![lead.clone()])]);
         for (port, by_case) in &twins {
-            // A case that failed upstream is counted there.
-            let Some(twin) = by_case.get(&lead.manifest.case.as_ref()) else { continue 'cases };
-            ports.insert(port.to_string(), vec![(*twin).clone()]);
+            let found = match by_case.get(&called(lead)) {
+                Some(found) if partners == Partners::Case => &found[..1],
+                // What says no study is of none.
+                Some(found) if called(lead).is_some() => found,
+                // A case that failed upstream is counted there.
+                _ if partners == Partners::Case => continue 'cases,
+                _ => &[],
+            };
+            ports.insert(port.to_string(), found.iter().map(|i| (*i).clone()).collect());
         }
         for (port, (input, rows)) in &tables {
             match node.stage.rows_of(port, rows, &lead.manifest)? {

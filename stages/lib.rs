@@ -27,6 +27,7 @@ pub mod recommend;
 pub mod resample;
 pub mod sample;
 pub mod split;
+pub mod stack;
 pub mod stage;
 pub mod store;
 pub mod table;
@@ -55,6 +56,7 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<recommend::Recommend>(),
     StageDef::of::<resample::Resample>(),
     StageDef::of::<split::Split>(),
+    StageDef::of::<stack::Stack>(),
     #[cfg(feature = "model")]
     StageDef::of::<train::Train>(),
     StageDef::of::<window::Window>(),

@@ -50,10 +50,24 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         false
     }
 
+    /// Which volumes at its other ports go with the case of the first port.
+    fn partners(&self) -> Partners {
+        Partners::Case
+    }
+
     /// Peak memory of one run, bytes. The engine admits cases side by side while their sum stays under `--memory`.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         default_memory_bytes(inputs)
     }
+}
+
+/// How the volumes at several ports of a stage of scope `Case` find one another. The first port of [`Info::ports`] that is connected leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partners {
+    /// The same case: several ways of one series. Where one is missing (it failed above) there is nothing to do.
+    Case,
+    /// Every volume with the same text in this fact (`study`, `patient`); there may be none or several, which the stage judges.
+    Fact(&'static str),
 }
 
 /// What the engine, the help and the schema need to know of a stage.
@@ -236,6 +250,7 @@ pub trait AnyStage: Send + Sync {
     fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error>;
     fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error>;
     fn is_step(&self) -> bool;
+    fn partners(&self) -> Partners;
     fn memory_bytes(&self, inputs: &Inputs) -> u64;
 }
 
@@ -263,6 +278,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn is_step(&self) -> bool {
         Stage::is_step(self)
+    }
+    fn partners(&self) -> Partners {
+        Stage::partners(self)
     }
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         Stage::memory_bytes(self, inputs)
