@@ -16,8 +16,14 @@ use crate::volume::{Filling, Outline, Step, StoredVolume};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pad {
-    /// Voxels along each axis; 0 leaves an axis as it is. Larger axes stay unless `crop`. An odd voxel goes to the far end.
+    /// Voxels along each axis; 0 leaves an axis as it is. Larger axes stay unless `crop`. An odd voxel goes to the far end. May be left out beside
+    /// `divisible_by`.
+    #[serde(default)]
     pub size: Zyx<usize>,
+    /// Pad each axis further, to the next multiple of this many voxels (MONAI `DivisiblePad`): what a network that halves its input k times wants is 2^k. 0 or
+    /// 1 leaves an axis as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divisible_by: Option<Zyx<usize>>,
     /// What new voxels hold in mode `constant`. Left out: the smallest value of the volume, air in CT.
     #[serde(default)]
     pub value: Option<f64>,
@@ -49,6 +55,7 @@ impl Pad {
             w if self.crop => w,
             w => w.max(n),
         });
+        let target = target.zip(self.divisible_by.unwrap_or(Zyx::splat(1))).map(|(n, k)| n.next_multiple_of(k.max(1)));
         centered(size, target)
     }
 
@@ -85,8 +92,12 @@ impl Stage for Pad {
 
     fn check(&self) -> Vec<Finding> {
         let mut out = Vec::new();
-        if self.size == Zyx::splat(0) {
-            out.push(Finding::error("size", "every axis keeps its size", "at least one axis greater than 0"));
+        let divides = self.divisible_by.is_some_and(|k| k.to_array().iter().any(|k| *k > 1));
+        if self.size == Zyx::splat(0) && !divides {
+            out.push(Finding::error("size", "every axis keeps its size", "at least one axis greater than 0, or `divisible_by`"));
+        }
+        if self.divisible_by.is_some_and(|k| k.to_array().iter().any(|k| *k > 4096)) {
+            out.push(Finding::error("divisible_by", "a multiple of more than 4096 voxels", "voxels, for example 16"));
         }
         if self.size.to_array().iter().any(|n| *n > 65_536) {
             out.push(Finding::error("size", format!("{} voxels", self.size), "at most 65536 voxels along an axis: the unit is voxels"));
@@ -158,6 +169,17 @@ mod tests {
         assert_eq!(v.voxels, Voxels::I16(vec![-7, 5, -7, 9, -7, -7]));
         assert_eq!(v.labels.unwrap().voxels, [0, 1, 0, 1, 0, 0]);
         assert_eq!(v.geometry.to_lps(Zyx::new(0.0, 0.0, 1.0)), Lps([0.0, 0.0, 0.0]));
+    }
+
+    #[test]
+    fn an_axis_grows_to_the_next_multiple() {
+        let size = |with| padded(with).geometry.size;
+        assert_eq!(size(serde_json::json!({ "divisible_by": { "z": 1, "y": 0, "x": 4 } })), Zyx::new(1, 1, 4));
+        assert_eq!(size(serde_json::json!({ "divisible_by": { "z": 2, "y": 3, "x": 3 } })), Zyx::new(2, 3, 3));
+        assert_eq!(size(serde_json::json!({ "size": { "z": 0, "y": 0, "x": 5 }, "divisible_by": { "z": 1, "y": 1, "x": 4 } })).x, 8);
+        let check = |with| serde_json::from_value::<Pad>(with).unwrap().check().len();
+        assert_eq!(check(serde_json::json!({ "divisible_by": { "z": 1, "y": 1, "x": 1 } })), 1);
+        assert_eq!(check(serde_json::json!({ "divisible_by": { "z": 8, "y": 8, "x": 8 } })), 0);
     }
 
     #[test]
