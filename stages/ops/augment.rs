@@ -6,8 +6,10 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
 
-use super::{intensity, smooth};
+use super::warp::{Bend, warp};
+use super::{smooth, tone};
 
 /// What is done to one patch, in this order. Empty: nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,11 +20,14 @@ pub struct Augment(pub Vec<Step>);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// Rotation and zoom about the centre in one interpolation. The patch comes in on a larger box (see `sample::plan`) and leaves with `size`.
+    /// Rotation, shear and zoom about the centre, and a bend, in one interpolation. The patch comes in on a larger box (see `sample::plan`) and leaves with
+    /// `size`.
     Affine {
-        /// Rows: index on the way in, relative to the centre, = row · (index on the way out, relative to the centre). Voxels.
+        /// Rows: index on the way in, relative to the centre, = row · (index on the way out, relative to the centre, plus the bend). Voxels.
         to_input: Zyx<Zyx<f64>>,
         size: Zyx<usize>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bend: Option<Bend>,
     },
     /// Reverses the axes.
     Flip { axes: Vec<Axis> },
@@ -34,10 +39,26 @@ pub enum Step {
     ScaleIntensity { factor: f64 },
     /// `x + offset`.
     ShiftIntensity { offset: f64 },
-    /// `((x − min) / (max − min + 1e-7))^gamma · (max − min) + min` of each channel of the patch (MONAI AdjustContrast).
-    Gamma { gamma: f64 },
+    /// `((x − min) / (max − min + 1e-7))^gamma · (max − min) + min` of each channel of the patch (MONAI AdjustContrast); see [`tone::gamma`].
+    Gamma {
+        gamma: f64,
+        #[serde(default, skip_serializing_if = "is_false")]
+        invert: bool,
+        #[serde(default, skip_serializing_if = "is_false")]
+        retain_stats: bool,
+    },
+    /// `(x − mean) · factor + mean` of each channel, held in its range ([`tone::contrast`]).
+    Contrast { factor: f64 },
+    /// Down to so many voxels and up again ([`tone::low_resolution`]).
+    LowResolution { coarse: Zyx<usize> },
+    /// Every channel of these boxes becomes `value`; labels stay.
+    Cutout { boxes: Vec<Region>, value: f64 },
     /// Gaussian of this standard deviation in voxels; beyond the border stands the border.
     Blur { sigma: Zyx<f64> },
+}
+
+fn is_false(v: &bool) -> bool {
+    !v
 }
 
 /// An axis of an array.
@@ -63,8 +84,10 @@ pub struct Sample {
 /// Applies the steps in their order.
 pub fn apply(augment: &Augment, mut s: Sample) -> Sample {
     for step in &augment.0 {
+        // Of the patch as it is by now.
+        let voxels_a_channel = s.size.count().max(1);
         s = match step {
-            Step::Affine { to_input, size } => affine(&s, *to_input, *size),
+            Step::Affine { to_input, size, bend } => warp(&s, *to_input, *size, bend.as_ref()),
             Step::Flip { axes } => {
                 rearranged(&s, s.size, |i| axes.iter().fold(i, |i, a| with(i, *a, *pick(&s.size, *a) - 1 - *pick(&i, *a))))
             }
@@ -75,9 +98,20 @@ pub fn apply(augment: &Augment, mut s: Sample) -> Sample {
             }
             Step::ScaleIntensity { factor } => mapped(s, |v| v * (1.0 + *factor as f32)),
             Step::ShiftIntensity { offset } => mapped(s, |v| v + *offset as f32),
-            Step::Gamma { gamma } => {
-                let voxels_a_channel = s.size.count().max(1);
-                s.voxels.chunks_mut(voxels_a_channel).for_each(|channel| intensity::adjust_contrast(channel, *gamma as f32));
+            Step::Gamma { gamma, invert, retain_stats } => {
+                s.voxels.chunks_mut(voxels_a_channel).for_each(|channel| tone::gamma(channel, *gamma as f32, *invert, *retain_stats));
+                s
+            }
+            Step::Contrast { factor } => {
+                s.voxels.chunks_mut(voxels_a_channel).for_each(|channel| tone::contrast(channel, *factor as f32));
+                s
+            }
+            Step::LowResolution { coarse } => {
+                s.voxels = s.voxels.chunks(voxels_a_channel).flat_map(|channel| tone::low_resolution(channel, s.size, *coarse)).collect();
+                s
+            }
+            Step::Cutout { boxes, value } => {
+                s.voxels.chunks_mut(voxels_a_channel).for_each(|channel| tone::cutout(channel, s.size, boxes, *value as f32));
                 s
             }
             Step::Blur { sigma } => {
@@ -133,55 +167,6 @@ fn rotate90(s: &Sample, from: Axis, to: Axis, quarter_turns: u8) -> Sample {
     })
 }
 
-/// Channels trilinear, labels by the class with the largest trilinear weight (the smaller id on a tie). A point beyond the box takes its border.
-fn affine(s: &Sample, to_input: Zyx<Zyx<f64>>, size: Zyx<usize>) -> Sample {
-    let n = s.size.count();
-    let centre_in = s.size.map(|n| (n as f64 - 1.0) / 2.0);
-    let centre_out = size.map(|n| (n as f64 - 1.0) / 2.0);
-    let mut voxels = vec![0f32; s.channels * size.count()];
-    let mut labels = s.labels.as_ref().map(|_| vec![0u8; size.count()]);
-    for (o, i) in indices(size).enumerate() {
-        let d = i.zip(centre_out).map(|(i, c)| i as f64 - c);
-        let p = to_input.map(|row| row.z * d.z + row.y * d.y + row.x * d.x).zip(centre_in).map(|(v, c)| v + c);
-        let (z, y, x) = (taps(p.z, s.size.z), taps(p.y, s.size.y), taps(p.x, s.size.x));
-        let mut corners = [(0usize, 0f32); 8];
-        for (k, corner) in corners.iter_mut().enumerate() {
-            let ((zi, zw), (yi, yw), (xi, xw)) = (z[k >> 2], y[k >> 1 & 1], x[k & 1]);
-            *corner = ((zi * s.size.y + yi) * s.size.x + xi, zw * yw * xw);
-        }
-        for c in 0..s.channels {
-            voxels[c * size.count() + o] = corners.iter().map(|(at, w)| s.voxels[c * n + at] * w).sum();
-        }
-        if let (Some(out), Some(old)) = (&mut labels, &s.labels) {
-            out[o] = heaviest(corners.map(|(at, w)| (old[at], w)));
-        }
-    }
-    Sample { size, channels: s.channels, voxels, labels }
-}
-
-/// The two neighbours of a coordinate on an axis of `n` voxels and their weights, clamped to the axis.
-fn taps(p: f64, n: usize) -> [(usize, f32); 2] {
-    let p = p.clamp(0.0, n.saturating_sub(1) as f64);
-    let low = p.floor();
-    let t = (p - low) as f32;
-    let low = low as usize;
-    [(low, 1.0 - t), ((low + 1).min(n - 1), t)]
-}
-
-/// The class with the largest sum of weights; the smaller id on a tie.
-fn heaviest(votes: [(u8, f32); 8]) -> u8 {
-    let first = votes[0].0;
-    if votes.iter().all(|(class, _)| *class == first) {
-        return first;
-    }
-    let sum = |class: u8| votes.iter().filter(|(c, _)| *c == class).map(|(_, w)| w).sum::<f32>();
-    votes
-        .iter()
-        .map(|(class, _)| (*class, sum(*class)))
-        .fold((u8::MAX, -1.0), |best, now| if now.1 > best.1 || (now.1 == best.1 && now.0 < best.0) { now } else { best })
-        .0
-}
-
 fn add_noise(voxels: &mut [f32], std: f32, seed: u64) {
     let mut rng = ChaCha8Rng::from_seed(*blake3::hash(&seed.to_le_bytes()).as_bytes());
     // 24 bits in (0, 1]: the logarithm stays finite.
@@ -209,7 +194,7 @@ mod tests {
 
     fn identity(size: Zyx<usize>) -> Step {
         let row = |z, y, x| Zyx::new(z, y, x);
-        Step::Affine { to_input: Zyx::new(row(1., 0., 0.), row(0., 1., 0.), row(0., 0., 1.)), size }
+        Step::Affine { to_input: Zyx::new(row(1., 0., 0.), row(0., 1., 0.), row(0., 0., 1.)), size, bend: None }
     }
 
     #[test]
@@ -258,7 +243,7 @@ mod tests {
     #[test]
     fn gamma_keeps_the_range_and_blur_keeps_a_constant() {
         let s = Sample { size: Zyx::new(1, 1, 5), channels: 1, voxels: vec![-2., -1., 0., 1., 2.], labels: None };
-        let g = apply(&Augment(vec![Step::Gamma { gamma: 2.0 }]), s).voxels;
+        let g = apply(&Augment(vec![Step::Gamma { gamma: 2.0, invert: false, retain_stats: false }]), s).voxels;
         assert!((g[0] + 2.0).abs() < 1e-6 && (g[4] - 2.0).abs() < 1e-5 && (g[2] + 1.0).abs() < 1e-5, "{g:?}");
         let flat = Sample { size: Zyx::new(3, 4, 5), channels: 1, voxels: vec![3.0; 60], labels: None };
         let b = apply(&Augment(vec![Step::Blur { sigma: Zyx::new(0.5, 1.0, 2.0) }]), flat).voxels;
@@ -267,8 +252,22 @@ mod tests {
 
     #[test]
     fn augmentation_survives_json() {
-        let a = Augment(vec![identity(Zyx::splat(2)), Step::Flip { axes: vec![Axis::Y] }, Step::Noise { std: 0.1, seed: u64::MAX }]);
+        let region = Region { start: Zyx::splat(1), size: Zyx::splat(2) };
+        let Step::Affine { to_input, size, .. } = identity(Zyx::splat(2)) else { panic!("an affine") };
+        let a = Augment(vec![
+            Step::Affine { to_input, size, bend: Some(Bend { sigma: 5.0, magnitude: 0.1, seed: u64::MAX }) },
+            Step::Flip { axes: vec![Axis::Y] },
+            Step::Noise { std: 0.1, seed: u64::MAX },
+            Step::Gamma { gamma: 0.7, invert: true, retain_stats: true },
+            Step::Contrast { factor: 1.25 },
+            Step::LowResolution { coarse: Zyx::new(1, 2, 3) },
+            Step::Cutout { boxes: vec![region], value: -0.5 },
+        ]);
         let text = serde_json::to_string(&a).unwrap();
         assert_eq!(serde_json::from_str::<Augment>(&text).unwrap(), a);
+        // What older lineage holds is read, too.
+        let old = r#"[{ "gamma": { "gamma": 2.0 } }]"#;
+        let gamma = Step::Gamma { gamma: 2.0, invert: false, retain_stats: false };
+        assert_eq!(serde_json::from_str::<Augment>(old).unwrap().0, [gamma]);
     }
 }

@@ -19,4 +19,6 @@ pub mod respace;
 pub mod separable;
 pub mod smooth;
 pub mod spline;
+pub mod tone;
 pub mod topology;
+pub mod warp;

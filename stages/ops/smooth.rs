@@ -117,7 +117,7 @@ fn kernel(sigma: f64, edge: Edge) -> Vec<f64> {
 }
 
 /// Error function by the series 2/√π·exp(−x²)·Σ 2ⁿx²ⁿ⁺¹/(2n + 1)!!, whose terms are all of one sign (Abramowitz and Stegun 7.1.6). Good to 1e-15.
-fn erf(x: f64) -> f64 {
+pub fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();
     }

@@ -7,6 +7,7 @@ use voxmill_schemas::region::Region;
 
 use super::draw::{Dice, Random};
 use crate::ops::augment::{Augment, Step};
+use crate::ops::warp::Bend;
 
 /// One patch: the dice, already thrown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,11 +118,13 @@ impl Plan<'_> {
             let mut dice = Dice::new(self.seed, epoch, sample, &format!("augment {i}"));
             a.draw(&mut dice, self.patch, case.spacing_mm)
         });
-        let (affine, mut steps): (Vec<Step>, Vec<Step>) = drawn.partition(|s| matches!(s, Step::Affine { .. }));
-        if let Some(Step::Affine { to_input, .. }) = affine.first() {
-            region = grown(region, *to_input);
+        let (warps, mut steps): (Vec<Step>, Vec<Step>) = drawn.partition(|s| matches!(s, Step::Affine { .. }));
+        if let Some(one) = fused(warps) {
+            if let Step::Affine { to_input, bend, .. } = &one {
+                region = grown(region, *to_input, bend.as_ref().map_or(0.0, Bend::reach));
+            }
+            steps.insert(0, one);
         }
-        steps.splice(0..0, affine);
         PatchAt { case: index, region, augment: Augment(steps) }
     }
 }
@@ -159,10 +162,22 @@ fn place(size: Zyx<usize>, patch: Zyx<usize>, centre: Option<Zyx<usize>>, dice: 
     Region { start, size: patch }
 }
 
-/// The box about the same centre that holds every point an affine step reads.
-fn grown(region: Region, to_input: Zyx<Zyx<f64>>) -> Region {
+/// What turns and what bends, in one: a turn has no bend, a bend no turn, and there is at most one of each.
+fn fused(warps: Vec<Step>) -> Option<Step> {
+    warps.into_iter().reduce(|a, b| match (a, b) {
+        (Step::Affine { to_input, size, bend: None }, Step::Affine { bend: Some(bend), .. })
+        | (Step::Affine { bend: Some(bend), .. }, Step::Affine { to_input, size, bend: None }) => {
+            Step::Affine { to_input, size, bend: Some(bend) }
+        }
+        (a, _) => a,
+    })
+}
+
+/// The box about the same centre that holds every point a warp reads, the bend aside that moves a point by more than `bend` voxels.
+fn grown(region: Region, to_input: Zyx<Zyx<f64>>, bend: f64) -> Region {
     let half = region.size.map(|n| (n as f64 - 1.0) / 2.0);
-    let reach = to_input.map(|row| row.z.abs() * half.z + row.y.abs() * half.y + row.x.abs() * half.x);
+    let far = half.map(|h| h + bend);
+    let reach = to_input.map(|row| row.z.abs() * far.z + row.y.abs() * far.y + row.x.abs() * far.x);
     let margin = reach.zip(half).map(|(reach, half)| (reach - half - 1e-9).ceil().max(0.0) as usize);
     Region { start: region.start.zip(margin).map(|(s, m)| s - m as i64), size: region.size.zip(margin).map(|(n, m)| n + 2 * m) }
 }
@@ -265,16 +280,34 @@ mod tests {
     #[test]
     fn a_rotation_reads_a_larger_box_about_the_same_centre() {
         let cases = [case(Zyx::splat(40), &[])];
-        let turn = [Random::Affine { rotation_degrees: Zyx::new(45.0, 0.0, 0.0), scale: 0.0, probability: 1.0 }];
+        let turn = [Random::Affine { rotation_degrees: Zyx::new(45.0, 0.0, 0.0), scale: 0.0, shear: 0.0, probability: 1.0 }];
         let (plain, turned) = (plan(&cases, &[]).epoch(0), plan(&cases, &turn).epoch(0));
         for (a, b) in plain.iter().flatten().zip(turned.iter().flatten()) {
             assert_eq!(a.region.start.z, b.region.start.z, "a turn about z needs no more slices");
             assert!(b.region.contains(&a.region));
             assert_eq!(a.region.start.y * 2 + a.region.size.y as i64, b.region.start.y * 2 + b.region.size.y as i64);
-            let Step::Affine { to_input, size } = &b.augment.0[0] else { panic!("affine comes first") };
+            let Step::Affine { to_input, size, .. } = &b.augment.0[0] else { panic!("affine comes first") };
             assert_eq!(*size, Zyx::splat(8));
             let det = to_input.y.y * to_input.x.x - to_input.y.x * to_input.x.y;
             assert!((det - 1.0).abs() < 1e-12, "a rotation keeps areas");
+        }
+    }
+
+    #[test]
+    fn a_turn_and_a_bend_share_one_interpolation() {
+        let cases = [case(Zyx::splat(40), &[])];
+        let turn = Random::Affine { rotation_degrees: Zyx::splat(20.0), scale: 0.1, shear: 0.1, probability: 1.0 };
+        let (sigma_low, sigma_high, magnitude_low, magnitude_high) = (3.0, 4.0, 20.0, 40.0);
+        let bend = Random::Elastic { sigma_low, sigma_high, magnitude_low, magnitude_high, probability: 1.0 };
+        let (alone, first, last) = ([turn.clone()], [bend.clone(), turn.clone()], [turn, bend]);
+        for p in plan(&cases, &first).epoch(0).iter().chain(&plan(&cases, &last).epoch(0)).flatten() {
+            let [Step::Affine { to_input, bend: Some(bend), .. }] = &p.augment.0[..] else { panic!("{:?}", p.augment) };
+            assert!((3.0..=4.0).contains(&bend.sigma) && to_input.z.y != 0.0);
+        }
+        for (a, b) in plan(&cases, &alone).epoch(0).iter().flatten().zip(plan(&cases, &last).epoch(0).iter().flatten()) {
+            assert!(b.region.contains(&a.region) && b.region != a.region, "a bend reads further");
+            let (Step::Affine { to_input: x, .. }, Step::Affine { to_input: y, .. }) = (&a.augment.0[0], &b.augment.0[0]) else { panic!() };
+            assert_eq!(x, y);
         }
     }
 
