@@ -42,8 +42,8 @@ pub enum Random {
         shear: f64,
         probability: f64,
     },
-    /// Bends the patch (MONAI `Rand3DElastic`): noise uniform in −1…1 for each axis and voxel, blurred by a Gaussian, times a magnitude, in voxels. Most voxels
-    /// move by less than 0.24 · magnitude ÷ sigma^1.5. Shares its interpolation with `affine`, before which it acts.
+    /// Bends the patch (MONAI `Rand3DElastic`): noise uniform in −1…1 for each axis and voxel, blurred by a Gaussian, times a magnitude, in voxels. Away from the
+    /// border the way along an axis has a standard deviation of 0.086 · magnitude ÷ sigma^1.5 voxels. Shares its interpolation with `affine`, before which it acts.
     Elastic {
         /// The standard deviation of the blur is uniform between these, voxels.
         sigma_low: f64,
