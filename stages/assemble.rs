@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{CaseId, Kind, Port, Scope};
+use voxmill_schemas::geometry::Geometry;
 use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
 use crate::dicom::header::Header;
@@ -15,7 +16,7 @@ use crate::dicom::suv::Suv;
 use crate::error::{Error, chain};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage};
 use crate::table;
-use crate::volume::{About, Repeats, Volume, Voxels};
+use crate::volume::{About, Dtype, Repeats, SlabWriter, Volume, Voxels};
 
 /// One volume for each image series that `where` chooses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -186,15 +187,24 @@ impl Stage for Assemble {
                 cx.check_cancelled()
             },
         };
+        let mut written: Option<SlabWriter> = None;
+        let mut slabs = |size, first, slab: Voxels| {
+            if first == 0 {
+                // One that was begun with a narrower type has no file that this one does not replace.
+                drop(written.take());
+                written = Some(SlabWriter::create(cx.draft, slab.kind(), 1, size, false)?);
+            }
+            written.as_mut().expect("slabs begin at slice 0").push(0, slab.as_bytes())?;
+            Ok(Some(slab))
+        };
         let read = match &volumes[..] {
-            [_] => read::volume(&instances, &reading)?,
+            [_] => read::volume_into(&instances, &reading, Some(&mut slabs))?,
             many => {
                 let of = |v: &SeriesRow| instances.iter().filter(|i| (&i.series, i.volume) == (&v.series, v.volume)).cloned().collect();
                 read::repeated(&many.iter().map(of).collect::<Vec<Vec<InstanceRow>>>(), &reading)?
             }
         };
         let Stacked { geometry, pixels, repeats, z_positions_mm, made_slices, unknown_geometry, headers, notes } = read;
-        let is_float = matches!(pixels.voxels, Voxels::F32(_));
         let modality = if series.modality.is_empty() { "image".to_string() } else { series.modality.clone() };
         let repeats = if volumes.len() > 1 { Some(repeats_of(&volumes)) } else { repeats };
         let channels = match (&repeats, pixels.is_colour) {
@@ -202,29 +212,30 @@ impl Stage for Assemble {
             (Some(_), _) => (0..pixels.voxels.len() / geometry.size.count().max(1)).map(|t| format!("{modality} {t}")).collect(),
             (None, _) => vec![modality],
         };
-        let volume = Volume {
-            geometry,
-            channels,
-            voxels: pixels.voxels,
-            labels: None,
-            about: About {
-                modality: series.modality.clone(),
-                unit: pixels.unit.map_or_else(|| unit(&headers), String::from),
-                padding: pixels.padding,
-                patient: series.patient.clone(),
-                study: series.study.clone(),
-                series: series.series.clone(),
-                volume: series.volume,
-                z_positions_mm,
-                made_slices,
-                repeats,
-                unknown_geometry,
-                ..About::of(geometry)
-            },
+        let about = About {
+            modality: series.modality.clone(),
+            unit: pixels.unit.map_or_else(|| unit(&headers), String::from),
+            padding: pixels.padding,
+            patient: series.patient.clone(),
+            study: series.study.clone(),
+            series: series.series.clone(),
+            volume: series.volume,
+            z_positions_mm,
+            made_slices,
+            repeats,
+            unknown_geometry,
+            ..About::of(geometry)
         };
-        volume.write(cx.draft, None)?;
+        let facts = match written {
+            Some(image) => image.finish(geometry, channels, about.clone())?,
+            None => {
+                let volume = Volume { geometry, channels, voxels: pixels.voxels, labels: None, about: about.clone() };
+                volume.write(cx.draft, None)?;
+                volume.facts()
+            }
+        };
         notes.iter().for_each(|n| (cx.progress)(Progress::Warn(format!("{case}: {n}"))));
-        Ok(self.facts(&volume, &series, &headers, notes, is_float))
+        Ok(self.facts(facts, &geometry, &about, &series, &headers, notes))
     }
 
     /// Six bytes a voxel (the array, and the same again while it is written in pieces) and room for one frame a thread; repeats are joined from their parts.
@@ -263,22 +274,30 @@ impl Assemble {
         out
     }
 
-    fn facts(&self, volume: &Volume, series: &SeriesRow, headers: &[Header], notes: Vec<String>, is_float: bool) -> Facts {
+    /// - `of_volume`: [`Volume::facts`]
+    fn facts(
+        &self,
+        of_volume: Facts,
+        geometry: &Geometry,
+        about: &About,
+        series: &SeriesRow,
+        headers: &[Header],
+        notes: Vec<String>,
+    ) -> Facts {
         let first = &headers[0];
         let rescales: std::collections::BTreeSet<_> = headers
             .iter()
             .flat_map(|h| &h.frames)
             .map(|f| (f.slope.unwrap_or(1.0).to_bits(), f.intercept.unwrap_or(0.0).to_bits()))
             .collect();
-        let mut facts = volume
-            .facts()
+        let is_float = of_volume.facts.get("dtype").is_some_and(|t| t == Dtype::F32.name());
+        let mut facts = of_volume
             .with("volume", series.volume)
-            .with("tilt_degrees", (volume.geometry.tilt_degrees() * 100.0).round() / 100.0)
+            .with("tilt_degrees", (geometry.tilt_degrees() * 100.0).round() / 100.0)
             .with("photometric", &first.photometric)
             .with("rescales", rescales.len())
             .with("is_float", is_float)
             .with("notes", notes);
-        let about = &volume.about;
         if let Some(why) = &about.unknown_geometry {
             facts = facts.with("unknown_geometry", why);
         }

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
+use voxmill_schemas::geometry::Zyx;
 
 use super::colour::{self, Planes};
 use super::contents::FileRef;
@@ -26,10 +27,19 @@ pub struct How<'a> {
     pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
 
+/// Where grey slices go as they are decoded.
+pub struct Sink<'a> {
+    /// Slices of a slab; the last one may have fewer.
+    pub depth: usize,
+    /// Takes the index of a slab's first slice and its voxels `[z, y, x]`, in order of z, and may give back memory for another. One that begins at slice 0
+    /// begins anew: what came before is void, since its type turned out too narrow.
+    pub take: &'a mut dyn FnMut(usize, Voxels) -> Result<Option<Voxels>, Error>,
+}
+
 /// What the files hold.
 #[derive(Debug, PartialEq)]
 pub struct Decoded {
-    /// `[z, y, x]`; `[c, z, y, x]` where `is_colour`.
+    /// `[z, y, x]`; `[c, z, y, x]` where `is_colour`; empty where a [`Sink`] took them.
     pub voxels: Voxels,
     /// Three channels: R, G, B.
     pub is_colour: bool,
@@ -52,6 +62,20 @@ pub fn decode(
     columns: usize,
     how: &How,
 ) -> Result<Decoded, Error> {
+    decode_into(files, headers, slices, Zyx::new(slices.len(), rows, columns), how, None)
+}
+
+/// The same into `sink`, slab by slab, where the pictures are grey.
+/// - `size`: slices, rows, columns
+pub fn decode_into(
+    files: &[FileRef],
+    headers: &[Header],
+    slices: &[(usize, usize)],
+    size: Zyx<usize>,
+    how: &How,
+    sink: Option<&mut Sink>,
+) -> Result<Decoded, Error> {
+    let (rows, columns) = (size.y, size.x);
     let n = rows.checked_mul(columns).filter(|n| *n > 0 && n.checked_mul(slices.len().max(1) * 12).is_some());
     let (Some(n), Some(&(first, _))) = (n, slices.first()) else {
         let file = files.first().map_or("no file", |f| &f.name);
@@ -101,7 +125,22 @@ pub fn decode(
         }
     }
     let stack = Stack { files, headers, slices, factors, shared, how, n, buffers: Mutex::new(Vec::new()) };
-    let voxels = if is_colour { stack.colours()? } else { stack.greys(&mut notes)? };
+    let voxels = match sink {
+        _ if is_colour => stack.colours()?,
+        Some(sink) => {
+            stack.greys(sink, &mut notes)?;
+            Voxels::U8(Vec::new())
+        }
+        None => {
+            let mut whole = None;
+            let mut take = |_, voxels| {
+                whole = Some(voxels);
+                Ok(None)
+            };
+            stack.greys(&mut Sink { depth: slices.len(), take: &mut take }, &mut notes)?;
+            whole.expect("there is a slice, so there is a slab")
+        }
+    };
     let padding = if is_colour { None } else { stack.padding(&mut notes)? };
     if headers.iter().any(|h| h.photometric == "MONOCHROME1") {
         notes.push("MONOCHROME1: values are as stored, low ones are bright".into());
@@ -164,7 +203,7 @@ impl Stack<'_> {
         out
     }
 
-    fn greys(&self, notes: &mut Vec<String>) -> Result<Voxels, Error> {
+    fn greys(&self, sink: &mut Sink, notes: &mut Vec<String>) -> Result<(), Error> {
         let mut is_real = false;
         let mut is_byte = true;
         for (file, frame) in self.slices {
@@ -175,39 +214,90 @@ impl Stack<'_> {
             is_byte &= h.bits_allocated <= 8 && !h.is_signed && !h.has_modality_lut && rescale == (1.0, 0.0);
         }
         match (is_real, is_byte) {
-            (true, _) => self.reals(notes),
-            (false, true) => self.bytes(),
-            (false, false) => self.integers(notes),
+            (true, _) => self.reals(sink, notes),
+            (false, true) => self.bytes(sink),
+            (false, false) => self.integers(sink, notes),
         }
     }
 
-    fn bytes(&self) -> Result<Voxels, Error> {
-        let mut out = vec![0u8; self.n * self.slices.len()];
-        out.par_chunks_mut(self.n).enumerate().try_for_each(|(z, out)| {
-            self.with_frame(z, |opened, frame, _| {
-                if opened.read_bytes(frame, out)? {
-                    return Ok(());
-                }
-                self.buffered(|buffer| {
-                    let raw = opened.grey(frame, buffer)?;
-                    if raw.format.width != 1 {
-                        let why = format!("frame {}: a codestream of {} bits where 8 are allocated", frame + 1, raw.format.bits);
-                        return Err(fault(opened.name, why));
-                    }
-                    values::bytes_of(raw, out);
-                    Ok(())
-                })
-            })
-        })?;
-        Ok(Voxels::U8(out))
+    /// First slice and number of slices of every slab.
+    fn slabs(&self, sink: &Sink) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (n, depth) = (self.slices.len(), sink.depth.max(1));
+        (0..n).step_by(depth).map(move |z| (z, depth.min(n - z)))
     }
 
-    /// int16 where every value is one, else uint16, else float32.
-    fn integers(&self, notes: &mut Vec<String>) -> Result<Voxels, Error> {
-        let mut words = vec![0i16; self.n * self.slices.len()];
+    fn bytes(&self, sink: &mut Sink) -> Result<(), Error> {
+        let mut spare = None;
+        for (first, n) in self.slabs(sink) {
+            let mut out = if let Some(Voxels::U8(spare)) = spare { spare } else { Vec::new() };
+            out.resize(n * self.n, 0u8);
+            out.par_chunks_mut(self.n).enumerate().try_for_each(|(z, out)| {
+                self.with_frame(first + z, |opened, frame, _| {
+                    if opened.read_bytes(frame, out)? {
+                        return Ok(());
+                    }
+                    self.buffered(|buffer| {
+                        let raw = opened.grey(frame, buffer)?;
+                        if raw.format.width != 1 {
+                            let why = format!("frame {}: a codestream of {} bits where 8 are allocated", frame + 1, raw.format.bits);
+                            return Err(fault(opened.name, why));
+                        }
+                        values::bytes_of(raw, out);
+                        Ok(())
+                    })
+                })
+            })?;
+            spare = (sink.take)(first, Voxels::U8(out))?;
+        }
+        Ok(())
+    }
+
+    /// int16 where every value is one, else uint16, else float32. Slabs go out as int16 until one does not fit; only where that happens are files read twice.
+    fn integers(&self, sink: &mut Sink, notes: &mut Vec<String>) -> Result<(), Error> {
         let mut ranges: Vec<Range> = vec![(0, 0); self.slices.len()];
-        words.par_chunks_mut(self.n).zip(&mut ranges).enumerate().try_for_each(|(z, (out, range))| {
-            self.with_frame(z, |opened, frame, map| {
+        let is_short = |r: &Range| r.0 >= i16::MIN as i64 && r.1 <= i16::MAX as i64;
+        let (mut words, mut fits) = (Vec::new(), true);
+        for (first, n) in self.slabs(sink) {
+            words.resize(n * self.n, 0i16);
+            self.words(first, &mut words, &mut ranges[first..first + n])?;
+            fits &= ranges[first..first + n].iter().all(is_short);
+            if fits {
+                let spare = (sink.take)(first, Voxels::I16(std::mem::take(&mut words)))?;
+                words = if let Some(Voxels::I16(spare)) = spare { spare } else { Vec::new() };
+            }
+        }
+        if fits {
+            return Ok(());
+        }
+        let (low, high) = ranges.iter().fold((i64::MAX, i64::MIN), |(l, h), r| (l.min(r.0), h.max(r.1)));
+        let is_unsigned = low >= 0 && high <= u16::MAX as i64;
+        if !is_unsigned && ranges.iter().any(|(low, high)| high - low > u16::MAX as i64) {
+            drop(words);
+            return self.reals(sink, notes);
+        }
+        let is_one_slab = sink.depth >= self.slices.len();
+        for (first, n) in self.slabs(sink) {
+            if !is_one_slab {
+                words.resize(n * self.n, 0);
+                self.words(first, &mut words, &mut vec![(0, 0); n])?;
+            }
+            if is_unsigned {
+                let spare = (sink.take)(first, Voxels::U16(bytemuck::cast_vec(std::mem::take(&mut words))))?;
+                words = if let Some(Voxels::U16(spare)) = spare { bytemuck::cast_vec(spare) } else { Vec::new() };
+                continue;
+            }
+            let mut out = vec![0f32; words.len()];
+            let slices = words.par_chunks(self.n).zip(&ranges[first..]).zip(out.par_chunks_mut(self.n));
+            slices.for_each(|((words, range), out)| values::widened(words, *range, out));
+            (sink.take)(first, Voxels::F32(out))?;
+        }
+        Ok(())
+    }
+
+    /// Values modulo 2^16 of the slices from `first`, and their true ranges.
+    fn words(&self, first: usize, words: &mut [i16], ranges: &mut [Range]) -> Result<(), Error> {
+        words.par_chunks_mut(self.n).zip(ranges).enumerate().try_for_each(|(z, (out, range))| {
+            self.with_frame(first + z, |opened, frame, map| {
                 if let Map::Linear { slope, intercept } = map
                     && opened.read_words(frame, out)?
                 {
@@ -220,41 +310,31 @@ impl Stack<'_> {
                     Ok(())
                 })
             })
-        })?;
-        let (low, high) = ranges.iter().fold((i64::MAX, i64::MIN), |(l, h), r| (l.min(r.0), h.max(r.1)));
-        if low >= i16::MIN as i64 && high <= i16::MAX as i64 {
-            return Ok(Voxels::I16(words));
-        }
-        if low >= 0 && high <= u16::MAX as i64 {
-            return Ok(Voxels::U16(bytemuck::cast_vec(words)));
-        }
-        if ranges.iter().any(|(low, high)| high - low > u16::MAX as i64) {
-            drop(words);
-            return self.reals(notes);
-        }
-        let mut out = vec![0f32; words.len()];
-        let slices = words.par_chunks(self.n).zip(&ranges).zip(out.par_chunks_mut(self.n));
-        slices.for_each(|((words, range), out)| values::widened(words, *range, out));
-        Ok(Voxels::F32(out))
+        })
     }
 
-    fn reals(&self, notes: &mut Vec<String>) -> Result<Voxels, Error> {
-        let mut out = vec![0f32; self.n * self.slices.len()];
+    fn reals(&self, sink: &mut Sink, notes: &mut Vec<String>) -> Result<(), Error> {
         let is_exact = AtomicBool::new(true);
-        out.par_chunks_mut(self.n).enumerate().try_for_each(|(z, out)| {
-            self.with_frame(z, |opened, frame, map| {
-                self.buffered(|buffer| {
-                    if !values::real(opened.grey(frame, buffer)?, &map, out) {
-                        is_exact.store(false, Ordering::Relaxed);
-                    }
-                    Ok(())
+        let mut spare = None;
+        for (first, n) in self.slabs(sink) {
+            let mut out = if let Some(Voxels::F32(spare)) = spare { spare } else { Vec::new() };
+            out.resize(n * self.n, 0f32);
+            out.par_chunks_mut(self.n).enumerate().try_for_each(|(z, out)| {
+                self.with_frame(first + z, |opened, frame, map| {
+                    self.buffered(|buffer| {
+                        if !values::real(opened.grey(frame, buffer)?, &map, out) {
+                            is_exact.store(false, Ordering::Relaxed);
+                        }
+                        Ok(())
+                    })
                 })
-            })
-        })?;
+            })?;
+            spare = (sink.take)(first, Voxels::F32(out))?;
+        }
         if !is_exact.into_inner() {
             notes.push("values are rounded to float32, which cannot hold all of them exactly".into());
         }
-        Ok(Voxels::F32(out))
+        Ok(())
     }
 
     /// `[c, z, y, x]`
@@ -332,4 +412,70 @@ fn factors(files: &[FileRef], headers: &[Header], is_repeat: bool) -> Result<Vec
     let began = suv::Began::of(&tracers, is_repeat);
     let factor = |(f, t): (&FileRef, &suv::Tracer)| suv::factor(t, &began).map_err(|why| fault(&f.name, why));
     files.iter().zip(&tracers).map(factor).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::dicom::header::FrameHeader;
+    use crate::dicom::scan::PixelElement;
+
+    #[test]
+    fn slabs_hold_what_the_whole_would_whatever_type_it_turns_out_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = FileRef { path: path.clone(), member: None, name: "f".into(), content: String::new(), seen: String::new() };
+        let cases = [
+            (8, [1, 200], 0.0, 1.0, "uint8"),
+            (16, [700, 3000], -1000.0, 1.0, "int16"),
+            (16, [700, 65535], 0.0, 1.0, "uint16"),
+            (16, [0, 65535], -70000.0, 1.0, "float32"),
+            (16, [0, 65535], 0.0, 2.0, "float32"),
+            (16, [0, 65535], 0.0, 0.5, "float32"),
+        ];
+        for (bits, [low, high], intercept, slope, dtype) in cases {
+            // Five frames of 2×3; only the fourth has the high value.
+            let words = (0..30u32).map(|i| if i == 20 { high } else { low + i });
+            let bytes: Vec<u8> = match bits {
+                8 => words.map(|w| w as u8).collect(),
+                _ => words.flat_map(|w| (w as u16).to_le_bytes()).collect(),
+            };
+            std::fs::write(&path, &bytes).unwrap();
+            let header = Header {
+                rows: 2,
+                columns: 3,
+                n_frames: 5,
+                samples: 1,
+                photometric: "MONOCHROME2".into(),
+                bits_allocated: bits,
+                bits_stored: bits,
+                high_bit: bits - 1,
+                frames: vec![FrameHeader { slope: Some(slope), intercept: Some(intercept), ..FrameHeader::default() }],
+                pixel: Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: Some(bytes.len() as u32) }),
+                ..Header::default()
+            };
+            let (files, headers) = ([file.clone()], [header]);
+            let slices: Vec<_> = (0..5).map(|frame| (0, frame)).collect();
+            let how = How { keeps_colour: false, suv: None, is_repeat: false, step: &|_| Ok(()) };
+            let whole = decode(&files, &headers, &slices, 2, 3, &how).unwrap();
+            assert_eq!(whole.voxels.dtype(), dtype);
+            for depth in [1, 2, 5] {
+                let (mut taken, mut kind) = (Vec::new(), "");
+                let mut take = |first: usize, slab: Voxels| {
+                    if first == 0 {
+                        taken.clear();
+                        kind = slab.dtype();
+                    }
+                    assert_eq!((taken.len(), slab.dtype()), (first * 6 * slab.as_bytes().len() / slab.len(), kind));
+                    taken.extend_from_slice(slab.as_bytes());
+                    Ok(Some(slab))
+                };
+                let mut sink = Sink { depth, take: &mut take };
+                let told = decode_into(&files, &headers, &slices, Zyx::new(5, 2, 3), &how, Some(&mut sink)).unwrap();
+                assert_eq!((kind, &taken[..]), (dtype, whole.voxels.as_bytes()), "depth {depth}");
+                assert_eq!((told.padding, told.notes, told.voxels.len()), (whole.padding, whole.notes.clone(), 0));
+            }
+        }
+    }
 }

@@ -8,16 +8,16 @@ use super::blend;
 use super::contents::FileRef;
 use super::header::{self, Header};
 use super::order::{self, How, Slice, Stack, count};
-use super::pixels::{self, Decoded};
+use super::pixels::{self, Decoded, Sink};
 use super::suv::Suv;
 use crate::error::Error;
-use crate::volume::{Repeats, Voxels};
+use crate::volume::{Repeats, Voxels, slab_depth};
 
 /// A volume as the files tell it.
 #[derive(Debug)]
 pub struct Stacked {
     pub geometry: Geometry,
-    /// `[z, y, x]`, with colours or `repeats` before it.
+    /// `[z, y, x]`, with colours or `repeats` before it; without voxels where [`Slabs`] took them.
     pub pixels: Decoded,
     /// Frames or volumes that follow one another in time.
     pub repeats: Option<Repeats>,
@@ -49,8 +49,16 @@ pub struct Reading<'a> {
 /// More frames than a loop can have.
 const MAX_LOOP_FRAMES: u32 = 1 << 20;
 
+/// Takes the size of the volume, the index of a slab's first slice and its voxels `[z, y, x]`, as [`Sink::take`] does.
+pub type Slabs<'a> = &'a mut dyn FnMut(Zyx<usize>, usize, Voxels) -> Result<Option<Voxels>, Error>;
+
 /// Reads the volume that these instances form.
 pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error> {
+    volume_into(instances, how, None)
+}
+
+/// The same, and `slabs` takes a volume whose slices can be given as they are decoded; any other one stands whole in the result.
+pub fn volume_into(instances: &[InstanceRow], how: &Reading, slabs: Option<Slabs>) -> Result<Stacked, Error> {
     let files: Vec<FileRef> = instances.iter().map(FileRef::of).collect();
     let headers: Vec<Header> = files.par_iter().map(read_header).collect::<Result<_, _>>()?;
     (how.step)(0)?;
@@ -67,13 +75,20 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
         order::stack(&slices, &how.how).map_err(refuse)?;
     let samples = headers.iter().map(|h| h.samples.max(1) as usize).max().unwrap_or(1);
     check_size(geometry.size, samples, how)?;
-    let decode = |of: &mut dyn Iterator<Item = usize>| {
+    let decode = |of: &mut dyn Iterator<Item = usize>, sink: Option<&mut Sink>| {
         let sorted: Vec<(usize, usize)> = of.map(|i| frames[i]).collect();
-        pictures(&files, &headers, &sorted, geometry.size, how)
+        pictures(&files, &headers, &sorted, geometry.size, how, sink)
     };
-    let mut pixels = decode(&mut order.iter().copied())?;
+    let mut pixels = match slabs.filter(|_| blends.is_empty()) {
+        Some(slabs) => {
+            let mut take = |first: usize, voxels: Voxels| slabs(geometry.size, first, voxels);
+            let mut sink = Sink { depth: slab_depth(geometry.size), take: &mut take };
+            decode(&mut order.iter().copied(), Some(&mut sink))?
+        }
+        None => decode(&mut order.iter().copied(), None)?,
+    };
     if !duplicates.is_empty() {
-        let (kept, other) = (decode(&mut duplicates.iter().map(|d| d.0))?, decode(&mut duplicates.iter().map(|d| d.1))?);
+        let (kept, other) = (decode(&mut duplicates.iter().map(|d| d.0), None)?, decode(&mut duplicates.iter().map(|d| d.1), None)?);
         let plane = geometry.size.y * geometry.size.x;
         // All colours of a picture.
         let n_planes = kept.voxels.len().checked_div(plane).unwrap_or(0);
@@ -110,11 +125,18 @@ pub fn volume(instances: &[InstanceRow], how: &Reading) -> Result<Stacked, Error
 }
 
 /// The pixels of slices; slices of a mosaic are cut out of its picture, which is decoded once.
-fn pictures(files: &[FileRef], headers: &[Header], slices: &[(usize, usize)], size: Zyx<usize>, how: &Reading) -> Result<Decoded, Error> {
+fn pictures(
+    files: &[FileRef],
+    headers: &[Header],
+    slices: &[(usize, usize)],
+    size: Zyx<usize>,
+    how: &Reading,
+    sink: Option<&mut Sink>,
+) -> Result<Decoded, Error> {
     let px = pixels::How { keeps_colour: how.keeps_colour, suv: how.suv, is_repeat: how.is_repeat, step: how.step };
     let mosaic = |file: usize| headers[file].mosaic.as_ref().and_then(|m| m.as_ref().ok());
     if !slices.iter().any(|(file, _)| mosaic(*file).is_some()) {
-        return pixels::decode(files, headers, slices, size.y, size.x, &px);
+        return pixels::decode_into(files, headers, slices, Zyx { z: slices.len(), ..size }, &px, sink);
     }
     let mut wanted: Vec<usize> = slices.iter().map(|(file, _)| *file).collect();
     wanted.sort_unstable();
@@ -237,7 +259,7 @@ fn of_loop(files: &[FileRef], headers: Vec<Header>, how: &Reading) -> Result<Sta
         order::stack(&[slice], &How { keeps_single: true, ..how.how }).map_err(refuse)?;
     check_size(geometry.size, h.n_frames as usize, how)?;
     let sorted: Vec<(usize, usize)> = (0..h.n_frames as usize).map(|frame| (0, frame)).collect();
-    let mut pixels = pictures(files, &headers, &sorted, geometry.size, how)?;
+    let mut pixels = pictures(files, &headers, &sorted, geometry.size, how, None)?;
     if pixels.is_colour {
         return Err(refuse("a loop in colour has two axes before its picture (time and colour), and a volume has one".into()));
     }

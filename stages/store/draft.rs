@@ -50,6 +50,37 @@ struct Sealed {
     is_shared: bool,
 }
 
+/// A file whose bytes were hashed while they were written.
+#[derive(Debug)]
+pub struct Hashed {
+    /// In its folder.
+    pub name: String,
+    pub bytes: u64,
+    pub hash: ContentHash,
+}
+
+/// Stands in a folder of a draft until it is committed: the hashes of files beside it, which are not read again for them.
+const HASHED: &str = ".hashed";
+
+/// Leaves the hashes of files in their folder, for the commit.
+pub fn note_hashes(folder: &Path, files: &[Hashed]) -> Result<(), Error> {
+    let path = folder.join(HASHED);
+    let lines: String = files.iter().map(|f| format!("{} {} {}\n", f.hash.hex(), f.bytes, f.name)).collect();
+    fs::write(&path, lines).map_err(Error::io("write", &path))
+}
+
+/// Takes them out again: path → bytes and hash.
+fn noted_hashes(path: &Path) -> Result<HashMap<PathBuf, (u64, ContentHash)>, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    fs::remove_file(path).map_err(Error::io("remove", path))?;
+    let parse = |line: &str| {
+        let mut parts = line.splitn(3, ' ');
+        let (hash, bytes) = (ContentHash::from_hex(parts.next()?)?, parts.next()?.parse().ok()?);
+        Some((path.with_file_name(parts.next()?), (bytes, hash)))
+    };
+    Ok(text.lines().filter_map(parse).collect())
+}
+
 impl Draft {
     pub(super) fn new(path: PathBuf, disk: Disk, lock: File) -> Self {
         Self { path, disk, _lock: lock }
@@ -58,8 +89,13 @@ impl Draft {
     /// Hashes and syncs the files, writes the manifest last, renames the folder into place. Where the key already stands there, that artifact wins.
     pub fn commit(self, c: Commit) -> Result<Manifest, Error> {
         let (files, folders) = walk(&self.path)?;
+        let mut noted = HashMap::new();
+        let (notes, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|f| Path::new(f).file_name() == Some(HASHED.as_ref()));
+        for note in notes {
+            noted.extend(noted_hashes(&self.path.join(note))?);
+        }
         let known = hashes_by_inode(c.inputs_dirs);
-        let sealed = files.par_iter().map(|f| seal(&self.path, f, &known)).collect::<Result<Vec<_>, _>>()?;
+        let sealed = files.par_iter().map(|f| seal(&self.path, f, &known, &noted)).collect::<Result<Vec<_>, _>>()?;
         let manifest = Manifest {
             key: c.key,
             content: c.content.unwrap_or_else(|| content(&sealed)),
@@ -224,7 +260,12 @@ fn hashes_by_inode(inputs: &[(PathBuf, Arc<Manifest>)]) -> HashMap<(u64, u64), C
     known
 }
 
-fn seal(root: &Path, name: &str, known: &HashMap<(u64, u64), ContentHash>) -> Result<Sealed, Error> {
+fn seal(
+    root: &Path,
+    name: &str,
+    known: &HashMap<(u64, u64), ContentHash>,
+    noted: &HashMap<PathBuf, (u64, ContentHash)>,
+) -> Result<Sealed, Error> {
     let path = root.join(name);
     let found = fs::metadata(&path).map_err(Error::io("look at", &path))?;
     let (name, bytes) = (name.to_string(), found.len());
@@ -233,10 +274,15 @@ fn seal(root: &Path, name: &str, known: &HashMap<(u64, u64), ContentHash>) -> Re
     {
         return Ok(Sealed { name, hash: *hash, bytes, is_shared: true });
     }
-    let file = File::open(&path).map_err(Error::io("open", &path))?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(&file).map_err(Error::io("read", &path))?;
-    let hash = ContentHash(*hasher.finalize().as_bytes());
+    let hash = match noted.get(&path) {
+        Some((length, hash)) if *length == bytes => *hash,
+        _ => {
+            let file = File::open(&path).map_err(Error::io("open", &path))?;
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(&file).map_err(Error::io("read", &path))?;
+            ContentHash(*hasher.finalize().as_bytes())
+        }
+    };
     // A file with more names may belong to someone else.
     if found.nlink() == 1 {
         make_read_only(&path)?;

@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use voxmill_schemas::artifact::Key;
 
 pub use self::disk::{Disk, Lock};
-pub use self::draft::{Commit, Draft, link};
+pub use self::draft::{Commit, Draft, Hashed, link, note_hashes};
 use self::keep::Holds;
 pub use self::keep::{Pin, Swept};
 use self::nvme::Nvme;

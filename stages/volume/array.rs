@@ -1,9 +1,8 @@
 //! One sharded Zarr v3 array on disk: bricks, compressed by blosc and each followed by its crc32c, one after another in a shard, then the shard's
-//! index and its crc32c. Written and read by that format directly, so that bricks go in parallel straight into place; the judges that the
-//! files are right are zarrs and zarr-python. Bricks of zeros are left out, as Zarr's fill value has it.
+//! index and its crc32c. Read here and written in `writer.rs` by that format directly, so that bricks go in parallel straight into place; the judges that
+//! the files are right are zarrs and zarr-python. Bricks of zeros are left out, as Zarr's fill value has it.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,9 +10,10 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::zarr_attrs::ArrayMeta;
-use zarrs::array::codec::{BloscCompressionLevel, BloscCompressor, blosc_compress_bytes, blosc_decompress_bytes, blosc_validate};
+use zarrs::array::codec::{blosc_decompress_bytes, blosc_validate};
 
-use super::layout::{LEVEL, Layout};
+use super::layout::Layout;
+use super::writer::ArrayWriter;
 use crate::error::Error;
 
 #[cfg(target_endian = "big")]
@@ -22,7 +22,7 @@ compile_error!("arrays are written as they lie in memory, little endian");
 /// No `zarr.json` of ours comes near this.
 const META_LIMIT_BYTES: u64 = 1 << 20;
 /// Offset and length that stand in an index for a brick of zeros.
-const ABSENT: u64 = u64::MAX;
+pub(super) const ABSENT: u64 = u64::MAX;
 
 /// What can be wrong with an array's files.
 #[derive(Debug)]
@@ -38,127 +38,20 @@ impl From<Error> for Fault {
     }
 }
 
-/// Writes an array. The bytes depend on the voxels alone, not on the number of threads; memory beside `voxels` is a few bricks a thread.
+/// Writes an array that is in memory.
 /// - `voxels`: `[c, z, y, x]` as they lie in memory
 pub(super) fn write(dir: &Path, layout: &Layout, voxels: &[u8]) -> Result<(), Error> {
     assert_eq!(voxels.len(), layout.bytes(), "the caller checked the length");
-    fs::create_dir_all(dir).map_err(Error::io("make folder", dir))?;
-    write_json(&dir.join("zarr.json"), &layout.meta())?;
-    let channel_bytes = layout.size.count() * layout.dtype.bytes();
-    (0..layout.n_shards()).try_for_each(|shard| {
-        let channel = shard / layout.shards_deep();
-        write_shard(&dir.join(layout.file_name(shard)), layout, shard, &voxels[channel * channel_bytes..][..channel_bytes])
-    })
+    let mut writer = ArrayWriter::create(dir, layout)?;
+    let channels = voxels.chunks_exact(layout.size.count() * layout.dtype.bytes());
+    channels.enumerate().try_for_each(|(c, planes)| writer.push(c, planes))?;
+    writer.finish()
 }
 
 pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Error> {
     let mut text = serde_json::to_vec_pretty(value).expect("metadata are plain data");
     text.push(b'\n');
     fs::write(path, text).map_err(Error::io("write", path))
-}
-
-/// - `channel`: `[z, y, x]`
-fn write_shard(path: &Path, layout: &Layout, shard: usize, channel: &[u8]) -> Result<(), Error> {
-    let io = |e| Error::io("write", path)(e);
-    let grid = layout.grid();
-    let first_z = shard % layout.shards_deep() * layout.bricks_deep;
-    let at: Vec<_> =
-        (0..layout.bricks_per_shard()).map(|i| Zyx::new(first_z + i / (grid.y * grid.x), i / grid.x % grid.y, i % grid.x)).collect();
-    let encode = |at: &Zyx<usize>| if at.z < grid.z { encode(layout, *at, channel) } else { None };
-    let mut file = EarlySync::create(path).map_err(io)?;
-    let (mut index, mut end) = (Vec::with_capacity(at.len() * 16 + 4), 0u64);
-    let mut append = |bricks: Vec<Option<Vec<u8>>>| -> Result<(), Error> {
-        for brick in bricks {
-            let (offset, length) = match &brick {
-                Some(bytes) => (end, bytes.len() as u64),
-                None => (ABSENT, ABSENT),
-            };
-            index.extend_from_slice(&offset.to_le_bytes());
-            index.extend_from_slice(&length.to_le_bytes());
-            if let Some(bytes) = brick {
-                file.write_all(&bytes).map_err(io)?;
-                end += length;
-            }
-        }
-        Ok(())
-    };
-    // One batch is compressed while the one before is written.
-    let mut ready = Vec::new();
-    for batch in at.chunks(rayon::current_num_threads() * 8) {
-        let (written, encoded) = rayon::join(|| append(std::mem::take(&mut ready)), || batch.par_iter().map(encode).collect::<Vec<_>>());
-        written?;
-        ready = encoded;
-    }
-    append(ready)?;
-    let crc = crc32c::crc32c(&index);
-    index.extend_from_slice(&crc.to_le_bytes());
-    file.write_all(&index).map_err(io)?;
-    file.finish().map_err(io)
-}
-
-/// A file whose bytes go to the disk while more are made: the sync that makes an artifact durable then finds little left to do.
-struct EarlySync {
-    file: File,
-    /// Written since the last sync began.
-    pending_bytes: usize,
-    /// At most one sync is under way.
-    under_way: Option<std::thread::JoinHandle<std::io::Result<()>>>,
-}
-
-/// As much as a disk takes in a few milliseconds.
-const SYNC_BYTES: usize = 8 << 20;
-
-impl EarlySync {
-    fn create(path: &Path) -> std::io::Result<Self> {
-        Ok(Self { file: File::create(path)?, pending_bytes: 0, under_way: None })
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.pending_bytes += bytes.len();
-        if self.pending_bytes >= SYNC_BYTES && self.under_way.as_ref().is_none_or(|s| s.is_finished()) {
-            self.wait()?;
-            let file = self.file.try_clone()?;
-            self.pending_bytes = 0;
-            self.under_way = Some(std::thread::Builder::new().spawn(move || file.sync_data())?);
-        }
-        Ok(())
-    }
-
-    /// The kernel tells a failed write to one caller only: it must not get lost here.
-    fn wait(&mut self) -> std::io::Result<()> {
-        self.under_way.take().map_or(Ok(()), |s| s.join().expect("a sync does not panic"))
-    }
-
-    fn finish(mut self) -> std::io::Result<()> {
-        self.wait()
-    }
-}
-
-/// A brick as it stands in the shard; `None` when it is all zeros.
-fn encode(layout: &Layout, at: Zyx<usize>, channel: &[u8]) -> Option<Vec<u8>> {
-    let (region, voxel, size, brick) = (layout.region(at), layout.dtype.bytes(), layout.size, layout.brick);
-    let start = region.start.map(|s| s as usize);
-    let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |a, b| a | b) == 0;
-    let row = |z: usize, y: usize| {
-        let from = (((start.z + z) * size.y + start.y + y) * size.x + start.x) * voxel;
-        &channel[from..from + region.size.x * voxel]
-    };
-    let rows = || (0..region.size.z).flat_map(|z| (0..region.size.y).map(move |y| (z, y)));
-    if rows().all(|(z, y)| is_zero(row(z, y))) {
-        return None;
-    }
-    let mut raw = vec![0; layout.brick_bytes()];
-    for (z, y) in rows() {
-        let to = (z * brick.y + y) * brick.x * voxel;
-        raw[to..to + region.size.x * voxel].copy_from_slice(row(z, y));
-    }
-    let level = BloscCompressionLevel::try_from(LEVEL).expect("levels go to 9");
-    let mut bytes = blosc_compress_bytes(&raw, level, layout.shuffle.mode(), voxel, BloscCompressor::LZ4, 0, 1)
-        .expect("blosc stores what it cannot compress, and the buffer has its overhead");
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    Some(bytes)
 }
 
 /// An array on disk: metadata read, the index of each shard read when first needed. Holds no file open.

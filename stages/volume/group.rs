@@ -43,7 +43,7 @@ impl Volume {
 
     /// As [`Volume::write`], and `unchanged_labels` is the artifact whose label array (`[z, y, x]`) is the same.
     pub fn write_sharing(&self, draft: &Path, unchanged: Option<&Path>, unchanged_labels: Option<&Path>) -> Result<(), Error> {
-        self.check()?;
+        self.check(self.voxels.len())?;
         let outline = Outline::of(self);
         let has_image = !self.channels.is_empty();
         write_head(draft, &outline, has_image)?;
@@ -60,15 +60,16 @@ impl Volume {
         }
     }
 
-    fn check(&self) -> Result<(), Error> {
+    /// - `n_voxels`: how many the image has, in memory or written already
+    pub(super) fn check(&self, n_voxels: usize) -> Result<(), Error> {
         let g = &self.geometry;
         let refuse = |why: String| Err(Error::Geometry { what: "volume".into(), why });
         let Some(n) = g.size.checked_count().filter(|n| *n > 0) else { return refuse(format!("its size {} holds no voxel", g.size)) };
         if self.channels.is_empty() && self.labels.is_none() {
             return refuse("it has neither channels nor labels".into());
         }
-        if n.checked_mul(self.channels.len()) != Some(self.voxels.len()) {
-            return refuse(format!("{} voxels do not fill {} channels of {}", self.voxels.len(), self.channels.len(), g.size));
+        if n.checked_mul(self.channels.len()) != Some(n_voxels) {
+            return refuse(format!("{n_voxels} voxels do not fill {} channels of {}", self.channels.len(), g.size));
         }
         if let Some(l) = self.labels.as_ref().filter(|l| l.voxels.len() != n) {
             return refuse(format!("{} label voxels do not fill {}", l.voxels.len(), g.size));

@@ -16,6 +16,7 @@ use super::group::{self, IMAGE};
 use super::layout::Layout;
 use super::step::{Outline, Step};
 use super::stored::StoredVolume;
+use super::writer::ArrayWriter;
 use super::{Labels, Voxels};
 use crate::error::Error;
 use crate::stage::{Cx, Facts};
@@ -112,35 +113,50 @@ impl StoredVolume {
                 is_time: after.about.repeats.is_some(),
                 ..Layout::new(after.dtype, Some(after.channels.len()), after.geometry.size)
             };
-            let voxels = self.made(array, &chain, &|| cx.check_cancelled())?;
-            array::write(&cx.draft.join(IMAGE), &layout, voxels.as_bytes())?;
+            let mut image = ArrayWriter::create(&cx.draft.join(IMAGE), &layout)?;
+            self.each_slab(array, &chain, |_, channel, slab| {
+                cx.check_cancelled()?;
+                image.push(channel, slab)
+            })?;
+            image.finish()?;
         }
         let labels = labels.zip(after.classes.clone()).map(|(voxels, classes)| Labels { classes, voxels });
         let facts = after.facts(labels.as_ref());
         Ok(if writes_steps { facts.with("lazy", true) } else { facts })
     }
 
-    /// All voxels of a chain over this volume's array, slab by slab. `[c, z, y, x]`
-    pub(super) fn made(&self, array: &ArrayFile, chain: &Chain, between: &dyn Fn() -> Result<(), Error>) -> Result<Voxels, Error> {
+    /// All voxels of a chain over this volume's array. `[c, z, y, x]`
+    pub(super) fn made(&self, array: &ArrayFile, chain: &Chain) -> Result<Voxels, Error> {
         let after = chain.after();
         let size = after.geometry.size;
         let mut out = Voxels::zeros(after.dtype, after.channels.len() * size.count());
-        let (voxel, plane) = (after.dtype.bytes(), size.y * size.x);
+        let plane = size.y * size.x * after.dtype.bytes();
+        self.each_slab(array, chain, |z, channel, slab| {
+            out.as_bytes_mut()[(channel * size.z + z) * plane..][..slab.len()].copy_from_slice(slab);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// The voxels of a chain over this volume's array, slab by slab in order of z: first plane, channel, planes `[z, y, x]`.
+    fn each_slab(
+        &self,
+        array: &ArrayFile,
+        chain: &Chain,
+        mut take: impl FnMut(usize, usize, &[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let recent = Recent::default();
         let shards = array.shards();
         let fetch = |channel: usize, at: Zyx<usize>| {
             recent.brick((channel, at), || shards.brick(channel, at).map_err(|f| f.of(&self.dir, Some(self.key))))
         };
         chain.slabs(&|r| self.base(array, r, &fetch), |z, slab| {
-            let (slab, bytes) = (slab.as_bytes(), out.as_bytes_mut());
-            let n = slab.len() / after.channels.len().max(1);
-            for (c, slab) in slab.chunks_exact(n.max(1)).enumerate() {
-                bytes[(c * size.z + z) * plane * voxel..][..n].copy_from_slice(slab);
-            }
+            let bytes = slab.as_bytes();
+            let n = (bytes.len() / chain.after().channels.len().max(1)).max(1);
+            bytes.chunks_exact(n).enumerate().try_for_each(|(channel, slab)| take(z, channel, slab))?;
             recent.next_slab();
-            between()
-        })?;
-        Ok(out)
+            Ok(())
+        })
     }
 }
 

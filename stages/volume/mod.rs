@@ -33,11 +33,13 @@ mod lazy;
 #[allow(clippy::unwrap_used)]
 mod lazy_tests;
 mod sidecar;
+mod slabs;
 mod step;
 mod stored;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod writer;
 
 use std::borrow::Cow;
 
@@ -50,6 +52,7 @@ pub use self::chain::{Chain, apply};
 pub use self::layout::Dtype;
 pub use self::lazy::is_lazy;
 pub use self::sidecar::{Sidecar, VolumeOf, sidecar};
+pub use self::slabs::{SlabWriter, slab_depth};
 pub use self::step::{Filling, Outline, Step};
 pub use self::stored::{Patch, StoredVolume};
 use crate::error::Error;
@@ -122,7 +125,7 @@ impl Voxels {
         }
     }
 
-    pub(crate) fn kind(&self) -> Dtype {
+    pub fn kind(&self) -> Dtype {
         match self {
             Voxels::U8(_) => Dtype::U8,
             Voxels::I16(_) => Dtype::I16,

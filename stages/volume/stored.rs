@@ -96,7 +96,7 @@ impl StoredVolume {
                 array.read(voxels.as_bytes_mut()).map_err(|f| self.fault(f))?;
                 voxels
             }
-            Some((array, chain)) => self.made(array, chain, &|| Ok(()))?,
+            Some((array, chain)) => self.made(array, chain)?,
         };
         let labels = self.labels()?.map(|voxels| Labels { classes: self.classes.clone(), voxels });
         Ok(Volume { geometry: self.geometry, channels: self.channels.clone(), voxels, labels, about: self.about.clone() })

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use proptest::prelude::*;
-use voxmill_schemas::artifact::Key;
+use voxmill_schemas::artifact::{ContentHash, Key, Kind, Recipe};
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
 use voxmill_schemas::region::Region;
 
-use super::{About, Labels, StoredVolume, Volume, Voxels};
+use super::{About, Labels, SlabWriter, StoredVolume, Volume, Voxels, slab_depth};
 use crate::error::Error;
-use crate::store::{Limits, Store};
+use crate::store::{Commit, Limits, Store};
 
 fn geometry(size: Zyx<usize>) -> Geometry {
     Geometry {
@@ -110,6 +110,88 @@ fn bytes_do_not_depend_on_threads() {
             .map(|f| std::fs::read(dir.path().join(f)).unwrap())
     };
     assert_eq!(bytes(1), bytes(5));
+}
+
+/// Files of an array by name, with the note of their hashes.
+fn array_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| (e.as_ref().unwrap().file_name().into_string().unwrap(), std::fs::read(e.unwrap().path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn slabs_of_any_thickness_give_the_same_bytes() {
+    let v = volume(Zyx::new(75, 40, 50), 2, 1, false);
+    let whole = written(&v);
+    let plane = v.geometry.size.y * v.geometry.size.x * 2;
+    for thickness in [1, 7, slab_depth(v.geometry.size), 40, 75] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut w = SlabWriter::create(dir.path(), v.voxels.kind(), 2, v.geometry.size, false).unwrap();
+        // Channels take turns.
+        let (a, b) = v.voxels.as_bytes().split_at(75 * plane);
+        for (a, b) in a.chunks(thickness * plane).zip(b.chunks(thickness * plane)) {
+            w.push(0, a).unwrap();
+            w.push(1, b).unwrap();
+        }
+        let facts = w.finish(v.geometry, v.channels.clone(), v.about.clone()).unwrap();
+        assert_eq!(facts.facts, v.facts().facts);
+        // Which of the shards was done first is all that may differ.
+        let sorted = |files: Vec<(String, Vec<u8>)>| -> Vec<(String, Vec<u8>)> {
+            let lines = |b: Vec<u8>| {
+                let mut lines: Vec<String> = String::from_utf8(b).unwrap().lines().map(String::from).collect();
+                lines.sort();
+                lines.concat().into_bytes()
+            };
+            files.into_iter().map(|(name, b)| if name == ".hashed" { (name, lines(b)) } else { (name, b) }).collect()
+        };
+        assert_eq!(sorted(array_files(&dir.path().join("0"))), sorted(array_files(&whole.path().join("0"))));
+        assert_eq!(Volume::read(dir.path()).unwrap(), v);
+    }
+}
+
+#[test]
+fn an_image_that_lacks_slices_is_refused_and_may_be_begun_anew() {
+    let v = volume(Zyx::new(75, 20, 20), 1, 1, false);
+    let dir = tempfile::tempdir().unwrap();
+    let create = || SlabWriter::create(dir.path(), v.voxels.kind(), 1, v.geometry.size, false).unwrap();
+    let mut short = create();
+    short.push(0, &v.voxels.as_bytes()[..30 * 800]).unwrap();
+    let why = short.finish(v.geometry, v.channels.clone(), v.about.clone()).unwrap_err().to_string();
+    assert_eq!(why, "volume: channel 0 ends after 30 of 75 slices");
+    let mut whole = create();
+    whole.push(0, v.voxels.as_bytes()).unwrap();
+    whole.finish(v.geometry, v.channels.clone(), v.about.clone()).unwrap();
+    assert_eq!(Volume::read(dir.path()).unwrap(), v);
+}
+
+/// What is hashed while it is written must be what stands there.
+#[test]
+fn a_commit_knows_the_hashes_of_what_was_written() {
+    let v = volume(Zyx::new(75, 40, 50), 2, 1, true);
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), 0, None);
+    let draft = store.disk.draft().unwrap();
+    v.write(&draft.path, None).unwrap();
+    let commit = Commit {
+        key: Key([7; 32]),
+        kind: Kind::Volume,
+        case: None,
+        recipe: Recipe { stage: "t".into(), version: 1, config: serde_json::Value::Null, inputs: Default::default(), seed: 0 },
+        input_keys: Default::default(),
+        facts: Default::default(),
+        content: None,
+        inputs_dirs: &[],
+    };
+    let manifest = draft.commit(commit).unwrap();
+    let at = store.disk.dir(&manifest.key);
+    let names: Vec<&str> = manifest.files.keys().map(String::as_str).collect();
+    assert_eq!(names.len(), 8, "{names:?}");
+    for (name, hash) in &manifest.files {
+        assert_eq!(*hash, ContentHash::of(&std::fs::read(at.join(name)).unwrap()), "{name}");
+    }
 }
 
 proptest! {
