@@ -54,6 +54,7 @@ pub mod trace;
 mod tree;
 mod twins;
 mod values;
+mod view;
 pub mod walk;
 pub mod write;
 pub mod write_rtstruct;

@@ -9,7 +9,7 @@ use voxmill_schemas::tables::InstanceRow;
 
 use super::fill::{Fill, Polygon, fill, nesting};
 use super::place::Grid;
-use super::tree::{self, Dataset};
+use super::view::{self, View};
 use crate::error::Error;
 
 /// Largest spread of a contour's points along the slice normal, mm.
@@ -61,33 +61,33 @@ pub struct Drawn {
 
 /// `name`: what messages call the file.
 pub fn read(path: &Path, name: &str) -> Result<RtStruct, Error> {
-    of_data(&tree::open(path, name)?.data, name)
+    of_data(view::open(path, name)?.data(), name)
 }
 
 /// A file of an index; refused when its bytes have changed since.
 pub fn read_indexed(row: &InstanceRow) -> Result<RtStruct, Error> {
-    of_data(&tree::open_row(row)?.data, &row.file)
+    of_data(view::open_row(row)?.data(), &row.file)
 }
 
-fn of_data(d: &Dataset, name: &str) -> Result<RtStruct, Error> {
+fn of_data(d: View, name: &str) -> Result<RtStruct, Error> {
     let file = name.to_string();
-    if tree::text(d, tags::SOP_CLASS_UID).as_deref() != Some(uids::RT_STRUCTURE_SET_STORAGE) {
+    if d.text(tags::SOP_CLASS_UID).as_deref() != Some(uids::RT_STRUCTURE_SET_STORAGE) {
         return Err(Error::Dicom { file, why: "it is no RT structure set".into() });
     }
-    let mut rois: Vec<Roi> = tree::items(d, tags::STRUCTURE_SET_ROI_SEQUENCE)
-        .iter()
+    let mut rois: Vec<Roi> = d
+        .items(tags::STRUCTURE_SET_ROI_SEQUENCE)
         .filter_map(|s| {
-            let number = tree::int(s, tags::ROI_NUMBER)?;
-            let name = tree::text(s, tags::ROI_NAME).unwrap_or_else(|| format!("ROI {number}"));
-            Some(Roi { number, name, frame_of_reference: tree::text(s, tags::REFERENCED_FRAME_OF_REFERENCE_UID), ..Roi::default() })
+            let number = s.int(tags::ROI_NUMBER)?;
+            let name = s.text(tags::ROI_NAME).unwrap_or_else(|| format!("ROI {number}"));
+            Some(Roi { number, name, frame_of_reference: s.text(tags::REFERENCED_FRAME_OF_REFERENCE_UID), ..Roi::default() })
         })
         .collect();
-    for drawn in tree::items(d, tags::ROI_CONTOUR_SEQUENCE) {
-        let Some(roi) = tree::int(drawn, tags::REFERENCED_ROI_NUMBER).and_then(|n| rois.iter_mut().find(|r| r.number == n)) else {
+    for drawn in d.items(tags::ROI_CONTOUR_SEQUENCE) {
+        let Some(roi) = drawn.int(tags::REFERENCED_ROI_NUMBER).and_then(|n| rois.iter_mut().find(|r| r.number == n)) else {
             continue;
         };
-        for c in tree::items(drawn, tags::CONTOUR_SEQUENCE) {
-            let kind = tree::text(c, tags::CONTOUR_GEOMETRIC_TYPE).unwrap_or_else(|| "untyped".into());
+        for c in drawn.items(tags::CONTOUR_SEQUENCE) {
+            let kind = c.text(tags::CONTOUR_GEOMETRIC_TYPE).unwrap_or_else(|| "untyped".into());
             if !matches!(kind.as_str(), "CLOSED_PLANAR" | "CLOSEDPLANAR_XOR") {
                 *roi.skipped.entry(kind).or_default() += 1;
                 continue;
@@ -98,20 +98,20 @@ fn of_data(d: &Dataset, name: &str) -> Result<RtStruct, Error> {
             }
         }
     }
-    let made = [tags::STRUCTURE_SET_DATE, tags::STRUCTURE_SET_TIME].map(|t| tree::text(d, t).unwrap_or_default()).join(" ");
+    let made = [tags::STRUCTURE_SET_DATE, tags::STRUCTURE_SET_TIME].map(|t| d.text(t).unwrap_or_default()).join(" ");
     Ok(RtStruct { file, rois, made })
 }
 
 /// `None` when the data are no triplets of finite numbers.
-fn contour(c: &Dataset, is_xor: bool) -> Option<Contour> {
-    let numbers = c.get(tags::CONTOUR_DATA)?.value().to_multi_float64().ok()?;
+fn contour(c: View, is_xor: bool) -> Option<Contour> {
+    let numbers = c.numbers(tags::CONTOUR_DATA)?;
     if numbers.is_empty() || numbers.len() % 3 != 0 || !numbers.iter().all(|v| v.is_finite() && v.abs() < 1e9) {
         return None;
     }
     let points = numbers.chunks_exact(3).map(|p| Lps([p[0], p[1], p[2]])).collect();
-    let images = tree::items(c, tags::CONTOUR_IMAGE_SEQUENCE).iter().filter_map(|i| {
-        let frame = tree::int(i, tags::REFERENCED_FRAME_NUMBER).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
-        Some((tree::text(i, tags::REFERENCED_SOP_INSTANCE_UID)?, frame))
+    let images = c.items(tags::CONTOUR_IMAGE_SEQUENCE).filter_map(|i| {
+        let frame = i.int(tags::REFERENCED_FRAME_NUMBER).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
+        Some((i.text(tags::REFERENCED_SOP_INSTANCE_UID)?, frame))
     });
     Some(Contour { points, is_xor, images: images.collect() })
 }

@@ -37,7 +37,7 @@ pub fn slices(instances: &[InstanceRow]) -> Result<Vec<Slice>, Error> {
 pub fn open(instances: &[InstanceRow]) -> Result<Series, Error> {
     let slices = slices(instances)?;
     let first = match instances.first() {
-        Some(i) => tree::open_row(i)?.data,
+        Some(i) => tree::open_row(i)?,
         None => Dataset::new_empty(),
     };
     let frame_of_reference = tree::text(&first, tags::FRAME_OF_REFERENCE_UID);
@@ -59,16 +59,6 @@ fn slices_of(h: &Header) -> impl Iterator<Item = Slice> + '_ {
             thickness_mm: f.thickness_mm,
         })
     })
-}
-
-/// The plane of a frame from its functional groups, `None` where position, orientation or spacing is missing or nonsense.
-pub fn frame_plane(per_frame: &Dataset, shared: Option<&Dataset>) -> Option<Plane> {
-    let group = |tag| tree::group(Some(per_frame), shared, tag);
-    Plane::new(
-        tree::floats::<3>(group(tags::PLANE_POSITION_SEQUENCE)?, tags::IMAGE_POSITION_PATIENT)?,
-        tree::floats::<6>(group(tags::PLANE_ORIENTATION_SEQUENCE)?, tags::IMAGE_ORIENTATION_PATIENT)?,
-        tree::floats::<2>(group(tags::PIXEL_MEASURES_SEQUENCE)?, tags::PIXEL_SPACING)?,
-    )
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
-//! Datasets as trees, for objects whose meaning stands in nested sequences (SEG, RTSTRUCT, the patient of a series). Values are read by tag:
-//! absent, empty and wrong ones are `None`, never a guess.
-
-use std::path::Path;
+//! Datasets as trees: the header of a series, of which patient, study and more are copied into what is written. Values are read by tag: absent, empty and
+//! wrong ones are `None`, never a guess. Files of labels are read as [`super::view`].
 
 use dicom::core::dictionary::{DataDictionary, DataDictionaryEntry, VirtualVr};
 use dicom::core::header::Header as _;
@@ -13,53 +11,23 @@ use voxmill_schemas::tables::InstanceRow;
 
 use super::bytes::Source;
 use super::contents::{self, FileRef};
-use super::header::{self, Header, NoHeader};
-use super::scan;
+use super::header::Header;
+use super::{scan, view};
 use crate::error::{Error, chain};
 
 pub type Dataset = InMemDicomObject;
 
-/// A larger tree is refused; the pixels are not part of it.
-const MAX_TREE_BYTES: u64 = 512 << 20;
 /// Deeper nesting is refused: the parser would recurse as deep as the file wants. Real objects need eight levels.
 const MAX_DEPTH: usize = 64;
 
-/// An opened file: its header, its tree up to the pixels, and its bytes for the pixels.
-pub struct Opened {
-    pub header: Header,
-    pub data: Dataset,
-    pub source: Source,
+/// A file of an index, up to its pixels.
+pub fn open_row(row: &InstanceRow) -> Result<Dataset, Error> {
+    of_source(&contents::open(&FileRef::of(row))?, &row.file)
 }
 
-/// - `name`: what messages call the file
-pub fn open(path: &Path, name: &str) -> Result<Opened, Error> {
-    of_source(Source::open(path).map_err(unread(name))?, name)
-}
-
-/// A file of an index.
-pub fn open_row(row: &InstanceRow) -> Result<Opened, Error> {
-    of_source(contents::open(&FileRef::of(row))?, &row.file)
-}
-
-fn unread(name: &str) -> impl Fn(std::io::Error) -> Error {
-    move |e| Error::Dicom { file: name.to_string(), why: format!("it cannot be read: {e}") }
-}
-
-fn of_source(source: Source, name: &str) -> Result<Opened, Error> {
-    let wrong = |why: String| Error::Dicom { file: name.to_string(), why };
-    let header = match header::of_source(&source).map_err(unread(name))? {
-        Ok(header) => header,
-        Err(NoHeader::Broken { why, .. }) => return Err(wrong(why)),
-        Err(NoHeader::NotDicom) => return Err(wrong("it is not DICOM".into())),
-        Err(NoHeader::Empty) => return Err(wrong("it is empty".into())),
-    };
-    let end = header.pixel.map_or(source.len(), |p| p.offset);
-    if end > MAX_TREE_BYTES {
-        return Err(Error::TooLarge { what: name.into(), wanted_bytes: end, limit_bytes: MAX_TREE_BYTES });
-    }
-    let bytes = source.read_at(0, end as usize).map_err(unread(name))?;
-    let data = parse(&bytes, &header).map_err(wrong)?;
-    Ok(Opened { header, data, source })
+fn of_source(source: &Source, name: &str) -> Result<Dataset, Error> {
+    let (header, bytes) = view::up_to_pixels(source, name)?;
+    parse(&bytes, &header).map_err(|why| Error::Dicom { file: name.to_string(), why })
 }
 
 /// - `bytes`: a file up to the value of its pixel data
@@ -214,30 +182,6 @@ pub fn int(d: &Dataset, tag: Tag) -> Option<i64> {
     d.get(tag)?.value().to_int::<i64>().ok()
 }
 
-/// Exactly `N` finite numbers.
-pub fn floats<const N: usize>(d: &Dataset, tag: Tag) -> Option<[f64; N]> {
-    let v: [f64; N] = d.get(tag)?.value().to_multi_float64().ok()?.try_into().ok()?;
-    v.iter().all(|x| x.is_finite()).then_some(v)
-}
-
-pub fn float(d: &Dataset, tag: Tag) -> Option<f64> {
-    floats::<1>(d, tag).map(|[v]| v)
-}
-
-/// The items of a sequence; none where the tag is absent or holds something else.
-pub fn items(d: &Dataset, tag: Tag) -> &[Dataset] {
-    d.get(tag).and_then(|e| e.value().items()).unwrap_or(&[])
-}
-
-pub fn item(d: &Dataset, tag: Tag) -> Option<&Dataset> {
-    items(d, tag).first()
-}
-
-/// The item of a functional group macro: per frame, else shared (PS3.3 C.7.6.16.1).
-pub fn group<'a>(per_frame: Option<&'a Dataset>, shared: Option<&'a Dataset>, tag: Tag) -> Option<&'a Dataset> {
-    per_frame.and_then(|d| item(d, tag)).or_else(|| shared.and_then(|d| item(d, tag)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,19 +234,17 @@ mod tests {
         let end = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0";
         let modality = &b"\x08\x00\x60\x00CS\x08\x00RTSTRUCT"[..];
         let d = parse(&[modality, &body, end].concat(), &Header::default()).expect("it is read");
-        let contour = item_of(item_of(&d, 0x3006_0039), 0x3006_0040);
-        assert_eq!(floats::<3>(contour, Tag(0x3006, 0x0050)), Some([1.0, 2.0, 3.0]));
+        let contour = item_of(item_of(&d, Tag(0x3006, 0x0039)), Tag(0x3006, 0x0040));
+        assert_eq!(text(contour, Tag(0x3006, 0x0050)).as_deref(), Some("1\\2\\3"));
     }
 
-    fn item_of(d: &Dataset, tag: u32) -> &Dataset {
-        item(d, Tag((tag >> 16) as u16, tag as u16)).expect("an item")
+    fn item_of(d: &Dataset, tag: Tag) -> &Dataset {
+        d.get(tag).and_then(|e| e.value().items()).and_then(|items| items.first()).expect("an item")
     }
 
     #[test]
     fn a_deeply_nested_file_is_refused() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
         let modality = *b"\x08\x00\x60\x00CS\x04\x00SEG ";
-        std::fs::write(file.path(), [&modality[..], &nested(100_000, true)].concat()).expect("written");
-        assert!(open(file.path(), "deep").is_err());
+        assert!(of_source(&Source::of_raw([&modality[..], &nested(100_000, true)].concat()), "deep").is_err());
     }
 }
