@@ -7,6 +7,8 @@ pub mod dicom;
 pub mod error;
 #[path = "../../stages/nifti/mod.rs"]
 pub mod nifti;
+#[path = "../../stages/ops/mod.rs"]
+pub mod ops;
 #[path = "../../stages/stage.rs"]
 pub mod stage;
 #[path = "../../stages/store/mod.rs"]
