@@ -24,7 +24,8 @@ pub fn needs(map: &Affine, region: Region, size: Zyx<usize>, outside: Outside) -
         // The points of a row are counted up from its first: room for rounding.
         let (mut low, mut high) = ((low - 1e-6).floor() as i64, (high + 1e-6).floor() as i64 + 1);
         match outside {
-            Outside::Edge => (low, high) = (low.clamp(0, top), high.clamp(0, top)),
+            // Beyond an edge the last two voxels are read, one of them with a weight of 0.
+            Outside::Edge => (low, high) = (low.clamp(0, (top - 1).max(0)), high.clamp(top.min(1), top)),
             Outside::Value(_) | Outside::Fade => (low, high) = ((low - 1).max(0), (high + 1).min(top)),
             Outside::Reflect if low < 0 || high > top => (low, high) = (0, top),
             Outside::Reflect => {}
@@ -73,12 +74,17 @@ pub fn linear<T: Voxel, U: Stored>(
             step: [map[0][0], map[1][0], map[2][0]],
             first: tile.start.x as usize,
         };
-        let free = if is_small { line.inside(size, row.len()) } else { 0..0 };
+        // With a repeated edge every point has its neighbours, if there are two voxels along each axis.
+        let folds = outside == Outside::Edge && size.to_array().iter().all(|n| *n > 1);
+        let free = if folds { 0..row.len() } else { line.inside(size, row.len()) };
+        let free = Some(free).filter(|r| is_small && r.len() >= SIDE).unwrap_or(0..0);
         U::fill(row, &mut scratch, maps, lanes, |row| {
             let edge = |k: usize, row: &mut [f32]| row[k] = linear_at(part, size, line.at(k), outside) as f32;
             (0..free.start).for_each(|k| edge(k, row));
             (free.end..row.len()).for_each(|k| edge(k, row));
-            interior(lanes, part, line, free.start, &mut row[free]);
+            if !free.is_empty() {
+                many(lanes, part, line, size, free.start, &mut row[free]);
+            }
         });
     }
 }
@@ -136,40 +142,43 @@ impl Line {
 const SIDE: usize = 16;
 
 on_lanes! {
-    /// The trilinear values of the outputs from `skip` on of a row, all of whose neighbours lie in the array and in the part.
-    pub fn interior<T: Voxel>(part: Part<T>, line: Line, skip: usize, out: &mut [f32]) {
-        let (start, n) = (part.region.start.map(|s| s as i32), part.region.size);
-        let (row, plane) = (n.x, n.y * n.x);
-        let first = (line.first + skip) as f64;
-        for (block, out) in out.chunks_mut(SIDE).enumerate() {
-            let (mut at, mut t) = ([0u32; SIDE], [[0.0f64; SIDE]; 3]);
-            for k in 0..SIDE {
-                // Beyond the end of the row the last point once more: it is there.
-                let k_here = first + (block * SIDE + k.min(out.len() - 1)) as f64;
-                let mut low = [0i32; 3];
-                for a in 0..3 {
-                    let p = line.base[a] + line.step[a] * k_here;
-                    // SAFETY: `Line::inside` holds the point to 0 … n − 1 of an axis, and n fits 31 bits as the part does.
-                    low[a] = unsafe { p.to_int_unchecked::<i32>() };
-                    t[a][k] = p - low[a] as f64;
+    /// The trilinear values of the outputs from `skip` on of a row, at least [`SIDE`] of them; the edge of an array of `size`, at least 2 voxels along each
+    /// axis, is repeated. What they read lies in the part.
+    pub fn many<T: Voxel>(part: Part<T>, line: Line, size: Zyx<usize>, skip: usize, out: &mut [f32]) {
+        let start = part.region.start.map(|s| s as i32).to_array();
+        let (row, plane) = (part.region.size.x, part.region.size.y * part.region.size.x);
+        let (pitch, size) = ([plane as i32, row as i32, 1], size.to_array());
+        let blocks = out.len().div_ceil(SIDE);
+        for block in 0..blocks {
+            // The last block ends with the row: some outputs are made twice.
+            let from = (block * SIDE).min(out.len() - SIDE);
+            let first = (line.first + skip + from) as f64;
+            let (mut at, mut t) = ([0i32; SIDE], [[0.0f64; SIDE]; 3]);
+            for a in 0..3 {
+                let (base, step) = (line.base[2 - a], line.step[2 - a]);
+                for k in 0..SIDE {
+                    let p = (base + step * (first + k as f64)).max(0.0).min(size[a] as f64 - 1.0);
+                    // SAFETY: `max` and `min` have left a number from 0 to the last voxel of an axis, which 31 bits hold as they hold the part.
+                    let low = unsafe { p.to_int_unchecked::<i32>() }.min(size[a] as i32 - 2);
+                    t[a][k] = p - low as f64;
+                    at[k] = at[k].wrapping_add((low - start[a]).wrapping_mul(pitch[a]));
                 }
-                at[k] = (((low[2] - start.z) * n.y as i32 + (low[1] - start.y)) * n.x as i32 + (low[0] - start.x)) as u32;
             }
+            let (low, high) = at.iter().fold((i32::MAX, i32::MIN), |(low, high), at| (low.min(*at), high.max(*at)));
+            assert!(low >= 0 && (high as usize) + plane + row + 1 < part.voxels.len(), "every neighbour lies in the part");
             let mut corners = [[[T::default(); 2]; SIDE]; 4];
             for k in 0..SIDE {
-                let at = at[k] as usize;
-                for (c, from) in [at, at + row, at + plane, at + plane + row].into_iter().enumerate() {
-                    corners[c][k] = [part.voxels[from], part.voxels[from + 1]];
+                for (c, more) in [0, row, plane, plane + row].into_iter().enumerate() {
+                    // SAFETY: two voxels from a place that was just seen to lie in the part.
+                    corners[c][k] = unsafe { part.voxels.as_ptr().add(at[k] as usize + more).cast::<[T; 2]>().read() };
                 }
             }
-            let blend = |a: f64, b: f64, t: f64| if t == 0.0 { a } else { a + (b - a) * t };
-            let mut values = [0.0f32; SIDE];
+            let out = &mut out[from..][..SIDE];
             for k in 0..SIDE {
-                let line = |c: usize| blend(corners[c][k][0].wide(), corners[c][k][1].wide(), t[0][k]);
-                let sheet = |c: usize| blend(line(c), line(c + 1), t[1][k]);
-                values[k] = blend(sheet(0), sheet(2), t[2][k]) as f32;
+                let line = |c: usize| blend(corners[c][k][0].wide(), corners[c][k][1].wide(), t[2][k]);
+                let (front, back) = (blend(line(0), line(1), t[1][k]), blend(line(2), line(3), t[1][k]));
+                out[k] = blend(front, back, t[0][k]) as f32;
             }
-            out.copy_from_slice(&values[..out.len()]);
         }
     }
 }
@@ -238,15 +247,11 @@ pub fn nearest_at(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<Zyx
     Some(Zyx::from_array(index))
 }
 
-/// Where the neighbours of a point inside the array start and how far it is past them: no edge is in reach.
-fn inside(size: Zyx<usize>, p: Zyx<f64>) -> Option<(Zyx<usize>, Zyx<f64>)> {
+/// Where the neighbours of a point inside the array start: no edge is in reach.
+fn inside(size: Zyx<usize>, p: Zyx<f64>) -> Option<Zyx<usize>> {
     let free = |p: f64, n: usize| p >= 0.0 && p < n as f64 - 1.0;
-    if !(free(p.z, size.z) && free(p.y, size.y) && free(p.x, size.x)) {
-        return None;
-    }
     // Truncation is the floor of what is not negative.
-    let low = p.map(|p| p as usize);
-    Some((low, p.zip(low).map(|(p, low)| p - low as f64)))
+    (free(p.z, size.z) && free(p.y, size.y) && free(p.x, size.x)).then(|| p.map(|p| p as usize))
 }
 
 /// The 8 neighbours of a point: index and weight. A neighbour outside the array has weight 0.
@@ -275,17 +280,27 @@ fn neighbours(size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> Option<[(Zyx<u
     Some(std::array::from_fn(|k| (Zyx::from_array(index[k]), weights[k])))
 }
 
+/// a + (b − a)·t; a voxel whose weight is 0 is not looked at, were it infinite.
+#[inline(always)]
+fn blend(a: f64, b: f64, t: f64) -> f64 {
+    let mixed = a + (b - a) * t;
+    let mixed = if t == 1.0 { b } else { mixed };
+    if t == 0.0 { a } else { mixed }
+}
+
 /// The trilinear value of one channel of `size` at a point.
 #[inline]
 pub fn linear_at<T: Voxel>(part: Part<T>, size: Zyx<usize>, p: Zyx<f64>, outside: Outside) -> f64 {
-    if let Some((low, t)) = inside(size, p) {
-        let blend = |a: f64, b: f64, t: f64| if t == 0.0 { a } else { a + (b - a) * t };
+    let folds = outside == Outside::Edge && size.to_array().iter().all(|n| *n > 1);
+    let p = if folds { p.zip(size).map(|(p, n)| outside.fold(p, n)) } else { p };
+    let low = if folds { Some(p.zip(size).map(|(p, n)| (p as usize).min(n - 2))) } else { inside(size, p) };
+    if let Some(low) = low {
+        let t = p.zip(low).map(|(p, low)| p - low as f64);
         let (row, plane) = (part.region.size.x, part.region.size.y * part.region.size.x);
-        let line =
-            |at: usize| if t.x == 0.0 { part.voxels[at].wide() } else { blend(part.voxels[at].wide(), part.voxels[at + 1].wide(), t.x) };
-        let sheet = |at: usize| if t.y == 0.0 { line(at) } else { blend(line(at), line(at + row), t.y) };
         let at = part.at(low);
-        return if t.z == 0.0 { sheet(at) } else { blend(sheet(at), sheet(at + plane), t.z) };
+        let line = |at: usize| blend(part.voxels[at].wide(), part.voxels[at + 1].wide(), t.x);
+        let sheet = |at: usize| blend(line(at), line(at + row), t.y);
+        return blend(sheet(at), sheet(at + plane), t.z);
     }
     match neighbours(size, p, outside) {
         // A weight of 0 must silence its voxel, were it infinite.
