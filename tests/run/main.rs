@@ -13,4 +13,5 @@ mod lineage;
 mod publish;
 mod report;
 mod reuse;
+mod stack;
 mod way;
