@@ -31,7 +31,8 @@ Tables of the newest artifacts of this pipeline (where its nodes make them):
               description, body_part, manufacturer, frame_of_reference,
               n_instances, n_frames, rows, columns, row_spacing_mm,
               column_spacing_mm, slice_spacing_mm, repeat_of, repeat, time_s,
-              echo_time_ms, b_value, irregular, refused, references, labels
+              echo_time_ms, b_value, irregular, lost_beside, refused,
+              references, labels
   instances   series, volume, instance, path, member, file, content, seen,
               size_bytes, transfer_syntax, instance_number, n_frames, frames,
               position_mm, orientation

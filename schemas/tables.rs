@@ -171,6 +171,8 @@ rows! {
         b_value: Option<f64>,
         /// What keeps the series from being one regular grid, in words.
         irregular: Option<String>,
+        /// Files in its folders that could not be read, where it is irregular: one of them may be a slice that is missing.
+        "voxmill.volatile" lost_beside: Option<String>,
         /// Why it is no volume under any setting of `assemble`: incomplete, cine, a file of it is damaged.
         refused: Option<String>,
         /// Labels only: the series (same naming as `series`) they were drawn on.

@@ -198,7 +198,7 @@ impl Stage for Assemble {
             Ok(Some(slab))
         };
         let read = match &volumes[..] {
-            [_] => read::volume_into(&instances, &reading, Some(&mut slabs))?,
+            [_] => read::volume_into(&instances, &reading, Some(&mut slabs)).map_err(|e| with_lost(e, &series))?,
             many => {
                 let of = |v: &SeriesRow| instances.iter().filter(|i| (&i.series, i.volume) == (&v.series, v.volume)).cloned().collect();
                 read::repeated(&many.iter().map(of).collect::<Vec<Vec<InstanceRow>>>(), &reading)?
@@ -247,6 +247,14 @@ impl Stage for Assemble {
             sum.saturating_add(n(s.n_frames).saturating_mul(n(s.rows.unwrap_or(0))).saturating_mul(n(s.columns.unwrap_or(0))))
         });
         voxels.saturating_mul(if volumes.len() > 1 { 10 } else { 6 }).saturating_add(64 << 20)
+    }
+}
+
+/// Where slices are missing, the files beside them that could not be read.
+fn with_lost(e: Error, series: &SeriesRow) -> Error {
+    match (e, &series.lost_beside) {
+        (Error::Geometry { what, why }, Some(lost)) => Error::Geometry { what, why: format!("{why}; {lost}") },
+        (e, _) => e,
     }
 }
 

@@ -11,7 +11,7 @@ use voxmill_schemas::artifact::{Kind, Scope};
 use voxmill_schemas::tables::{FileRow, InstanceRow, Row, SeriesRow};
 
 use crate::dicom::catalog::{self, Catalog, Outcome, missing};
-use crate::dicom::rows::{self, Names};
+use crate::dicom::rows::{self, Lost, Names};
 use crate::dicom::{keys, walk};
 use crate::error::Error;
 use crate::labels::LabelIndex;
@@ -55,7 +55,7 @@ pub enum Deidentify {
 impl Stage for Index {
     const INFO: Info = Info {
         name: "index",
-        version: 3,
+        version: 4,
         scope: Scope::Set,
         ports: &[],
         gives: Kind::Table,
@@ -86,18 +86,19 @@ impl Stage for Index {
         let missing = missing(&catalog);
         let n_seen = catalog.entries.len() + unreadable.len() + missing.len();
         let mut verdicts = Verdicts::default();
-        unreadable.into_iter().for_each(|(file, why)| verdicts.failed(names.file(&file), why));
-        missing.iter().for_each(|file| verdicts.failed(names.file(file), "named by DICOMDIR, not there".into()));
-        if verdicts.of(&catalog, &names) == 0 {
-            let what = if n_seen == 0 { "no file at all".into() } else { verdicts.nothing_usable() };
-            return Err(self.wrong(&what, "at least one DICOM image, DICOM SEG, RTSTRUCT or NIfTI file"));
-        }
-        let made = rows::of(&catalog, &verdicts.damaged, &names);
+        unreadable.into_iter().for_each(|(file, why)| verdicts.lost(&file, names.file(&file), why));
+        missing.iter().for_each(|file| verdicts.lost(file, names.file(file), "named by DICOMDIR, not there".into()));
+        verdicts.of(&catalog, &names);
+        let made = rows::of(&catalog, &verdicts.lost, &names);
         drop(catalog);
         let hidden_labels = made.hidden_labels;
         made.indexed.into_iter().for_each(|(file, what)| verdicts.indexed(file, what));
         made.copies.into_iter().for_each(|(file, why)| verdicts.skipped(file, why, "copy"));
         made.conflicts.into_iter().for_each(|(file, why)| verdicts.failed(file, why));
+        if made.series.is_empty() {
+            let what = if n_seen == 0 { "no file at all".into() } else { verdicts.nothing_usable() };
+            return Err(self.wrong(&what, "at least one DICOM image, DICOM SEG, RTSTRUCT or NIfTI file"));
+        }
         for file in labels_of_no_image(&made.series, &made.instances) {
             verdicts.quarantined.push(Quarantined { what: file, why: "labels of a series that is not in this archive".into() });
         }
@@ -214,8 +215,8 @@ struct Verdicts {
     quarantined: Vec<Quarantined>,
     /// Skipped files by what they are.
     classes: BTreeMap<String, u64>,
-    /// (study, series) UIDs of files that are broken, with their names: their series are not whole.
-    damaged: BTreeMap<(String, String), BTreeSet<String>>,
+    /// Files that are broken: their series are not whole.
+    lost: Lost,
 }
 
 impl Verdicts {
@@ -233,25 +234,28 @@ impl Verdicts {
         self.files.push(FileRow { path, verdict: "failed".into(), why });
     }
 
-    /// The verdicts on what has no place in the index. Returns the number of files that have one: theirs come out when the rows are made.
-    fn of(&mut self, catalog: &Catalog, names: &Names) -> usize {
-        let mut n_kept = 0;
+    /// A file that does not say its series.
+    fn lost(&mut self, place: &str, path: String, why: String) {
+        self.lost.of_folder.entry(rows::folder_of(place).to_string()).or_default().push(path.clone());
+        self.failed(path, why);
+    }
+
+    /// The verdicts on what has no place in the index; those on the rest come out when the rows are made.
+    fn of(&mut self, catalog: &Catalog, names: &Names) {
         for e in &catalog.entries {
             let name = || names.file(&e.seen.place());
             match &e.outcome {
-                Outcome::Nifti | Outcome::Dicom(_) => n_kept += 1,
+                Outcome::Nifti | Outcome::Dicom(_) => {}
                 Outcome::Skipped { class, why } => self.skipped(name(), why.clone(), class),
                 Outcome::Dicomdir(files) => self.skipped(name(), format!("DICOMDIR of {} files", files.len()), "DICOMDIR"),
-                Outcome::Failed { why, series } => {
-                    if let Some(series) = series {
-                        self.damaged.entry(series.clone()).or_default().insert(name());
-                    }
+                Outcome::Failed { why, series: Some(series) } => {
+                    self.lost.of_series.entry(series.clone()).or_default().insert(name(), why.clone());
                     self.failed(name(), why.clone());
                 }
-                Outcome::Unreadable(why) => self.failed(name(), format!("cannot be read: {why}")),
+                Outcome::Failed { why, series: None } => self.lost(&e.seen.place(), name(), why.clone()),
+                Outcome::Unreadable(why) => self.lost(&e.seen.place(), name(), format!("cannot be read: {why}")),
             }
         }
-        n_kept
     }
 
     fn nothing_usable(&self) -> String {

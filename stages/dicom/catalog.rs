@@ -8,15 +8,13 @@ use std::sync::{Mutex, MutexGuard};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::bytes::{Source, Wrapping, wrapping_of};
-use super::classes::{self, Class};
-use super::containers::{self, Closed, DEEPEST, Directory, INSIDE, Kind};
-use super::header::{self, FIRST_BYTES, Header, NoHeader};
-use super::memory;
+use super::classes::Class;
+use super::header::Header;
+use super::look::Look;
 use super::names::Names;
 use super::pack::{Template, pack, unpack};
 use super::walk::{Found, Seen};
-use super::{directory, scan};
+use super::{directory, memory};
 use crate::error::Error;
 
 /// An archive, looked at.
@@ -136,22 +134,8 @@ pub fn missing(catalog: &Catalog) -> Vec<String> {
     missing
 }
 
-/// Whether a name says NIfTI.
-pub fn is_nifti(file: &str) -> bool {
-    ends_with_any(file, &[".nii", ".nii.gz"])
-}
-
-fn is_called_dicom(file: &str) -> bool {
-    ends_with_any(file, &[".dcm", ".dicom", ".ima"])
-}
-
-fn ends_with_any(file: &str, endings: &[&str]) -> bool {
-    let ends = |e: &&str| file.len() >= e.len() && file.as_bytes()[file.len() - e.len()..].eq_ignore_ascii_case(e.as_bytes());
-    endings.iter().any(ends)
-}
-
 /// The series met so far.
-struct SeriesList(Mutex<ByKey>);
+pub(super) struct SeriesList(Mutex<ByKey>);
 
 /// (study, series) → place in the list.
 type ByKey = (HashMap<(String, String), u32>, Vec<SeriesKey>);
@@ -166,7 +150,7 @@ impl SeriesList {
         self.0.lock().expect("nothing panics while it is held")
     }
 
-    fn brief(&self, h: &Header, class: Class) -> Brief {
+    pub fn brief(&self, h: &Header, class: Class) -> Brief {
         let key = (h.study.clone(), h.series.clone());
         let mut list = self.lock();
         let (by_key, all) = &mut *list;
@@ -184,214 +168,6 @@ impl SeriesList {
     }
 }
 
-/// What a file turned out to be.
-enum Looked {
-    One(Outcome),
-    /// Members with their places in the container and their lengths, and what is wrong with the container.
-    Members(Vec<(String, u64, Outcome)>, Option<String>),
-}
-
-/// What looking at files needs.
-struct Look<'a> {
-    root: &'a Path,
-    names: &'a Names,
-    series: &'a SeriesList,
-    step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
-}
-
-impl Look<'_> {
-    fn file(&self, seen: Seen, buffer: &mut Vec<u8>) -> Result<Vec<Entry>, Error> {
-        (self.step)(seen.stat.bytes)?;
-        let looked = if seen.stat.bytes == 0 {
-            Looked::One(empty())
-        } else if is_nifti(&seen.file) {
-            Looked::One(Outcome::Nifti)
-        } else {
-            match std::fs::File::open(self.root.join(&seen.file)) {
-                Ok(file) => self.source(&Source::of_open(file, seen.stat.bytes), &seen.file, 0, buffer)?,
-                Err(e) => Looked::One(Outcome::Unreadable(e.to_string())),
-            }
-        };
-        Ok(match looked {
-            Looked::One(outcome) => vec![Entry { seen, outcome }],
-            Looked::Members(members, fault) => {
-                let stands_for_itself = match (fault, members.is_empty()) {
-                    (Some(why), _) => Some(Outcome::Failed { why: format!("a container: {why}"), series: None }),
-                    (None, true) => Some(skipped("empty container")),
-                    (None, false) => None,
-                };
-                let own = stands_for_itself.map(|outcome| Entry { seen: seen.clone(), outcome });
-                let of_member = |(member, bytes, outcome): (String, u64, Outcome)| {
-                    let seen = Seen { member: Some(member.into_boxed_str()), bytes, ..seen.clone() };
-                    Entry { seen, outcome }
-                };
-                own.into_iter().chain(members.into_iter().map(of_member)).collect()
-            }
-        })
-    }
-
-    /// What a source of known length is. `depth`: how many containers it is in.
-    fn source(&self, source: &Source, name: &str, depth: usize, buffer: &mut Vec<u8>) -> Result<Looked, Error> {
-        let unread = |e: std::io::Error| Looked::One(Outcome::Unreadable(e.to_string()));
-        buffer.clear();
-        buffer.resize(FIRST_BYTES.min(source.len() as usize), 0);
-        if let Err(e) = source.read_into(0, buffer) {
-            return Ok(unread(e));
-        }
-        if let Some(outcome) = other_container(buffer) {
-            return Ok(Looked::One(outcome));
-        }
-        let wrapping = wrapping_of(buffer);
-        let kind = match wrapping {
-            Wrapping::Gzip | Wrapping::Zstd => containers::kind_inside(source, name),
-            _ => containers::kind_of(buffer, name),
-        };
-        if let Some(kind) = kind {
-            return self.container(source.clone(), kind, depth);
-        }
-        let header = match wrapping {
-            Wrapping::None => header::of_prefixes(Some(source.len()), wrapping, buffer, |n, b| grow(source, n, b)),
-            _ => {
-                let body = if wrapping == Wrapping::Deflate { scan::meta(buffer).map_or(0, |m| m.end) } else { 0 };
-                let meta = buffer[..body].to_vec();
-                buffer.clear();
-                header::of_prefixes(None, wrapping, buffer, |n, b| {
-                    b.clear();
-                    b.extend_from_slice(&meta);
-                    // Where the stream is damaged, what came before counts as all there is.
-                    let _ = std::io::Read::read_to_end(&mut std::io::Read::take(source.unfolding(wrapping, body)?, (n - body) as u64), b);
-                    Ok(())
-                })
-            }
-        };
-        Ok(match header {
-            Ok(Ok(h)) if h.sop_class == directory::SOP_CLASS => Looked::One(directory::read(source).map_or_else(broken, Outcome::Dicomdir)),
-            Ok(header) => Looked::One(self.outcome(header, name)),
-            Err(e) => unread(e),
-        })
-    }
-
-    fn container(&self, source: Source, kind: Kind, depth: usize) -> Result<Looked, Error> {
-        if depth == DEEPEST {
-            let why = format!("containers nested more than {DEEPEST} deep: unpack it first");
-            return Ok(Looked::One(Outcome::Failed { why, series: None }));
-        }
-        let directory = match Directory::read(source, kind) {
-            Ok(directory) => directory,
-            Err(e) => return Ok(Looked::Members(Vec::new(), Some(e.to_string()))),
-        };
-        let looked: Vec<Looked> = (0..directory.members.len())
-            .into_par_iter()
-            .map_init(Vec::new, |buffer, i| self.member(&directory, i, depth + 1, buffer))
-            .collect::<Result<_, _>>()?;
-        let mut members = Vec::with_capacity(looked.len());
-        for (m, looked) in directory.members.iter().zip(looked) {
-            match looked {
-                Looked::One(outcome) => members.push((m.name.clone(), m.bytes, outcome)),
-                Looked::Members(inner, fault) => {
-                    let own = match (fault, inner.is_empty()) {
-                        (Some(why), _) => Some(Outcome::Failed { why: format!("a container: {why}"), series: None }),
-                        (None, true) => Some(skipped("empty container")),
-                        (None, false) => None,
-                    };
-                    members.extend(own.map(|outcome| (m.name.clone(), m.bytes, outcome)));
-                    members.extend(inner.into_iter().map(|(name, bytes, o)| (format!("{}{INSIDE}{name}", m.name), bytes, o)));
-                }
-            }
-        }
-        Ok(Looked::Members(members, directory.fault))
-    }
-
-    fn member(&self, directory: &Directory, i: usize, depth: usize, buffer: &mut Vec<u8>) -> Result<Looked, Error> {
-        let m = &directory.members[i];
-        let one = |outcome| Ok(Looked::One(outcome));
-        (self.step)(0)?;
-        match &m.place {
-            Err(Closed::Skipped(why)) => return one(Outcome::Skipped { class: "member of a container".into(), why: why.clone() }),
-            Err(Closed::Failed(why)) => return one(Outcome::Failed { why: why.clone(), series: None }),
-            Ok(_) if m.bytes == 0 => return one(empty()),
-            Ok(_) if is_nifti(&m.name) => return one(Outcome::Nifti),
-            Ok(_) => {}
-        }
-        let broken = |e: std::io::Error| Ok(Looked::One(Outcome::Failed { why: e.to_string(), series: None }));
-        if !directory.is_direct(m) {
-            // The beginning tells most of what there is to know; what is more than a plain file is unfolded whole.
-            let start = match directory.peek(m, FIRST_BYTES as u64) {
-                Ok(start) => start,
-                Err(e) => return broken(e),
-            };
-            buffer.clear();
-            if let Err(e) = grow(&start, FIRST_BYTES, buffer) {
-                return broken(e);
-            }
-            if let Some(outcome) = other_container(buffer) {
-                return one(outcome);
-            }
-            if wrapping_of(buffer) == Wrapping::None && containers::kind_of(buffer, &m.name).is_none() {
-                let header = header::of_prefixes(Some(m.bytes), Wrapping::None, buffer, |n, b| {
-                    b.clear();
-                    grow(&directory.peek(m, n as u64)?, n, b)
-                });
-                match header {
-                    Ok(Ok(h)) if h.sop_class == directory::SOP_CLASS => {}
-                    Ok(header) => return one(self.outcome(header, &m.name)),
-                    Err(e) => return broken(e),
-                }
-            }
-        }
-        match directory.open(m) {
-            Ok(source) => self.source(&source, &m.name, depth, buffer),
-            Err(e) => broken(e),
-        }
-    }
-
-    fn outcome(&self, header: Result<Header, NoHeader>, name: &str) -> Outcome {
-        match header {
-            Ok(mut h) => match classes::of(&h) {
-                Class::Other(class) => Outcome::Skipped { why: class.clone(), class },
-                class => {
-                    self.names.hide(&mut h);
-                    Outcome::Dicom(self.series.brief(&h, class))
-                }
-            },
-            Err(NoHeader::NotDicom) if is_called_dicom(name) => broken("not DICOM, although its name says so".into()),
-            Err(NoHeader::NotDicom) => skipped("not DICOM"),
-            Err(NoHeader::Empty) => empty(),
-            Err(mut none) => {
-                self.names.hide_broken(&mut none);
-                let NoHeader::Broken { why, series } = none else { unreachable!("the other kinds are above") };
-                Outcome::Failed { why, series }
-            }
-        }
-    }
-}
-
-/// Reads on until there are `n` bytes, or all.
-fn grow(source: &Source, n: usize, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-    let have = buffer.len();
-    buffer.resize((n as u64).min(source.len()) as usize, 0);
-    source.read_into(have as u64, &mut buffer[have..])
-}
-
-fn skipped(what: &str) -> Outcome {
-    Outcome::Skipped { class: what.into(), why: what.into() }
-}
-
-fn broken(why: String) -> Outcome {
-    Outcome::Failed { why, series: None }
-}
-
-fn empty() -> Outcome {
-    broken("an empty file (0 bytes)".into())
-}
-
-/// Containers that are not looked into, by their first bytes.
-fn other_container(start: &[u8]) -> Option<Outcome> {
-    let magics: [&[u8]; 4] = [b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\xfd7zXZ\0", b"BZh9"];
-    let why = "an archive file of a kind that is not looked into: unpack it first".to_string();
-    magics.iter().any(|m| start.starts_with(m)).then(|| Outcome::Skipped { class: "archive file".into(), why })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -399,6 +175,8 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::dicom::bytes::Source;
+    use crate::dicom::header;
     use crate::dicom::phantom;
     use crate::dicom::walk::walk;
 
@@ -483,6 +261,27 @@ mod tests {
         assert_eq!(s2.seen.bytes, slice.len() as u64);
         let opened = Source::open_at(&c.path(s2), s2.seen.member.as_deref()).unwrap();
         assert_eq!(header::of_source(&opened).unwrap().unwrap(), c.header(s2).unwrap());
+    }
+
+    #[test]
+    fn containers_that_unfold_to_far_more_than_their_file_fail() {
+        let (root, memo) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let names: Vec<String> = (0..60_000).map(|i| i.to_string()).collect();
+        let many = zip_of(&names.iter().map(|n| (n.as_str(), &b""[..])).collect::<Vec<_>>());
+        std::fs::write(root.path().join("one.zip"), zip_of(&[("a.zip", &many)])).unwrap();
+        let failed = |c: &Catalog| {
+            let why = |e: &Entry| match &e.outcome {
+                Outcome::Failed { why, .. } if why.starts_with("a container") => Some(why.clone()),
+                _ => None,
+            };
+            c.entries.iter().filter_map(why).collect::<Vec<_>>()
+        };
+        assert!(failed(&count_reads(root.path(), memo.path()).1).is_empty());
+        let small = zip_of(&[("a.zip", &many), ("stored", b""), ("b.zip", &many)]);
+        assert!(small.len() < 1 << 20, "{}", small.len());
+        std::fs::write(root.path().join("one.zip"), small).unwrap();
+        let why = failed(&count_reads(root.path(), memo.path()).1);
+        assert!(matches!(&why[..], [one] if one.contains("unfold to far more than a file of its size holds")), "{why:?}");
     }
 
     fn phantom_slice() -> Vec<u8> {

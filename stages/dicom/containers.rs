@@ -77,6 +77,13 @@ pub struct Directory {
     by_name: HashMap<String, usize>,
 }
 
+impl Member {
+    /// Of which it is unfolded.
+    pub fn packed_bytes(&self) -> u64 {
+        self.place.as_ref().map_or(0, |p| p.packed)
+    }
+}
+
 /// What a file is a container of, by its first bytes (512 are enough) and, for what they leave open, its name.
 pub fn kind_of(start: &[u8], name: &str) -> Option<Kind> {
     if start.get(128..132) == Some(b"DICM") {
@@ -139,6 +146,11 @@ impl Directory {
         Ok(Directory { source, members, fault, by_name })
     }
 
+    /// Its own length, unfolded.
+    pub fn bytes(&self) -> u64 {
+        self.source.len()
+    }
+
     /// The bytes of a member, as they were put in.
     pub fn open(&self, m: &Member) -> Result<Source> {
         let place =
@@ -147,7 +159,7 @@ impl Directory {
         if matches!(place.packing, Packing::Tar | Packing::ZipStored) {
             return Ok(packed);
         }
-        let source = unfold(unpacking(&packed, place.packing)?, place.packed)?;
+        let source = unfold(unpacking(&packed, place.packing)?.take(m.bytes.saturating_add(1)), place.packed)?;
         let mut crc = flate2::Crc::new();
         let mut chunk = vec![0; 1 << 16];
         let mut reader = source.reader();

@@ -36,6 +36,6 @@ pub fn read(source: &Source) -> Result<Vec<String>, String> {
 
 /// What two spellings of one file have in common: media are often copied in other case, or with the version that ISO 9660 appends.
 pub fn spelling(file: &str) -> String {
-    let upper = file.to_ascii_uppercase();
+    let upper = file.to_ascii_uppercase().replace('\\', "/");
     upper.strip_suffix(";1").unwrap_or(&upper).trim_end_matches('.').to_string()
 }

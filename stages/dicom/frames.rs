@@ -98,18 +98,24 @@ pub fn check(name: &str, h: &Header, file_len: u64) -> Result<(), Error> {
     if !is_float && (h.bits_stored == 0 || h.bits_stored > bits || h.high_bit >= bits || h.high_bit + 1 < h.bits_stored) {
         return refuse(format!("BitsStored {} up to HighBit {} do not fit {bits} bits allocated", h.bits_stored, h.high_bit));
     }
-    let expected = frame_bits(h).and_then(|b| b.checked_mul(h.n_frames as u64)).map(|b| b.div_ceil(8));
-    let Some(expected) = expected else {
+    if pixel_bytes(h).is_none() {
         return refuse(format!("{}×{} pixels, {} frames of {bits} bits are no image", h.rows, h.columns, h.n_frames));
-    };
-    if let Some(length) = pixel.length {
-        let there = file_len.saturating_sub(pixel.offset).min(length as u64);
-        if there < expected {
-            let truncated = if (length as u64) > there { "the file is cut off" } else { "the element is too short" };
-            return refuse(format!("pixel data are truncated ({truncated}): found {there} bytes, expected {expected}"));
-        }
     }
-    Ok(())
+    lack(h, file_len).map_or(Ok(()), refuse)
+}
+
+/// Bytes of all frames as stored uncompressed.
+fn pixel_bytes(h: &Header) -> Option<u64> {
+    frame_bits(h).and_then(|b| b.checked_mul(h.n_frames as u64)).map(|b| b.div_ceil(8))
+}
+
+/// What is missing of uncompressed pixels, as far as the header and the length of the file tell.
+pub fn lack(h: &Header, file_len: u64) -> Option<String> {
+    let (pixel, expected) = (h.pixel?, pixel_bytes(h)?);
+    let length = pixel.length? as u64;
+    let there = file_len.saturating_sub(pixel.offset).min(length);
+    let truncated = if length > there { "the file is cut off" } else { "the element is too short" };
+    (there < expected).then(|| format!("pixel data are truncated ({truncated}): found {there} bytes, expected {expected}"))
 }
 
 /// Whether so many packed bytes may be an image of so many.
@@ -119,7 +125,7 @@ pub fn may_unfold(packed: u64, bytes: u64) -> bool {
 
 /// - `packed`: bytes of all fragments
 fn check_unfolded(name: &str, h: &Header, packed: u64) -> Result<(), Error> {
-    let bytes = frame_bits(h).and_then(|b| b.checked_mul(h.n_frames as u64)).map_or(u64::MAX, |b| b.div_ceil(8));
+    let bytes = pixel_bytes(h).unwrap_or(u64::MAX);
     if !may_unfold(packed, bytes) {
         let size = format!("{} frames of {}×{} pixels", h.n_frames, h.rows, h.columns);
         return Err(fault(name, format!("{packed} bytes of compressed pixels cannot hold {size} ({bytes} bytes)")));

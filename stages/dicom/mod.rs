@@ -1,6 +1,7 @@
 //! DICOM, as real archives hold it. The only folder that knows the dicom-* crates; it never heard of Zarr. Images are read in the order
 //! scan → header → group → order → pixels: bytes, plain data, volumes, one grid, voxels. A pixel goes frames → codec → values or colour.
 
+mod allowance;
 mod blend;
 pub mod bytes;
 pub mod catalog;
@@ -29,6 +30,7 @@ pub mod jpegls;
 pub mod keys;
 mod knee;
 pub mod level;
+mod look;
 mod lut;
 pub mod memory;
 pub mod mosaic;

@@ -25,7 +25,7 @@ pub struct Made {
     pub indexed: Vec<(String, String)>,
     /// File → of which file it is a copy.
     pub copies: Vec<(String, String)>,
-    /// File → with which file it cannot stand together.
+    /// File → why it cannot be used: cut off, or with which file it cannot stand together.
     pub conflicts: Vec<(String, String)>,
     /// Names of labels that held what tells who the patient is.
     pub hidden_labels: u64,
@@ -46,8 +46,17 @@ pub(super) struct File<'a> {
     pub header: Header,
     /// blake3 of its bytes, where it was asked for.
     pub content: String,
-    /// All files that claim to be this instance and have other contents, it among them: it only says where that instance would stand.
+    /// All files that claim to be this instance, cut off or of other contents, it among them: it only says where that instance would stand.
     pub disputed: Vec<String>,
+}
+
+/// Files that cannot be used: in what they are missing.
+#[derive(Debug, Default)]
+pub struct Lost {
+    /// Where the file says its series: file → what is wrong with it.
+    pub of_series: BTreeMap<SeriesKey, BTreeMap<String, String>>,
+    /// Where it says none: by the folder of the archive that it stands in.
+    pub of_folder: BTreeMap<String, Vec<String>>,
 }
 
 /// What the rows of a series are made with.
@@ -58,11 +67,11 @@ pub(super) struct Making<'a> {
     root: PathBuf,
     /// Series UIDs that several studies use.
     shared: HashSet<&'a str>,
+    lost: &'a Lost,
 }
 
 /// Makes the rows, sorted, the same for any order and naming of the files.
-/// - `damaged`: series of which files could not be read
-pub fn of(catalog: &Catalog, damaged: &BTreeMap<SeriesKey, BTreeSet<String>>, names: &Names) -> Made {
+pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
     let mut by_series: BTreeMap<(&str, &str), Vec<&Entry>> = BTreeMap::new();
     let mut niftis = Vec::new();
     for e in &catalog.entries {
@@ -78,11 +87,8 @@ pub fn of(catalog: &Catalog, damaged: &BTreeMap<SeriesKey, BTreeSet<String>>, na
     let mut studies: HashMap<&str, &str> = HashMap::new();
     let shared = by_series.keys().filter(|(study, series)| studies.insert(series, study).is_some()).map(|(_, series)| *series).collect();
     let root = std::path::absolute(&catalog.root).unwrap_or_else(|_| catalog.root.clone());
-    let m = Making { catalog, names, root, shared };
-    let of_series = |((study, series), entries): (&(&str, &str), &Vec<&Entry>)| {
-        m.series((study, series), entries, damaged.get(&(study.to_string(), series.to_string())))
-    };
-    let parts: Vec<Made> = by_series.par_iter().map(of_series).collect();
+    let m = Making { catalog, names, root, shared, lost };
+    let parts: Vec<Made> = by_series.par_iter().map(|(series, entries)| m.series(*series, entries)).collect();
     let mut made = Made::default();
     for part in parts {
         made.series.extend(part.series);
@@ -130,7 +136,7 @@ impl Making<'_> {
         self.root.join(&e.seen.file)
     }
 
-    fn series(&self, (study, series): (&str, &str), entries: &[&Entry], damaged: Option<&BTreeSet<String>>) -> Made {
+    fn series(&self, (study, series): (&str, &str), entries: &[&Entry]) -> Made {
         let mut made = Made::default();
         let files: Vec<File> = entries
             .iter()
@@ -139,10 +145,12 @@ impl Making<'_> {
                 Some(File { entry, name, header: self.catalog.header(entry)?, content: String::new(), disputed: Vec::new() })
             })
             .collect();
+        let files = self.without_cut_off(files, &mut made);
         let files = self.without_copies(files, &mut made);
         // What a file without a header would have been is not known: it could be a part of any volume.
-        let mut damaged = damaged.cloned().unwrap_or_default();
-        damaged.append(&mut made.unclear);
+        let mut damaged = self.lost.of_series.get(&(study.to_string(), series.to_string())).cloned().unwrap_or_default();
+        damaged.extend(std::mem::take(&mut made.unclear).into_iter().map(|file| (file, String::new())));
+        damaged.extend(made.conflicts.iter().filter(|(file, _)| damaged.contains_key(file)).cloned().collect::<Vec<_>>());
         let base = |h: &Header| SeriesRow {
             series: self.name_of(study, series),
             study: study.to_string(),
@@ -155,7 +163,7 @@ impl Making<'_> {
             frame_of_reference: Some(h.frame_of_reference.clone()).filter(|f| !f.is_empty()),
             ..SeriesRow::default()
         };
-        made.indexed.extend(files.iter().filter(|f| f.disputed.is_empty()).map(|f| (f.name.clone(), what_it_is(f))));
+        made.indexed.extend(files.iter().filter(|f| f.disputed.is_empty()).map(|f| (f.name.clone(), what_it_is(&f.header))));
         made.hidden_labels += files.iter().map(|f| u64::from(f.header.hidden_labels)).sum::<u64>();
         let mut labels = Vec::new();
         let (mut images, mut headers) = (Vec::new(), Vec::new());
@@ -202,13 +210,15 @@ impl Making<'_> {
         volume: usize,
         images: &[(&Entry, String, Vec<String>)],
         headers: &[Header],
-        damaged: &BTreeSet<String>,
+        damaged: &BTreeMap<String, String>,
         base: &dyn Fn(&Header) -> SeriesRow,
     ) {
         // A volume of which an instance is disputed has no true contents; the other volumes of the series have theirs.
         let mut damaged = damaged.clone();
-        damaged.extend(g.members.iter().flat_map(|m| images[m.file].2.iter().cloned()));
-        let broken = damaged.first().map(|first| format!("{} of its files cannot be used (the first: {first})", damaged.len()));
+        let disputed: HashSet<&String> = g.members.iter().flat_map(|m| &images[m.file].2).collect();
+        damaged.extend(made.conflicts.iter().filter(|(file, _)| disputed.contains(file)).cloned());
+        let told = |(first, why): (&String, &String)| format!("{} of its files cannot be used (the first, {first}: {why})", damaged.len());
+        let broken = damaged.first_key_value().map(told);
         let members: Vec<_> = g.members.iter().filter(|m| images[m.file].2.is_empty()).copied().collect();
         if members.is_empty() {
             return;
@@ -244,6 +254,11 @@ impl Making<'_> {
             time_s: g.time_s,
             echo_time_ms: g.echo_time_ms,
             b_value: g.b_value,
+            lost_beside: stack
+                .as_ref()
+                .err()
+                .filter(|_| refused.is_none())
+                .and_then(|_| self.lost_beside(files.keys().map(|f| images[*f].0))),
             irregular: stack.err(),
             refused,
             ..base(first)
@@ -256,6 +271,14 @@ impl Making<'_> {
             made.instances.push(self.instance_row(entry, name, &headers[f], volume as i64, &row.series, frames, first_frame));
         }
         made.series.push(row);
+    }
+
+    /// The files that could not be read and say no series, in the folders where these stand: one of them may be the slice that is missing.
+    fn lost_beside<'e>(&self, entries: impl Iterator<Item = &'e Entry>) -> Option<String> {
+        let folders: BTreeSet<String> = entries.map(|e| folder_of(&e.seen.place()).to_string()).collect();
+        let lost: Vec<&String> = folders.iter().filter_map(|f| self.lost.of_folder.get(f)).flatten().collect();
+        let first = lost.iter().min()?;
+        Some(format!("beside its slices {} could not be read, the first: {first}", order::count(lost.len(), "file")))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -316,19 +339,13 @@ impl Making<'_> {
     }
 }
 
-fn what_it_is(f: &File) -> String {
-    let h = &f.header;
+/// The folder of a place in the archive; of a member of a container that inside it.
+pub fn folder_of(place: &str) -> &str {
+    place.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+fn what_it_is(h: &Header) -> String {
     let mut what = classes::name(&h.sop_class);
-    // Two pixels of YBR_FULL_422 share their colours: a third less than the header's numbers say.
-    let is_shared = h.photometric.starts_with("YBR_FULL_422");
-    if let (Some(pixel), Some(frame)) = (h.pixel, h.frame_bytes().filter(|_| !is_shared)) {
-        let there = if h.wrapping == Default::default() { f.entry.seen.bytes.saturating_sub(pixel.offset) } else { u64::MAX };
-        match pixel.length {
-            Some(length) if (length as u64) > there => what = format!("{what}, cut off: {there} of {length} bytes of pixels"),
-            Some(length) if (length as u64) < frame => what = format!("{what}, too short: {length} of {frame} bytes of pixels"),
-            _ => {}
-        }
-    }
     if !h.odd_uids.is_empty() {
         what = format!("{what}; {} kept as found, although no UID (PS3.5 section 9.1)", h.odd_uids.join(", "));
     }
@@ -361,7 +378,7 @@ mod tests {
     }
 
     fn conflicts(h: &Header) -> usize {
-        let made = of(&catalog(&[("a", h), ("b", h)]), &BTreeMap::new(), &Names::Own);
+        let made = of(&catalog(&[("a", h), ("b", h)]), &Lost::default(), &Names::Own);
         assert!(made.conflicts.iter().all(|(_, why)| why.contains("say that they are one instance, and their contents differ")));
         assert!(made.copies.is_empty());
         made.conflicts.len()
@@ -397,16 +414,26 @@ mod tests {
         let names: Vec<String> = (0..slices.len()).map(|i| format!("f{i}")).collect();
         let mut files: Vec<(&str, &Header)> = names.iter().map(String::as_str).zip(&slices).collect();
         files.push(("twin", &slices[6]));
-        let made = of(&catalog(&files), &BTreeMap::new(), &Names::Own);
+        let made = of(&catalog(&files), &Lost::default(), &Names::Own);
         let told = |made: &Made| made.series.iter().map(|s| (s.n_instances, s.refused.clone().unwrap_or_default())).collect::<Vec<_>>();
-        assert_eq!(told(&made), [(4, String::new()), (3, "2 of its files cannot be used (the first: f6)".to_string())]);
+        assert_eq!(
+            told(&made),
+            [
+                (4, String::new()),
+                (
+                    3,
+                    "2 of its files cannot be used (the first, f6: it and twin say that they are one instance, and their contents differ)"
+                        .to_string()
+                )
+            ]
+        );
         assert!(made.instances.iter().all(|i| i.file != "f6" && i.file != "twin"), "neither is chosen");
         assert_eq!((made.conflicts.len(), made.indexed.len(), made.instances.len()), (2, 7, 7));
 
         // They do not even agree in where they stand: either could be a part of any volume.
         let moved = Header { sop_instance: slices[6].sop_instance.clone(), ..slice(1, 9) };
         *files.last_mut().unwrap() = ("twin", &moved);
-        let made = of(&catalog(&files), &BTreeMap::new(), &Names::Own);
+        let made = of(&catalog(&files), &Lost::default(), &Names::Own);
         assert!(told(&made).iter().all(|(_, why)| why.starts_with("2 of its files cannot be used")), "{:?}", told(&made));
     }
 

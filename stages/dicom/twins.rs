@@ -1,13 +1,15 @@
-//! Files that claim to be one instance: copies of it, or a conflict.
+//! Files that claim to be one instance: copies of it, cut off, or a conflict.
 
 use std::collections::BTreeMap;
 
-use super::bytes::Source;
+use super::bytes::{Source, Wrapping};
 use super::classes::{self, Class};
 use super::contents::FileRef;
+use super::frames;
 use super::header::Header;
 use super::pixels::{self, How};
 use super::rows::{File, Made, Making};
+use crate::error::Error;
 
 /// Two files of one instance are compared voxel by voxel up to this size.
 const MAX_COMPARED_VOXELS: u64 = 512 << 20;
@@ -26,7 +28,75 @@ fn placed(h: &Header) -> Header {
     }
 }
 
+/// What is missing of the pixels of a file, as far as its header and its length tell.
+fn lack(f: &File) -> Option<String> {
+    let length = if f.header.wrapping == Wrapping::None { f.entry.seen.bytes } else { u64::MAX };
+    frames::lack(&f.header, length)
+}
+
 impl Making<'_> {
+    /// Files whose pixels are cut off fail. Where a whole file holds the same instance that one is taken; an image that is there in part alone stays as
+    /// [`File::disputed`].
+    pub(super) fn without_cut_off<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
+        files.sort_by(|a, b| (&a.header.sop_instance, &a.name).cmp(&(&b.header.sop_instance, &b.name)));
+        let mut kept: Vec<File> = Vec::with_capacity(files.len());
+        let mut left = files.into_iter().peekable();
+        while let Some(first) = left.next() {
+            let instance = first.header.sop_instance.clone();
+            let mut twins = vec![first];
+            while let Some(twin) = left.next_if(|f| f.header.sop_instance == instance) {
+                twins.push(twin);
+            }
+            let (mut whole, mut cut): (Vec<_>, Vec<_>) = twins.into_iter().map(|f| (lack(&f), f)).partition(|(lack, _)| lack.is_none());
+            if !instance.is_empty() && whole.len() > 1 {
+                let told: Vec<_> = whole.into_iter().map(|(_, f)| (self.fault(&f), f)).collect();
+                let (readable, broken): (Vec<_>, Vec<_>) = told.into_iter().partition(|(why, _)| why.is_none());
+                // Where none can be read that is no matter of one file, and told when they are read.
+                whole = if readable.is_empty() {
+                    broken
+                } else {
+                    cut.extend(broken);
+                    readable
+                };
+            }
+            let holder = whole.first().filter(|_| !instance.is_empty()).map(|(_, f)| f.name.clone());
+            for (n, (why, mut f)) in cut.into_iter().enumerate() {
+                let why = why.unwrap_or_default();
+                match &holder {
+                    Some(other) => made.conflicts.push((f.name, format!("{why}; {other} holds the same instance whole"))),
+                    None => {
+                        made.conflicts.push((f.name.clone(), why));
+                        // One of them says which volume lacks a slice; of files that say no instance each.
+                        if classes::of(&f.header) == Class::Image && (n == 0 || instance.is_empty()) {
+                            f.disputed = vec![f.name.clone()];
+                            kept.push(f);
+                        }
+                    }
+                }
+            }
+            kept.extend(whole.into_iter().map(|(_, f)| f));
+        }
+        kept
+    }
+
+    /// Why the fragments of a compressed image cannot be told apart, or an image in a stream not be unfolded: what a cut-off file of these kinds comes to.
+    fn fault(&self, f: &File) -> Option<String> {
+        let is_plain = f.header.pixel.is_none_or(|p| p.length.is_some()) && f.header.wrapping == Wrapping::None;
+        if is_plain || classes::of(&f.header) != Class::Image {
+            return None;
+        }
+        match frames::open(&self.reference(f), &f.header, false, &|_| Ok(())) {
+            Err(Error::Dicom { why, .. }) => Some(why),
+            Err(e) => Some(e.to_string()),
+            Ok(_) => None,
+        }
+    }
+
+    fn reference(&self, f: &File) -> FileRef {
+        let (path, member) = (self.path_of(f.entry), f.entry.seen.member.as_deref().map(String::from));
+        FileRef { path, member, name: f.name.clone(), content: f.content.clone(), seen: String::new() }
+    }
+
     /// One file an instance. Copies are left out; two different files that claim to be one instance are both left out, because nothing says which is true.
     /// Where they agree in all but the pixels, one of them stays as [`File::disputed`] to say which volume lacks a slice; else they are `unclear`, and may be a
     /// part of any volume of the series. Only of files that claim to be one instance (or say none) the bytes are looked at. The order of what is left depends on no name.
@@ -104,8 +174,7 @@ impl Making<'_> {
         }
         let geometry = |h: &Header| (h.rows, h.columns, h.n_frames, h.frames.clone());
         let voxels = |f: &File| {
-            let (path, member) = (self.path_of(f.entry), f.entry.seen.member.as_deref().map(String::from));
-            let file = FileRef { path, member, name: f.name.clone(), content: f.content.clone(), seen: String::new() };
+            let file = self.reference(f);
             let frames: Vec<_> = (0..f.header.frames.len()).map(|frame| (0, frame)).collect();
             let how = How { keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
             pixels::decode(&[file], std::slice::from_ref(&f.header), &frames, x.rows as usize, x.columns as usize, &how)

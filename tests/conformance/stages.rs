@@ -231,6 +231,63 @@ fn every_file_has_a_verdict_and_the_counts_reconcile() {
     assert!(b.volumes(&rows).values().all(Result::is_ok));
 }
 
+/// One more file of the archive, and the verdicts.
+fn with_file(b: &Bench, name: &str, bytes: &[u8]) -> BTreeMap<String, (String, String)> {
+    std::fs::write(b.archive().join(name), bytes).unwrap();
+    verdicts(&b.index("none").1)
+}
+
+#[test]
+fn of_a_cut_off_file_and_a_whole_one_of_one_instance_the_whole_one_is_taken() {
+    let b = Bench::new();
+    let before = b.volumes(&b.index("none").1);
+    let slice = std::fs::read(&b.slices("hippocampus_001")[5]).unwrap();
+    // By name the cut one comes first, then last.
+    for name in ["0", "zz"] {
+        let v = with_file(&b, name, &slice[..slice.len() - 100]);
+        let (verdict, why) = &v[name];
+        assert_eq!(verdict, "failed");
+        assert!(why.contains("the file is cut off") && why.ends_with("holds the same instance whole"), "{why}");
+    }
+    let after = b.volumes(&b.index("none").1);
+    assert_eq!(after["hippocampus_001"].as_ref().unwrap().voxels, before["hippocampus_001"].as_ref().unwrap().voxels);
+    // Alone it costs the series.
+    drop_one(&b.slices("hippocampus_001")[5]);
+    let why = b.volumes(&b.index("none").1).remove("hippocampus_001").unwrap().unwrap_err();
+    assert!(why.contains("the file is cut off"), "{why}");
+}
+
+#[test]
+fn a_gap_is_told_with_the_files_beside_it_that_could_not_be_read() {
+    let b = Bench::new();
+    let slices = b.slices("hippocampus_001");
+    drop_inner(&slices);
+    let refusal = |b: &Bench| b.volumes(&b.index("none").1).remove("hippocampus_001").unwrap().unwrap_err();
+    assert!(!refusal(&b).contains("could not be read"));
+    std::fs::write(b.archive().join("elsewhere.dcm"), "").unwrap();
+    assert!(!refusal(&b).contains("could not be read"));
+    std::fs::write(slices[0].with_file_name("torn.dcm"), "").unwrap();
+    let why = refusal(&b);
+    assert!(
+        why.contains("missing at") && why.contains("beside its slices 1 file could not be read, the first: hippocampus_001/MR/torn.dcm"),
+        "{why}"
+    );
+}
+
+#[test]
+fn what_macos_keeps_beside_files_is_neither_dicom_nor_nifti() {
+    let b = Bench::new();
+    let double = [&b"\0\x05\x16\x07\0\x02\0\0Mac OS X        "[..], &[0; 4048]].concat();
+    for name in ["._scan.nii.gz", "._0001.dcm", "._"] {
+        let v = with_file(&b, name, &double);
+        assert_eq!(v[name], ("skipped".to_string(), "macOS file attributes".to_string()), "{name}");
+    }
+    // A file that only has such a name is what it holds.
+    let slice = std::fs::read(&b.slices("hippocampus_001")[5]).unwrap();
+    drop_one(&b.slices("hippocampus_001")[5]);
+    assert_eq!(with_file(&b, "._slice.dcm", &slice)["._slice.dcm"].0, "indexed");
+}
+
 #[test]
 fn spoilt_series_are_refused_with_the_reason_and_the_others_stay() {
     // What is done, to the slices of a series in the order of their names, and what must be said of it.

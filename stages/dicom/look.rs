@@ -1,0 +1,257 @@
+//! What one file of an archive is: its beginning is read, a container is opened and each member looked at in the same way.
+
+use std::io::Read;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::allowance::{Allowance, header_limit, header_too_long};
+use super::bytes::{Source, Wrapping, wrapping_of};
+use super::catalog::{Entry, Outcome, SeriesList};
+use super::classes::{self, Class};
+use super::containers::{self, Closed, DEEPEST, Directory, INSIDE, Kind};
+use super::header::{self, FIRST_BYTES, Header, NoHeader};
+use super::names::Names;
+use super::walk::Seen;
+use super::{directory, scan};
+use crate::error::Error;
+
+/// What a file turned out to be.
+enum Looked {
+    One(Outcome),
+    /// Members with their places in the container and their lengths, and what is wrong with the container.
+    Members(Vec<(String, u64, Outcome)>, Option<String>),
+}
+
+/// What looking at files needs.
+pub(super) struct Look<'a> {
+    pub root: &'a Path,
+    pub names: &'a Names,
+    pub series: &'a SeriesList,
+    pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
+}
+
+impl Look<'_> {
+    pub fn file(&self, seen: Seen, buffer: &mut Vec<u8>) -> Result<Vec<Entry>, Error> {
+        (self.step)(seen.stat.bytes)?;
+        let looked = if seen.stat.bytes == 0 {
+            Looked::One(empty())
+        } else if is_nifti(&seen.file) {
+            Looked::One(Outcome::Nifti)
+        } else {
+            match std::fs::File::open(self.root.join(&seen.file)) {
+                Ok(file) => {
+                    let within = Allowance::of(seen.stat.bytes);
+                    self.source(&Source::of_open(file, seen.stat.bytes), &seen.file, (0, &within), buffer)?
+                }
+                Err(e) => Looked::One(Outcome::Unreadable(e.to_string())),
+            }
+        };
+        Ok(match looked {
+            Looked::One(outcome) => vec![Entry { seen, outcome }],
+            Looked::Members(members, fault) => {
+                let stands_for_itself = match (fault, members.is_empty()) {
+                    (Some(why), _) => Some(Outcome::Failed { why: format!("a container: {why}"), series: None }),
+                    (None, true) => Some(skipped("empty container")),
+                    (None, false) => None,
+                };
+                let own = stands_for_itself.map(|outcome| Entry { seen: seen.clone(), outcome });
+                let of_member = |(member, bytes, outcome): (String, u64, Outcome)| {
+                    let seen = Seen { member: Some(member.into_boxed_str()), bytes, ..seen.clone() };
+                    Entry { seen, outcome }
+                };
+                own.into_iter().chain(members.into_iter().map(of_member)).collect()
+            }
+        })
+    }
+
+    /// What a source of known length is. `within`: how many containers it is in, and what they may still unfold to.
+    fn source(&self, source: &Source, name: &str, within: Within, buffer: &mut Vec<u8>) -> Result<Looked, Error> {
+        let unread = |e: std::io::Error| Looked::One(Outcome::Unreadable(e.to_string()));
+        buffer.clear();
+        buffer.resize(FIRST_BYTES.min(source.len() as usize), 0);
+        if let Err(e) = source.read_into(0, buffer) {
+            return Ok(unread(e));
+        }
+        if let Some(outcome) = other_kind(buffer) {
+            return Ok(Looked::One(outcome));
+        }
+        let wrapping = wrapping_of(buffer);
+        let kind = match wrapping {
+            Wrapping::Gzip | Wrapping::Zstd => containers::kind_inside(source, name),
+            _ => containers::kind_of(buffer, name),
+        };
+        if let Some(kind) = kind {
+            return self.container(source.clone(), kind, within);
+        }
+        let header = match wrapping {
+            Wrapping::None => header::of_prefixes(Some(source.len()), wrapping, buffer, |n, b| grow(source, n, b)),
+            _ => {
+                let body = if wrapping == Wrapping::Deflate { scan::meta(buffer).map_or(0, |m| m.end) } else { 0 };
+                let meta = buffer[..body].to_vec();
+                buffer.clear();
+                header::of_prefixes(None, wrapping, buffer, |n, b| {
+                    b.clear();
+                    b.extend_from_slice(&meta);
+                    let limit = header_limit(source.len());
+                    // Where the stream is damaged, what came before counts as all there is.
+                    let _ = source.unfolding(wrapping, body)?.take((n.min(limit).saturating_sub(body)) as u64).read_to_end(b);
+                    if n > limit && b.len() == limit { Err(header_too_long(limit)) } else { Ok(()) }
+                })
+            }
+        };
+        Ok(match header {
+            Ok(Ok(h)) if h.sop_class == directory::SOP_CLASS => Looked::One(directory::read(source).map_or_else(broken, Outcome::Dicomdir)),
+            Ok(header) => Looked::One(self.outcome(header, name)),
+            Err(e) => unread(e),
+        })
+    }
+
+    fn container(&self, source: Source, kind: Kind, (depth, allowance): Within) -> Result<Looked, Error> {
+        if depth == DEEPEST {
+            let why = format!("containers nested more than {DEEPEST} deep: unpack it first");
+            return Ok(Looked::One(Outcome::Failed { why, series: None }));
+        }
+        let nested_bytes = |d: &Directory| if depth == 0 { 0 } else { d.bytes() };
+        let read = Directory::read(source, kind).and_then(|d| allowance.take(d.members.len() as u64, nested_bytes(&d)).map(|()| d));
+        let directory = match read {
+            Ok(directory) => directory,
+            Err(e) => return Ok(Looked::Members(Vec::new(), Some(e.to_string()))),
+        };
+        let looked: Vec<Looked> = (0..directory.members.len())
+            .into_par_iter()
+            .map_init(Vec::new, |buffer, i| self.member(&directory, i, (depth + 1, allowance), buffer))
+            .collect::<Result<_, _>>()?;
+        let mut members = Vec::with_capacity(looked.len());
+        for (m, looked) in directory.members.iter().zip(looked) {
+            match looked {
+                Looked::One(outcome) => members.push((m.name.clone(), m.bytes, outcome)),
+                Looked::Members(inner, fault) => {
+                    let own = match (fault, inner.is_empty()) {
+                        (Some(why), _) => Some(Outcome::Failed { why: format!("a container: {why}"), series: None }),
+                        (None, true) => Some(skipped("empty container")),
+                        (None, false) => None,
+                    };
+                    members.extend(own.map(|outcome| (m.name.clone(), m.bytes, outcome)));
+                    members.extend(inner.into_iter().map(|(name, bytes, o)| (format!("{}{INSIDE}{name}", m.name), bytes, o)));
+                }
+            }
+        }
+        Ok(Looked::Members(members, directory.fault))
+    }
+
+    fn member(&self, directory: &Directory, i: usize, within: Within, buffer: &mut Vec<u8>) -> Result<Looked, Error> {
+        let m = &directory.members[i];
+        let one = |outcome| Ok(Looked::One(outcome));
+        (self.step)(0)?;
+        match &m.place {
+            Err(Closed::Skipped(why)) => return one(Outcome::Skipped { class: "member of a container".into(), why: why.clone() }),
+            Err(Closed::Failed(why)) => return one(Outcome::Failed { why: why.clone(), series: None }),
+            Ok(_) if m.bytes == 0 => return one(empty()),
+            Ok(_) if is_nifti(&m.name) => return one(Outcome::Nifti),
+            Ok(_) => {}
+        }
+        let broken = |e: std::io::Error| Ok(Looked::One(Outcome::Failed { why: e.to_string(), series: None }));
+        if !directory.is_direct(m) {
+            // The beginning tells most of what there is to know; what is more than a plain file is unfolded whole.
+            let start = match directory.peek(m, FIRST_BYTES as u64) {
+                Ok(start) => start,
+                Err(e) => return broken(e),
+            };
+            buffer.clear();
+            if let Err(e) = grow(&start, FIRST_BYTES, buffer) {
+                return broken(e);
+            }
+            if let Some(outcome) = other_kind(buffer) {
+                return one(outcome);
+            }
+            if wrapping_of(buffer) == Wrapping::None && containers::kind_of(buffer, &m.name).is_none() {
+                let header = header::of_prefixes(Some(m.bytes), Wrapping::None, buffer, |n, b| {
+                    b.clear();
+                    let limit = header_limit(m.packed_bytes());
+                    within.1.take(0, n.min(limit) as u64)?;
+                    grow(&directory.peek(m, n.min(limit) as u64)?, n.min(limit), b)?;
+                    if n > limit && b.len() == limit { Err(header_too_long(limit)) } else { Ok(()) }
+                });
+                match header {
+                    Ok(Ok(h)) if h.sop_class == directory::SOP_CLASS => {}
+                    Ok(header) => return one(self.outcome(header, &m.name)),
+                    Err(e) => return broken(e),
+                }
+            }
+        }
+        let unfolds = if directory.is_direct(m) { 0 } else { m.bytes };
+        match within.1.take(0, unfolds).and_then(|()| directory.open(m)) {
+            Ok(source) => self.source(&source, &m.name, within, buffer),
+            Err(e) => broken(e),
+        }
+    }
+
+    fn outcome(&self, header: Result<Header, NoHeader>, name: &str) -> Outcome {
+        match header {
+            Ok(mut h) => match classes::of(&h) {
+                Class::Other(class) => Outcome::Skipped { why: class.clone(), class },
+                class => {
+                    self.names.hide(&mut h);
+                    Outcome::Dicom(self.series.brief(&h, class))
+                }
+            },
+            Err(NoHeader::NotDicom) if is_called_dicom(name) => broken("not DICOM, although its name says so".into()),
+            Err(NoHeader::NotDicom) => skipped("not DICOM"),
+            Err(NoHeader::Empty) => empty(),
+            Err(mut none) => {
+                self.names.hide_broken(&mut none);
+                let NoHeader::Broken { why, series } = none else { unreachable!("the other kinds are above") };
+                Outcome::Failed { why, series }
+            }
+        }
+    }
+}
+
+/// How many containers a source is in, and what those in one file may still unfold to.
+type Within<'a> = (usize, &'a Allowance);
+
+/// Whether a name says NIfTI. What macOS keeps of a file beside it bears its name behind `._`.
+fn is_nifti(file: &str) -> bool {
+    let base = file.rsplit(['/', '\\']).next().unwrap_or(file);
+    ends_with_any(base, &[".nii", ".nii.gz"]) && !base.starts_with("._")
+}
+
+fn is_called_dicom(file: &str) -> bool {
+    ends_with_any(file, &[".dcm", ".dicom", ".ima"])
+}
+
+fn ends_with_any(file: &str, endings: &[&str]) -> bool {
+    let ends = |e: &&str| file.len() >= e.len() && file.as_bytes()[file.len() - e.len()..].eq_ignore_ascii_case(e.as_bytes());
+    endings.iter().any(ends)
+}
+
+/// Reads on until there are `n` bytes, or all.
+fn grow(source: &Source, n: usize, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+    let have = buffer.len();
+    buffer.resize((n as u64).min(source.len()) as usize, 0);
+    source.read_into(have as u64, &mut buffer[have..])
+}
+
+fn skipped(what: &str) -> Outcome {
+    Outcome::Skipped { class: what.into(), why: what.into() }
+}
+
+fn broken(why: String) -> Outcome {
+    Outcome::Failed { why, series: None }
+}
+
+fn empty() -> Outcome {
+    broken("an empty file (0 bytes)".into())
+}
+
+/// What is known by its first bytes and not looked into: containers of other kinds, and what macOS keeps beside files under their names.
+fn other_kind(start: &[u8]) -> Option<Outcome> {
+    const CONTAINERS: [&[u8]; 3] = [b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\xfd7zXZ\0"];
+    let is_bzip2 = start.starts_with(b"BZh") && start.get(4..10) == Some(b"1AY&SY");
+    if is_bzip2 || CONTAINERS.iter().any(|m| start.starts_with(m)) {
+        let why = "an archive file of a kind that is not looked into: unpack it first".to_string();
+        return Some(Outcome::Skipped { class: "archive file".into(), why });
+    }
+    start.starts_with(b"\0\x05\x16\x07\0\x02").then(|| skipped("macOS file attributes"))
+}
