@@ -266,6 +266,9 @@ fn mixed(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Voxels, millilitres and pieces of a class in a case.
+type ClassOfCase = (u64, f64, Option<usize>);
+
 /// What was measured so far.
 #[derive(Default)]
 struct Set {
@@ -273,7 +276,7 @@ struct Set {
     /// Name → one entry a case with foreground.
     channels: IndexMap<String, Vec<Channel>>,
     /// Id and name → voxels, volume and pieces of the cases that have it.
-    classes: BTreeMap<(u8, String), Vec<(u64, f64, Option<usize>)>>,
+    classes: BTreeMap<(u8, String), Vec<ClassOfCase>>,
 }
 
 impl Set {
@@ -327,7 +330,7 @@ impl Set {
     }
 
     fn classes(&self) -> Vec<FingerprintClassRow> {
-        let row = |((id, name), cases): (&(u8, String), &Vec<(u64, f64, Option<usize>)>)| {
+        let row = |((id, name), cases): (&(u8, String), &Vec<ClassOfCase>)| {
             let mut ml: Vec<f64> = cases.iter().map(|c| c.1).collect();
             ml.sort_by(f64::total_cmp);
             let n = ml.len();

@@ -28,9 +28,9 @@ pub fn html(r: &Report) -> String {
     }
     out += "</dl>\n";
     cards(&mut out, r);
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section><h2>Stages</h2><div class=\"scroll plain\" tabindex=\"0\" role=\"region\" aria-label=\"graph of the stages\">{}</div></section>\n",
+        "<section><h2>Stages</h2><div class=\"scroll plain\" tabindex=\"0\" role=\"region\" aria-label=\"graph of the stages\">{}</div></section>",
         charts::graph(&r.nodes)
     );
     worst(&mut out, r);

@@ -90,10 +90,7 @@ impl StoredVolume {
         if !cx.lazy {
             cx.check_size(after.geometry.size, after.channels.len())?;
         }
-        let labels = match self.labels()? {
-            Some(own) => Some(chain.labels(own, first)),
-            None => None,
-        };
+        let labels = self.labels()?.map(|own| chain.labels(own, first));
         cx.check_cancelled()?;
         // A lazy volume that nothing is done to stays one only where that is wanted; a stored one is always shared.
         let writes_steps = cx.lazy && !chain.steps.is_empty();
@@ -160,10 +157,13 @@ impl StoredVolume {
     }
 }
 
+/// Channel and place → the bytes of a brick.
+type Bricks = HashMap<(usize, Zyx<usize>), Arc<Vec<u8>>>;
+
 /// Bricks of this slab and of the one before: neighbouring slabs share them, and each is decoded once.
 #[derive(Default)]
 struct Recent {
-    generations: Mutex<[HashMap<(usize, Zyx<usize>), Arc<Vec<u8>>>; 2]>,
+    generations: Mutex<[Bricks; 2]>,
 }
 
 impl Recent {

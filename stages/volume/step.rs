@@ -85,8 +85,8 @@ pub(super) struct Ready {
 #[derive(Clone, Debug)]
 enum How {
     Turn(Turn),
-    Resample { plan: Plan, blur: Option<Blur>, labels: Plan },
-    Padded { padded: Box<Padded>, labels: Plan },
+    Resample { plan: Box<Plan>, blur: Option<Blur>, labels: Box<Plan> },
+    Padded { padded: Box<Padded>, labels: Box<Plan> },
     Cut { region: Region, filling: Filling },
     Map(Vec<Map>),
 }
@@ -118,7 +118,7 @@ impl Step {
                 after.geometry = *to;
                 let blurs = sigma.to_array().iter().any(|s| *s > 0.0);
                 let blur = blurs.then(|| Blur::new(size, *sigma, Edge::Repeat));
-                let labels = Plan::labels(&from, to, *labels, Outside::Edge);
+                let labels = Box::new(Plan::labels(&from, to, *labels, Outside::Edge));
                 if *image != Interpolation::Nearest {
                     after.dtype = Dtype::F32;
                 }
@@ -126,7 +126,7 @@ impl Step {
                     Some(range) if *image != Interpolation::Nearest => {
                         How::Padded { padded: Box::new(Padded::new(&from, to, *image, blur, *range)), labels }
                     }
-                    _ => How::Resample { plan: Plan::new(&from, to, *image, Outside::Edge), blur, labels },
+                    _ => How::Resample { plan: Box::new(Plan::new(&from, to, *image, Outside::Edge)), blur, labels },
                 }
             }
             Step::Cut { region, fill } => {
