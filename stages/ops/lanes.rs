@@ -161,7 +161,7 @@ impl Picks {
         self.groups.iter().map(|g| g.first + 2 * GROUP).max().unwrap_or(0).max(self.last + 1)
     }
 
-    /// line[low] + (line[low + 1] − line[low])·t for each output; a weight of 0 gives line[low] whatever stands beside it.
+    /// `line[low] + (line[low + 1] − line[low])·t` for each output; a weight of 0 gives `line[low]` whatever stands beside it.
     ///
     /// - line: at least [`Picks::reach`]; out: at least [`Picks::padded`]
     pub fn blend(&self, lanes: Lanes, line: &[f64], out: &mut [f64]) {

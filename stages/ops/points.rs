@@ -142,7 +142,7 @@ impl Line {
 const SIDE: usize = 16;
 
 on_lanes! {
-    /// The trilinear values of the outputs from `skip` on of a row, at least [`SIDE`] of them; the edge of an array of `size`, at least 2 voxels along each
+    /// The trilinear values of the outputs from `skip` on of a row, at least `SIDE` of them; the edge of an array of `size`, at least 2 voxels along each
     /// axis, is repeated. What they read lies in the part.
     pub fn many<T: Voxel>(part: Part<T>, line: Line, size: Zyx<usize>, skip: usize, out: &mut [f32]) {
         let start = part.region.start.map(|s| s as i32).to_array();

@@ -102,7 +102,7 @@ struct Room {
 }
 
 on_lanes! {
-    /// Rows side by side, `[n + 24, SIDE]`, with the first and the last voxel repeated [`PAD`] times.
+    /// Rows side by side, `[n + 24, SIDE]`, with the first and the last voxel repeated `PAD` times.
     pub fn abreast<T: Voxel>(rows: [&[T]; SIDE], out: &mut Vec<f64>) {
         let n = rows[0].len();
         out.resize((n + 2 * PAD) * SIDE, 0.0);
@@ -200,7 +200,7 @@ fn padded<'a>(out: &mut Vec<f64>, rows: impl Iterator<Item = &'a [f64]>, lanes: 
 }
 
 on_lanes! {
-    /// [`prefilter`].
+    /// `prefilter`.
     pub fn filter(c: &mut [f64], lanes_abreast: usize) {
         match lanes_abreast {
             // The number of rows side by side is known: their values stay in registers.
