@@ -6,6 +6,8 @@ pub mod mosaic;
 pub mod page;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -95,7 +97,8 @@ pub fn write(plan: &Plan, file: &Path, output: Option<&Path>, pictures: bool) ->
     let to = output.map_or_else(|| plan.workspace.join("report.html"), Path::to_path_buf);
     let name = to.file_name().ok_or_else(|| Fault::Wrong(format!("{} is no file name", to.display())))?;
     let beside = to.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    std::fs::write(&beside, page::html(&report)).map_err(Error::io("write", &beside))?;
+    let written = File::create(&beside).and_then(|mut f| f.write_all(page::html(&report).as_bytes()).and_then(|()| f.sync_all()));
+    written.inspect_err(|_| drop(std::fs::remove_file(&beside))).map_err(Error::io("write", &beside))?;
     std::fs::rename(&beside, &to).map_err(Error::io("write", &to))?;
     Ok(to)
 }
@@ -109,7 +112,7 @@ fn gather(plan: &Plan, text: String, pictures: bool) -> Result<Report, Fault> {
     let newest = newest_executions(&session, plan)?;
     let items = newest_artifacts(&session, plan)?;
     let nodes = plan.nodes.iter().enumerate().map(|(i, n)| node(n, &newest, &items[i])).collect();
-    let (mut scores, mut split, mut trainings) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut scores, mut split, mut trainings, mut fold) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (i, n) in plan.nodes.iter().enumerate().filter(|(_, n)| n.def.info.scope == Scope::Set) {
         for item in &items[i] {
             let tables = table::files(&item.dir)?;
@@ -122,12 +125,14 @@ fn gather(plan: &Plan, text: String, pictures: bool) -> Result<Report, Fault> {
             if tables.contains_key(HistoryRow::TABLE) {
                 let history = table::rows_of::<HistoryRow>(&table::open(&item.dir)?)?;
                 let facts = item.manifest.facts.clone();
+                // The parts of the page are those of the training it shows.
+                fold = item.manifest.recipe.config.get("fold").and_then(Value::as_i64).unwrap_or(0);
                 let classes = facts.get("class_dice").and_then(Value::as_object).map(|m| m.keys().cloned().collect()).unwrap_or_default();
                 trainings.push(Training { node: n.name.clone(), classes, history, facts });
             }
         }
     }
-    let mut cases = cases(plan, &items, &newest, &scores, &SplitRow::parts(&split, 0));
+    let mut cases = cases(plan, &items, &newest, &scores, &SplitRow::parts(&split, fold));
     if pictures {
         take_pictures(&session, plan, &items, &mut cases)?;
     }

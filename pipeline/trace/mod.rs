@@ -14,6 +14,7 @@ use voxmill_stages::store::{Limits, Store};
 use voxmill_stages::table::{self, Source};
 
 use crate::heads::Heads;
+use crate::questions::quoted;
 use crate::session::{Fault, store_dir};
 
 /// Cases of one step that are shown one by one where no case is asked for.
@@ -283,10 +284,6 @@ impl Web {
         }
         out
     }
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 fn series_of(m: &Manifest) -> Option<&str> {

@@ -34,19 +34,22 @@ fn lack(f: &File) -> Option<String> {
     frames::lack(&f.header, length)
 }
 
+/// Files that claim to be one instance, by its UID and then by name.
+fn by_instance(files: Vec<File>) -> BTreeMap<String, Vec<File>> {
+    let mut out: BTreeMap<String, Vec<File>> = BTreeMap::new();
+    for f in files {
+        out.entry(f.header.sop_instance.clone()).or_default().push(f);
+    }
+    out.values_mut().for_each(|twins| twins.sort_by(|a, b| a.name.cmp(&b.name)));
+    out
+}
+
 impl Making<'_> {
     /// Files whose pixels are cut off fail. Where a whole file holds the same instance that one is taken; an image that is there in part alone stays as
     /// [`File::disputed`].
-    pub(super) fn without_cut_off<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
-        files.sort_by(|a, b| (&a.header.sop_instance, &a.name).cmp(&(&b.header.sop_instance, &b.name)));
+    pub(super) fn without_cut_off<'f>(&self, files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
         let mut kept: Vec<File> = Vec::with_capacity(files.len());
-        let mut left = files.into_iter().peekable();
-        while let Some(first) = left.next() {
-            let instance = first.header.sop_instance.clone();
-            let mut twins = vec![first];
-            while let Some(twin) = left.next_if(|f| f.header.sop_instance == instance) {
-                twins.push(twin);
-            }
+        for (instance, twins) in by_instance(files) {
             let (mut whole, mut cut): (Vec<_>, Vec<_>) = twins.into_iter().map(|f| (lack(&f), f)).partition(|(lack, _)| lack.is_none());
             if !instance.is_empty() && whole.len() > 1 {
                 let told: Vec<_> = whole.into_iter().map(|(_, f)| (self.fault(&f), f)).collect();
@@ -100,16 +103,9 @@ impl Making<'_> {
     /// One file an instance. Copies are left out; two different files that claim to be one instance are both left out, because nothing says which is true.
     /// Where they agree in all but the pixels, one of them stays as [`File::disputed`] to say which volume lacks a slice; else they are `unclear`, and may be a
     /// part of any volume of the series. Only of files that claim to be one instance (or say none) the bytes are looked at. The order of what is left depends on no name.
-    pub(super) fn without_copies<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
-        files.sort_by(|a, b| (&a.header.sop_instance, &a.name).cmp(&(&b.header.sop_instance, &b.name)));
+    pub(super) fn without_copies<'f>(&self, files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
         let mut kept: Vec<File> = Vec::with_capacity(files.len());
-        let mut left = files.into_iter().peekable();
-        while let Some(first) = left.next() {
-            let instance = first.header.sop_instance.clone();
-            let mut twins = vec![first];
-            while let Some(twin) = left.next_if(|f| f.header.sop_instance == instance) {
-                twins.push(twin);
-            }
+        for (instance, mut twins) in by_instance(files) {
             if twins.len() > 1 {
                 twins.iter_mut().for_each(|f| f.content = self.hash(f));
                 twins.sort_by(|a, b| (&a.content, &a.name).cmp(&(&b.content, &b.name)));

@@ -1,5 +1,5 @@
 //! A label file as a view of its bytes. A segmentation has thousands of items and a structure set millions of numbers: of each element it is kept where it
-//! stands, twelve bytes, and its value is read when it is asked for. As trees (`tree`) they would take fifty times their size.
+//! stands, twelve bytes, and its value is read when it is asked for. As trees (`tree`) they would take many times their size.
 
 use std::path::Path;
 use std::sync::LazyLock;

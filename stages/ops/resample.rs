@@ -50,19 +50,7 @@ const RIGHT_ANGLED_VOXELS: f64 = 1e-9;
 /// - values: `[c, z, y, x]` on `from`; the result is `[c, z, y, x]` on `to`
 ///
 /// Grids that agree within a thousandth of a voxel give the values untouched. Neither grid may be degenerate.
-pub fn resample_to(values: &[f32], from: &Geometry, to: &Geometry, how: Interpolation, outside: Outside) -> Vec<f32> {
-    run_channels(&Plan::new(from, to, how, outside), values)
-}
-
-/// [`resample_to`] from any voxel type.
-pub fn resample_values<T: Voxel>(
-    values: &[T],
-    _wide: &impl Fn(T) -> f64,
-    from: &Geometry,
-    to: &Geometry,
-    how: Interpolation,
-    outside: Outside,
-) -> Vec<f32> {
+pub fn resample_to<T: Voxel>(values: &[T], from: &Geometry, to: &Geometry, how: Interpolation, outside: Outside) -> Vec<f32> {
     run_channels(&Plan::new(from, to, how, outside), values)
 }
 
@@ -79,15 +67,7 @@ pub fn resample_labels(labels: &[u8], from: &Geometry, to: &Geometry, how: Label
 /// Values at the points `map`·(x, y, z, 1) of each output index: the general way, any affine map.
 ///
 /// - values: `[c, z, y, x]` of `size`; the result is `[c, z, y, x]` of `to`
-pub fn sample<T: Voxel>(
-    values: &[T],
-    _wide: &impl Fn(T) -> f64,
-    map: &Affine,
-    size: Zyx<usize>,
-    to: Zyx<usize>,
-    how: Interpolation,
-    outside: Outside,
-) -> Vec<f32> {
+pub fn sample<T: Voxel>(values: &[T], map: &Affine, size: Zyx<usize>, to: Zyx<usize>, how: Interpolation, outside: Outside) -> Vec<f32> {
     run_channels(&Plan::of_map(map, size, to, how, outside), values)
 }
 
@@ -208,7 +188,7 @@ mod tests {
             let outside = if value { Outside::Value(-7.0) } else { Outside::Edge };
             let values = noise(2 * from.size.count());
             let fast = resample_to(&values, &from, &to, how, outside);
-            let general = sample(&values, &|v| v as f64, &index_map(&from, &to), from.size, to.size, how, outside);
+            let general = sample(&values, &index_map(&from, &to), from.size, to.size, how, outside);
             for (a, b) in fast.iter().zip(&general) {
                 prop_assert!((a - b).abs() < 2e-3, "{a} {b}");
             }

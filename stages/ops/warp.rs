@@ -226,7 +226,7 @@ mod tests {
             map[2 - r][3] -= m[r][c] * at[c];
         }
         (0..3).for_each(|r| map[2 - r][3] += from[r]);
-        let wanted = sample(&voxels, &|v| v as f64, &map, size, to, Interpolation::Linear, Outside::Edge);
+        let wanted = sample(&voxels, &map, size, to, Interpolation::Linear, Outside::Edge);
         assert!(out.voxels.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-3) && out.voxels.len() == wanted.len());
     }
 

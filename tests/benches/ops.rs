@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
-use voxmill_stages::ops::resample::{Interpolation, LabelInterpolation, Outside, resample_labels, resample_values};
+use voxmill_stages::ops::resample::{Interpolation, LabelInterpolation, Outside, resample_labels, resample_to};
 use voxmill_stages::ops::respace::respaced;
 use voxmill_stages::ops::{distance, intensity, metrics, smooth};
 
@@ -45,7 +45,7 @@ fn main() {
     let labels: Vec<u8> = (0..size.count()).map(|i| (i % size.x / 64 % 3) as u8).collect();
     let to = respaced(&from, Zyx::splat(1.0), false).expect("a grid");
 
-    let resample = |from: &Geometry, to: &Geometry, how| resample_values(&ct, &|v| v as f64, from, to, how, Outside::Edge);
+    let resample = |from: &Geometry, to: &Geometry, how| resample_to(&ct, from, to, how, Outside::Edge);
     let (ms, out) = best(|| {
         let mut out = resample(&from, &to, Interpolation::Linear);
         intensity::window(&mut out, -1000.0, 1000.0, 0.0, 1.0, true);

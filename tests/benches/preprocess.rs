@@ -39,7 +39,7 @@ fn peak_bytes() -> usize {
 }
 
 /// Times a plan into fresh memory, as a pipeline has it, beside the copy of input and output bytes into fresh memory.
-fn measure<U: Stored>(path: &str, plan: &Plan, ct: &[i16], pools: &[ThreadPool; 2], rounds: usize) {
+fn measure<U: Stored>(path: &str, plan: &Plan, ct: &[i16], pools: &[ThreadPool; 2], rounds: usize) -> f64 {
     let bytes = size_of_val(ct) + size_of::<U>() * plan.to.count();
     let run = |pool: &ThreadPool| {
         let mut out = vec![U::default(); plan.to.count()];
@@ -64,13 +64,15 @@ fn measure<U: Stored>(path: &str, plan: &Plan, ct: &[i16], pools: &[ThreadPool; 
         copy = copy.min(took);
     }
     let dtype = if size_of::<U>() == 2 { "float16" } else { "float32" };
-    println!(
-        r#"{{"bench":"preprocess","path":"{path}","dtype":"{dtype}","ms_1_thread":{:.1},"ms_2_threads":{:.1},"scaling":{:.2},"memcpy_ms":{copy:.1},"times_memcpy":{:.2},"input_output_bytes":{bytes},"peak_bytes":{peak}}}"#,
-        best[0],
-        best[1],
-        best[0] / best[1],
-        best[1] / copy
-    );
+    let name = format!("{path} int16 to {dtype}");
+    line(&name, best[1], "ms", "copying input and output on the same threads, time", best[1] / copy);
+    line(&format!("{name}: 2 threads"), best[1], "ms", "1 thread, speed", best[0] / best[1]);
+    line(&format!("{name}: peak memory"), peak as f64 / 1e6, "MB", "input and output", peak as f64 / bytes as f64);
+    best[1]
+}
+
+fn line(metric: &str, value: f64, unit: &str, against: &str, ratio: f64) {
+    println!(r#"{{"bench":"preprocess","metric":"{metric}","value":{value:.1},"unit":"{unit}","against":"{against}","ratio":{ratio:.2}}}"#);
 }
 
 fn main() {
@@ -87,18 +89,22 @@ fn main() {
 
     let pools = [pool(1), pool(2)];
     let plan = |to: &Geometry, how| Plan::new(&from, to, how, Outside::Edge);
-    measure::<f32>("linear", &plan(&to, Interpolation::Linear), &ct, &pools, ROUNDS);
+    let linear = measure::<f32>("linear", &plan(&to, Interpolation::Linear), &ct, &pools, ROUNDS);
     measure::<half::f16>("linear", &plan(&to, Interpolation::Linear), &ct, &pools, ROUNDS);
     measure::<f32>("turned", &plan(&turned, Interpolation::Linear), &ct, &pools, ROUNDS);
-    measure::<f32>("oblique", &plan(&askew, Interpolation::Linear), &ct, &pools, ROUNDS / 2);
-    measure::<f32>("cubic", &plan(&to, Interpolation::Cubic), &ct, &pools, ROUNDS / 2);
+    let oblique = measure::<f32>("oblique", &plan(&askew, Interpolation::Linear), &ct, &pools, ROUNDS / 2);
+    let cubic = measure::<f32>("cubic", &plan(&to, Interpolation::Cubic), &ct, &pools, ROUNDS / 2);
 
-    if let Ok(python) = std::env::var("VOXMILL_PYTHON") {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/benches/peers.py");
-        let sizes = size.to_array().map(|n| n.to_string());
-        let done = Command::new(&python).arg(script).args(sizes).arg("2").status();
-        if !done.as_ref().is_ok_and(|s| s.success()) {
-            eprintln!("{python} {script}: {done:?}");
+    let Ok(python) = std::env::var("VOXMILL_PYTHON") else { return eprintln!("no peers: VOXMILL_PYTHON names no interpreter") };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/benches/peers.py");
+    let done = Command::new(&python).arg(script).args(size.to_array().map(|n| n.to_string())).arg("2").output();
+    let said = done.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    for peer in said.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()) {
+        let name = peer["peer"].as_str().unwrap_or("a peer");
+        let own = [("linear", linear), ("oblique", oblique), ("cubic", cubic)].into_iter().find(|(path, _)| peer["path"] == *path);
+        match (own, peer["ms"].as_f64()) {
+            (Some((path, ms)), Some(theirs)) => line(&format!("{path} int16 to float32"), ms, "ms", &format!("{name}, speed"), theirs / ms),
+            _ => eprintln!("{name} is not there: {}", peer["missing"]),
         }
     }
 }

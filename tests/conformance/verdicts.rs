@@ -5,7 +5,7 @@ use std::path::Path;
 
 use voxmill_stages::dicom::order::{Gaps, How};
 use voxmill_stages::nifti;
-use voxmill_stages::ops::resample::{Interpolation, Outside, resample_values};
+use voxmill_stages::ops::resample::{Interpolation, Outside, resample_to};
 use voxmill_stages::volume::Voxels;
 
 use crate::archive::{is_whole, open, root};
@@ -165,7 +165,7 @@ fn a_filled_gap_has_the_values_of_the_ground_truth() {
     let values = v.pixels.voxels.to_f32();
     for name in ["002_ground_truth.nii.gz", "002_ground_truth_reoriented.nii.gz"] {
         let truth = nifti::read(&folder.with_file_name(name)).unwrap();
-        let on_truth = |how| resample_values(&values, &|v| v as f64, &v.geometry, &truth.geometry, how, Outside::Value(f32::NAN));
+        let on_truth = |how| resample_to(&values, &v.geometry, &truth.geometry, how, Outside::Value(f32::NAN));
         let (linear, nearest) = (on_truth(Interpolation::Linear), on_truth(Interpolation::Nearest));
         let mut held = 0;
         for ((truth, linear), nearest) in truth.voxels.to_f32().iter().zip(&linear).zip(&nearest) {

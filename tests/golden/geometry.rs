@@ -200,7 +200,7 @@ fn affine_is_that_of_monai() {
         };
         let (from, to) = (size(input), size(out));
         let map = centred_map(triple(&case["rotate"]), triple(&case["scale"]), triple(&case["translate_voxels"]), from, to);
-        let got = sample(&volume(input), &|v| v as f64, &map, from, to, Interpolation::Linear, outside);
+        let got = sample(&volume(input), &map, from, to, Interpolation::Linear, outside);
         let got = transposed(&got, to.to_array());
         assert_close(id, &got, out);
     }
