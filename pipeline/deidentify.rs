@@ -7,7 +7,7 @@ use serde_json::json;
 use voxmill_schemas::tables::DeidentifiedRow;
 use voxmill_stages::dicom::deid::archive::{self, Counts, Item};
 use voxmill_stages::dicom::deid::{BurnedIn, Dates, Private, Profile, Rules};
-use voxmill_stages::dicom::walk;
+use voxmill_stages::dicom::{survey, walk};
 use voxmill_stages::error::Error;
 
 use crate::cli::{BurnedInArg, DatesKept, DeidentifyArgs, print};
@@ -18,8 +18,12 @@ The Basic Application Confidentiality Profile of DICOM PS3.15 (2026c): names, id
 sequences too; UIDs and ids become keyed pseudonyms, the same over the whole archive, over later runs, and in every pipeline whose index has the same key.
 Pixels, transfer syntax and geometry stay. Reports, plans, documents and waveforms are not written. A second run writes only what is new or different.
 
+Zips, tars and compressed files are looked into, and each of their members is a file of the archive: verdicts, counts and exit codes are those of
+`voxmill convert --to dicom`. Doses, parametric maps, whole slides and videos, of which no volume is made, are written as well.
+
   voxmill deidentify archive out --key-file study.key --new-key --retain-dates shift --retain-characteristics";
 
+const WANTED: &str = "at least one DICOM image, DICOM SEG or RTSTRUCT";
 /// Shown before \"and N more\".
 const SHOWN: usize = 8;
 
@@ -32,24 +36,28 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     let key_file = a.key_file.as_ref().map(|f| f.to_string_lossy().into_owned());
     let names = crate::convert::key(a.key_env.as_deref(), key_file.as_deref(), a.new_key)?;
     let found = walk::walk(&a.archive).map_err(Error::io("read", &a.archive))?;
-    let item = |f: &walk::Seen| Item {
-        name: names.file(&f.place()),
-        path: found.root.join(&f.file),
-        member: f.member.as_deref().map(String::from),
-    };
-    let items: Vec<Item> = found.files.iter().map(item).collect();
-    let unreadable = found.unreadable.into_iter().map(|(file, why)| DeidentifiedRow {
-        file: names.file(&file),
-        verdict: "failed".into(),
-        why,
-        ..DeidentifiedRow::default()
-    });
-    let unreadable: Vec<DeidentifiedRow> = unreadable.collect();
+    let step = |_| if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) };
+    let mut seen = survey::of(found, &names, None, &step)?;
+    let others = std::mem::take(&mut seen.others);
+    let n_nifti = seen.instances.iter().filter(|i| i.transfer_syntax.is_empty()).count() as u64;
+    let mut items = archive::items(std::mem::take(&mut seen.instances), str::to_string);
+    for o in others {
+        // Pipelines have no use for it, an archive of DICOM has: tried like the rest, so it is not counted as skipped before.
+        seen.classes.entry(o.class).and_modify(|n| *n -= 1);
+        items.push(Item { name: o.file, path: o.path, member: o.member });
+    }
+    if items.is_empty() {
+        return Err(Fault::Wrong(format!("ARCHIVE holds nothing to de-identify: {}, wanted {WANTED}", seen.nothing_usable())));
+    }
     std::fs::create_dir_all(&a.out).map_err(Error::io("make folder", &a.out))?;
     let rules = Rules::new(profile, names);
-    let mut rows = archive::run(&items, &a.out, &rules, &|_| if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) })?;
-    rows.extend(unreadable);
-    let counts = Counts::of(&rows);
+    let mut rows = archive::run(&items, &a.out, &rules, &step)?;
+    let mut counts = Counts::of(&rows);
+    seen.classes.insert("NIfTI".into(), n_nifti);
+    counts.untried(&seen.classes, seen.failed.len() as u64);
+    let untried = |(file, why)| DeidentifiedRow { file, verdict: "failed".into(), why, ..DeidentifiedRow::default() };
+    rows.extend(seen.failed.into_iter().map(untried));
+    rows.sort_by(|a, b| a.file.cmp(&b.file));
     let left_out: Vec<&DeidentifiedRow> = rows.iter().filter(|r| matches!(r.verdict.as_str(), "refused" | "failed")).collect();
     let has_key = a.key_env.is_some() || a.key_file.is_some();
     if a.json {

@@ -1,7 +1,6 @@
 //! `deidentify`: the DICOM files of an index without what names a patient (PS3.15), in folders of pseudonyms, with a table of what was done to each.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,7 @@ use serde_json::Value;
 use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::tables::{DeidentifiedRow, InstanceRow};
 
-use crate::dicom::deid::archive::{self, Item};
+use crate::dicom::deid::archive;
 use crate::dicom::deid::{BurnedIn, Dates, Private, Profile, Rules};
 use crate::dicom::keys;
 use crate::error::Error;
@@ -82,15 +81,8 @@ impl Stage for Deidentify {
         // Pseudonyms of the index with the same key are taken as they are, so that a file has one name in both tables; others (none, or of another key) are not.
         let is_hidden = !is_own && index.get("deidentify").and_then(Value::as_str) == Some("basic");
         let rows = series.rows.clone().unwrap_or_default();
-        let mut seen = BTreeSet::new();
-        let mut items: Vec<Item> = Vec::new();
-        for i in table::rows_of::<InstanceRow>(&rows)? {
-            // A file whose frames make several volumes has several rows; a NIfTI file is none of DICOM.
-            if !i.transfer_syntax.is_empty() && seen.insert((i.path.clone(), i.member.clone())) {
-                let name = if is_hidden { i.file } else { names.file(&i.file) };
-                items.push(Item { name, path: PathBuf::from(i.path), member: i.member });
-            }
-        }
+        let instances = table::rows_of::<InstanceRow>(&rows)?;
+        let items = archive::items(instances, |file| if is_hidden { file.to_string() } else { names.file(file) });
         let rules = Rules::new(self.profile(), names);
         let made = archive::run(&items, cx.draft, &rules, &|bytes| {
             cx.bytes(bytes);

@@ -8,10 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use voxmill_schemas::artifact::{Kind, Scope};
-use voxmill_schemas::tables::{FileRow, InstanceRow, Row, SeriesRow};
+use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
-use crate::dicom::catalog::{self, Catalog, Outcome, missing};
-use crate::dicom::rows::{self, Lost, Names};
+use crate::dicom::names::Names;
+use crate::dicom::survey::{self, Survey};
 use crate::dicom::{keys, walk};
 use crate::error::Error;
 use crate::labels::LabelIndex;
@@ -77,36 +77,18 @@ impl Stage for Index {
     fn run(&self, _inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let names = self.names()?;
         let root = Path::new(&self.archive);
-        let mut found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
-        let unreadable = std::mem::take(&mut found.unreadable);
-        let catalog = catalog::read_all(found, &names, cx.memo, &|bytes| {
+        let found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
+        let made = survey::of(found, &names, Some(cx.memo), &|bytes| {
             cx.bytes(bytes);
             cx.check_cancelled()
         })?;
-        let missing = missing(&catalog);
-        let n_seen = catalog.entries.len() + unreadable.len() + missing.len();
-        let mut verdicts = Verdicts::default();
-        unreadable.into_iter().for_each(|(file, why)| verdicts.lost(&file, names.file(&file), why));
-        missing.iter().for_each(|file| verdicts.lost(file, names.file(file), "named by DICOMDIR, not there".into()));
-        verdicts.of(&catalog, &names);
-        let made = rows::of(&catalog, &verdicts.lost, &names);
-        drop(catalog);
-        let hidden_labels = made.hidden_labels;
-        made.indexed.into_iter().for_each(|(file, what)| verdicts.indexed(file, what));
-        made.copies.into_iter().for_each(|(file, why)| verdicts.skipped(file, why, "copy"));
-        made.conflicts.into_iter().for_each(|(file, why)| verdicts.failed(file, why));
         if made.series.is_empty() {
-            let what = if n_seen == 0 { "no file at all".into() } else { verdicts.nothing_usable() };
-            return Err(self.wrong(&what, "at least one DICOM image, DICOM SEG, RTSTRUCT or NIfTI file"));
+            return Err(self.wrong(&made.nothing_usable(), survey::WANTED));
         }
-        for file in labels_of_no_image(&made.series, &made.instances) {
-            verdicts.quarantined.push(Quarantined { what: file, why: "labels of a series that is not in this archive".into() });
-        }
-        verdicts.files.sort_by(|a, b| a.path.cmp(&b.path));
         table::write_rows(cx.draft, &made.series)?;
         table::write_rows(cx.draft, &made.instances)?;
-        table::write_rows(cx.draft, &verdicts.files)?;
-        Ok(self.facts(&made.series, &made.instances, verdicts, n_seen, hidden_labels))
+        table::write_rows(cx.draft, &made.files)?;
+        Ok(self.facts(&made))
     }
 }
 
@@ -125,15 +107,20 @@ impl Index {
         keys::names(self.key_env.as_deref(), self.key_file.as_deref())
     }
 
-    fn facts(&self, series: &[SeriesRow], instances: &[InstanceRow], v: Verdicts, n_seen: usize, hidden_labels: u64) -> Facts {
+    fn facts(&self, made: &Survey) -> Facts {
+        let (series, instances, hidden_labels) = (&made.series, &made.instances, made.hidden_labels);
+        let out = |(what, why): &(String, String)| Quarantined { what: what.clone(), why: why.clone() };
+        let mut quarantined: Vec<Quarantined> = made.failed.iter().map(out).collect();
+        for file in labels_of_no_image(series, instances) {
+            quarantined.push(Quarantined { what: file, why: "labels of a series that is not in this archive".into() });
+        }
         let count = |of: &dyn Fn(&SeriesRow) -> &str| {
             let mut n: BTreeMap<String, u64> = BTreeMap::new();
             series.iter().for_each(|s| *n.entry(of(s).to_string()).or_default() += 1);
             n
         };
-        let n_of = |verdict: &str| v.files.iter().filter(|f| f.verdict == verdict).count();
-        let (indexed, skipped, failed) = (n_of("indexed"), n_of("skipped"), n_of("failed"));
-        debug_assert_eq!(n_seen, indexed + skipped + failed);
+        let [indexed, skipped, failed] = ["indexed", "skipped", "failed"].map(|verdict| made.n_of(verdict));
+        let n_seen = made.files.len();
         let images: BTreeMap<String, u64> = series.iter().filter(|s| s.kind == "image").fold(BTreeMap::new(), |mut n, s| {
             *n.entry(s.modality.clone()).or_default() += 1;
             n
@@ -141,8 +128,8 @@ impl Index {
         let irregular = series.iter().filter(|s| s.kind == "image" && s.irregular.is_some()).count();
         let list = |n: &BTreeMap<String, u64>| n.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
         let mut report = vec![format!("{n_seen} files: {indexed} indexed, {skipped} skipped, {failed} failed")];
-        if !v.classes.is_empty() {
-            report.push(format!("skipped: {}", list(&v.classes)));
+        if !made.classes.is_empty() {
+            report.push(format!("skipped: {}", list(&made.classes)));
         }
         report.push(format!("series: {}", list(&count(&|s| &s.kind))));
         if irregular > 0 {
@@ -151,7 +138,7 @@ impl Index {
         if hidden_labels > 0 {
             report.push(format!("{hidden_labels} names of labels told who the patient is and are `label-…` now"));
         }
-        if self.deidentify == Deidentify::Basic && !v.quarantined.is_empty() {
+        if self.deidentify == Deidentify::Basic && !quarantined.is_empty() {
             report.push("files are named by pseudonyms: `deidentify: none` shows their names".into());
         }
         if self.deidentify == Deidentify::Basic && self.key_env.is_none() && self.key_file.is_none() {
@@ -169,12 +156,12 @@ impl Index {
         if !alone.is_empty() {
             report.push(format!("{} NIfTI files are called like no image and lie beside none", alone.len()));
         }
-        Facts { content: Some(tables.content()), quarantined: v.quarantined, ..Facts::default() }
+        Facts { content: Some(tables.content()), quarantined, ..Facts::default() }
             .with("seen", n_seen)
             .with("indexed", indexed)
             .with("skipped", skipped)
             .with("failed", failed)
-            .with("skipped_classes", v.classes)
+            .with("skipped_classes", &made.classes)
             .with("kinds", count(&|s| &s.kind))
             .with("images", images)
             .with("irregular", irregular)
@@ -205,67 +192,6 @@ fn no_folder(e: &std::io::Error) -> String {
     match e.kind() {
         std::io::ErrorKind::NotFound => "no such folder".into(),
         _ => format!("a folder that cannot be read ({e})"),
-    }
-}
-
-/// The verdict on each file, and what goes with it.
-#[derive(Default)]
-struct Verdicts {
-    files: Vec<FileRow>,
-    quarantined: Vec<Quarantined>,
-    /// Skipped files by what they are.
-    classes: BTreeMap<String, u64>,
-    /// Files that are broken: their series are not whole.
-    lost: Lost,
-}
-
-impl Verdicts {
-    fn indexed(&mut self, path: String, why: String) {
-        self.files.push(FileRow { path, verdict: "indexed".into(), why });
-    }
-
-    fn skipped(&mut self, path: String, why: String, class: &str) {
-        *self.classes.entry(class.into()).or_default() += 1;
-        self.files.push(FileRow { path, verdict: "skipped".into(), why });
-    }
-
-    fn failed(&mut self, path: String, why: String) {
-        self.quarantined.push(Quarantined { what: path.clone(), why: why.clone() });
-        self.files.push(FileRow { path, verdict: "failed".into(), why });
-    }
-
-    /// A file that does not say its series.
-    fn lost(&mut self, place: &str, path: String, why: String) {
-        self.lost.of_folder.entry(rows::folder_of(place).to_string()).or_default().push(path.clone());
-        self.failed(path, why);
-    }
-
-    /// The verdicts on what has no place in the index; those on the rest come out when the rows are made.
-    fn of(&mut self, catalog: &Catalog, names: &Names) {
-        for e in &catalog.entries {
-            let name = || names.file(&e.seen.place());
-            match &e.outcome {
-                Outcome::Nifti | Outcome::Dicom(_) => {}
-                Outcome::Skipped { class, why } => self.skipped(name(), why.clone(), class),
-                Outcome::Dicomdir(files) => self.skipped(name(), format!("DICOMDIR of {} files", files.len()), "DICOMDIR"),
-                Outcome::Failed { why, series: Some(series) } => {
-                    self.lost.of_series.entry(series.clone()).or_default().insert(name(), why.clone());
-                    self.failed(name(), why.clone());
-                }
-                Outcome::Failed { why, series: None } => self.lost(&e.seen.place(), name(), why.clone()),
-                Outcome::Unreadable(why) => self.lost(&e.seen.place(), name(), format!("cannot be read: {why}")),
-            }
-        }
-    }
-
-    fn nothing_usable(&self) -> String {
-        let failed = self.files.iter().filter(|f| f.verdict == "failed").count();
-        let mut parts: Vec<String> = self.classes.iter().map(|(class, n)| format!("{n} {class}")).collect();
-        if failed > 0 {
-            parts.push(format!("{failed} broken"));
-        }
-        let first = self.quarantined.first().map(|q| format!("; the first broken one, {}: {}", q.what, q.why)).unwrap_or_default();
-        format!("only {}{first}", parts.join(", "))
     }
 }
 

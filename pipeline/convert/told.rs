@@ -29,6 +29,8 @@ pub struct Told {
     pub removed: usize,
     /// `--to dicom`: files that were left out, and why.
     left_out: Vec<Quarantined>,
+    /// `--to dicom`: indexed DICOM files by what became of them.
+    dicom: BTreeMap<String, u64>,
     /// Why nothing could be done at all.
     failed: Vec<String>,
     cancelled: bool,
@@ -57,7 +59,10 @@ pub struct Tally {
 impl Told {
     pub fn of(summary: &Summary, index: Option<Map<String, Value>>, verdicts: Verdicts) -> Self {
         let failed = summary.nodes.iter().filter_map(|n| Some(format!("{}: {}", n.name, n.failed.as_ref()?))).collect();
+        let of_dicom = summary.nodes.iter().filter(|n| n.name == FILES).flat_map(|n| &n.items).find(|i| i.manifest.case.is_none());
+        let dicom = of_dicom.and_then(|i| serde_json::from_value(i.manifest.facts.get("files")?.clone()).ok());
         Self {
+            dicom: dicom.unwrap_or_default(),
             rows: verdicts.rows,
             made: verdicts.made,
             index: index.unwrap_or_default(),
@@ -147,6 +152,10 @@ impl Told {
             let left_out = if t.left_out > 0 { format!(" + {} left out", t.left_out) } else { String::new() };
             format!("{} = {} converted + {} refused{left_out}", t.all, t.converted, t.refused)
         };
+        if !self.dicom.is_empty() {
+            let parts: Vec<String> = self.dicom.iter().filter(|(_, n)| **n > 0).rev().map(|(what, n)| format!("{n} {what}")).collect();
+            print(&format!("dicom   {} = {}", self.dicom.values().sum::<u64>(), parts.join(" + ")));
+        }
         print(&format!("images  {}", sum(self.images())));
         if wanted.has_labels() {
             print(&format!("labels  {}", sum(self.labels())));
@@ -178,6 +187,7 @@ impl Told {
             "report": self.report,
             "files": { "seen": f.seen, "indexed": f.indexed, "skipped": f.skipped, "failed": f.failed, "skipped_classes": f.classes },
             "written": self.rows.iter().flat_map(|r| &r.files).collect::<std::collections::BTreeSet<_>>().len(),
+            "dicom": self.dicom,
             "images": tally(self.images()),
             "labels": tally(self.labels()),
             "refused": refused,

@@ -83,11 +83,16 @@ impl Catalog {
     }
 }
 
-/// Looks at every file. `memo`: a folder for what may be lost. Ids are replaced by `names` before anything is kept; under another key the memory fits no
+/// Looks at every file. `memo`: a folder for what may be lost, if it is to be kept. Ids are replaced by `names` before anything is kept; under another key the memory fits no
 /// file, and all is read anew.
 /// - `step`: told the bytes of every file that is opened; an error stops the work
-pub fn read_all(found: Found, names: &Names, memo: &Path, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Catalog, Error> {
-    let (mut remembered, known) = memory::recall(memo);
+pub fn read_all(
+    found: Found,
+    names: &Names,
+    memo: Option<&Path>,
+    step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
+) -> Result<Catalog, Error> {
+    let (mut remembered, known) = memo.map(memory::recall).unwrap_or_default();
     let n_remembered = remembered.len();
     let series = SeriesList::new(known);
     let mut entries = Vec::with_capacity(found.files.len());
@@ -110,7 +115,10 @@ pub fn read_all(found: Found, names: &Names, memo: &Path, step: &(dyn Fn(u64) ->
     entries.extend(read.into_iter().flatten());
     entries.par_sort_by(|a, b| a.seen.cmp(&b.seen));
     let catalog = Catalog { root: found.root, entries, series: series.into_inner() };
-    if has_news && let Err(e) = memory::remember(memo, names, &catalog, found.began_ns) {
+    if let Some(memo) = memo
+        && has_news
+        && let Err(e) = memory::remember(memo, names, &catalog, found.began_ns)
+    {
         // A memory that cannot be kept costs the next run time, nothing else.
         tracing::warn!(error = %e, "what was read of the archive is not remembered");
     }
@@ -186,7 +194,7 @@ mod tests {
             n.fetch_add((bytes > 0) as u64, Ordering::Relaxed);
             Ok(())
         };
-        let catalog = read_all(walk(root).unwrap(), &Names::Own, memo, &step).unwrap();
+        let catalog = read_all(walk(root).unwrap(), &Names::Own, Some(memo), &step).unwrap();
         (n.into_inner(), catalog)
     }
 

@@ -184,7 +184,7 @@ mod tests {
                 n.fetch_add((bytes > 0) as u64, Ordering::Relaxed);
                 Ok(())
             };
-            let c = read_all(walk(root.path()).unwrap(), &Names::keyed(key), memo.path(), &step).unwrap();
+            let c = read_all(walk(root.path()).unwrap(), &Names::keyed(key), Some(memo.path()), &step).unwrap();
             (n.into_inner(), c.entries.iter().map(|e| e.seen.place().into_owned()).collect::<Vec<_>>())
         };
         let all = vec!["Doe.zip!/Doe^Jane/letter.txt".to_string()];

@@ -51,6 +51,7 @@ pub mod seg;
 mod seg_frames;
 mod seg_lay;
 pub mod source;
+pub mod survey;
 pub mod suv;
 pub mod trace;
 mod tree;

@@ -24,7 +24,7 @@ pub struct Archive {
 
 pub fn open(folder: &Path) -> Archive {
     let memo = tempfile::tempdir().unwrap();
-    let catalog = catalog::read_all(walk::walk(folder).unwrap(), &Names::Own, memo.path(), &|_| Ok(())).unwrap();
+    let catalog = catalog::read_all(walk::walk(folder).unwrap(), &Names::Own, Some(memo.path()), &|_| Ok(())).unwrap();
     Archive { made: rows::of(&catalog, &Default::default(), &Names::Own) }
 }
 

@@ -54,8 +54,8 @@ pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
 pub fn indexed(name: &str, bytes: &[u8], names: &Names) -> (Catalog, Vec<InstanceRow>) {
     let path = file(name, bytes);
     let found = walk::walk(&path).expect("the file was just written");
-    // No memory between runs: that folder does not exist.
-    let catalog = catalog::read_all(found, names, &folder().join("none"), &|_| Ok(())).expect("nothing cancels it");
+    // No memory between runs.
+    let catalog = catalog::read_all(found, names, None, &|_| Ok(())).expect("nothing cancels it");
     let made = rows::of(&catalog, &Default::default(), names);
     (catalog, made.instances)
 }

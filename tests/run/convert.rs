@@ -302,7 +302,7 @@ fn wrong_commands_say_what_to_do() {
 }
 
 /// A tar with one member.
-fn tar_of(name: &str, bytes: &[u8]) -> Vec<u8> {
+pub fn tar_of(name: &str, bytes: &[u8]) -> Vec<u8> {
     let mut header = [0u8; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
     header[100..107].copy_from_slice(b"0000644");

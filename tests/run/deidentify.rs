@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::bench::{Bench, Ran};
+use crate::convert::tar_of;
 
 /// Stands in every id, name and path of the archive; as long as what it takes the place of.
 const NAME: &str = "Mueller^Zebedee";
@@ -132,6 +133,49 @@ fn no_trace_of_the_patient_is_left_and_the_pixels_are_the_same() {
         files_under(root).iter().filter(|f| f.extension().is_some_and(|e| e == "dcm")).map(of).collect::<BTreeMap<_, _>>()
     };
     assert!(tree(&work.join("out/clean")) == tree(&out), "the stage and the command write other files");
+}
+
+/// Every way an archive hides its files: the command sees what `convert --to dicom` sees, and writes the same.
+#[test]
+fn containers_are_looked_into_and_the_counts_are_those_of_convert() {
+    let b = Bench::new(2);
+    let case = b.archive().join("hippocampus_001");
+    let slices: Vec<PathBuf> = files_under(&case.join("MR"));
+    let read = |n: usize| std::fs::read(&slices[n]).unwrap();
+    std::fs::write(case.join("one.tar"), tar_of("inside/one", &read(0))).unwrap();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &tar_of("packed", &read(1))).unwrap();
+    std::fs::write(case.join("two.tar.gz"), gz.finish().unwrap()).unwrap();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &read(2)).unwrap();
+    std::fs::write(case.join("three.dcm.gz"), gz.finish().unwrap()).unwrap();
+    (0..3).for_each(|n| std::fs::remove_file(&slices[n]).unwrap());
+    std::fs::write(case.join("copy"), read(4)).unwrap();
+    std::fs::write(case.join("cut.dcm"), &read(5)[..700]).unwrap();
+    let report = String::from_utf8_lossy(&read(6)).into_owned();
+    assert!(report.contains("1.2.840.10008.5.1.4.1.1.4\0"));
+    let report = replaced(read(6), b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.66");
+    std::fs::write(case.join("raw"), report).unwrap();
+    std::fs::write(case.join("letter.txt"), "dear").unwrap();
+    let command = deidentify(&b, &["--new-key", "--retain-dates", "shift", "--retain-characteristics"]).expect(3);
+    let command = json(&command);
+    let convert =
+        b.voxmill(&["convert", "archive", "converted", "--to", "dicom", "--workspace", "work", "--key-file", "key", "--json"]).expect(3);
+    let convert: Value = serde_json::from_str(&convert.stdout).unwrap();
+    for what in ["seen", "skipped", "skipped_classes", "failed"] {
+        assert_eq!(command[what], convert["files"][what], "{what}: {command} {convert}");
+    }
+    assert_eq!((&command["written"], &command["refused"]), (&convert["dicom"]["written"], &convert["dicom"]["refused"]), "{convert}");
+    let n = |what: &str| command[what].as_u64().unwrap();
+    assert_eq!(n("seen"), n("written") + n("skipped") + n("refused") + n("failed"), "{command}");
+    assert_eq!(command["skipped_classes"], serde_json::json!({ "copy": 1, "not DICOM": 1, "raw data": 1 }));
+    assert_eq!(pixels(&b.path("out")), pixels(&b.path("converted")));
+    let names = |out: &str| -> Vec<PathBuf> {
+        let all = files_under(&b.path(out));
+        let is_written = |f: &&PathBuf| f.extension().is_some_and(|e| e == "dcm");
+        all.iter().filter(is_written).map(|f| f.strip_prefix(b.path(out)).unwrap().to_path_buf()).collect()
+    };
+    assert_eq!(names("out"), names("converted"));
 }
 
 #[test]

@@ -2,14 +2,14 @@
 //! alone, so a run that was stopped is simply run again. Files are not synced one by one: a crash of the machine may leave some short, and the next run
 //! finds them different and writes them anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rayon::prelude::*;
-use voxmill_schemas::tables::DeidentifiedRow;
+use voxmill_schemas::tables::{DeidentifiedRow, InstanceRow};
 
 use super::file::{self, Made, Outcome, Rules};
 use crate::dicom::bytes::{DEFLATED, Source};
@@ -30,6 +30,15 @@ pub struct Item {
     pub member: Option<String>,
     /// What messages and tables call it: pseudonyms.
     pub name: String,
+}
+
+/// The DICOM files of an index. One whose frames make several volumes has several rows there; a NIfTI file is none of DICOM.
+/// - `name`: what the file of a row is called
+pub fn items(instances: Vec<InstanceRow>, name: impl Fn(&str) -> String) -> Vec<Item> {
+    let mut seen = HashSet::new();
+    let mut is_new = |i: &InstanceRow| !i.transfer_syntax.is_empty() && seen.insert((i.path.clone(), i.member.clone()));
+    let item = |i: InstanceRow| Item { name: name(&i.file), path: i.path.into(), member: i.member };
+    instances.into_iter().filter(|i| is_new(i)).map(item).collect()
 }
 
 /// De-identifies files into `out/PATIENT/STUDY/SERIES/INSTANCE.dcm`. One row a file, in the order of `items`, whatever the number of threads.
@@ -98,6 +107,17 @@ impl Counts {
             }
         }
         c
+    }
+
+    /// Files that were not even tried: skipped by what they are, and those that are broken.
+    pub fn untried(&mut self, classes: &BTreeMap<String, u64>, failed: u64) {
+        for (class, n) in classes.iter().filter(|(_, n)| **n > 0) {
+            *self.skipped.entry(class.clone()).or_default() += n;
+        }
+        let skipped: u64 = classes.values().sum();
+        *self.verdicts.entry("skipped".into()).or_default() += skipped;
+        *self.verdicts.entry("failed".into()).or_default() += failed;
+        self.seen += skipped + failed;
     }
 
     pub fn verdict(&self, verdict: &str) -> u64 {
@@ -356,8 +376,7 @@ fn write(target: &Path, made: &Made, input: &Input) -> Result<(), Fault> {
 /// Files with one place: copies of one instance, or a conflict, in which case none of them is kept, because nothing says which is true.
 fn settle(ends: &[End], items: &[Item], out: &Path, rules: &Rules, rows: &mut [DeidentifiedRow]) -> Result<(), Error> {
     let mut by_place: BTreeMap<PathBuf, Vec<usize>> = BTreeMap::new();
-    let late: std::collections::HashSet<PathBuf> =
-        ends.iter().filter(|e| e.is_late).filter_map(|e| Some(place(out, e.made.as_ref()?))).collect();
+    let late: HashSet<PathBuf> = ends.iter().filter(|e| e.is_late).filter_map(|e| Some(place(out, e.made.as_ref()?))).collect();
     for (i, end) in ends.iter().enumerate() {
         if let Some(at) = end.made.as_ref().map(|m| place(out, m)).filter(|at| late.contains(at)) {
             by_place.entry(at).or_default().push(i);
