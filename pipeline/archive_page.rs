@@ -24,6 +24,8 @@ pub struct Page<'a> {
     pub verdicts: &'a [FileRow],
     /// Row → PNG of its middle slice.
     pub thumbs: &'a BTreeMap<usize, Vec<u8>>,
+    /// Whether files and series go by pseudonyms.
+    pub is_hidden: bool,
 }
 
 pub fn html(p: &Page) -> String {
@@ -43,6 +45,10 @@ pub fn html(p: &Page) -> String {
     refusals(&mut out, p.rows);
     series(&mut out, p);
     files(&mut out, p.verdicts);
+    if p.is_hidden {
+        out += "<p>Patients, series and files go by pseudonyms. <code>--name-file FILE</code> writes which file of the archive each one is, for \
+                whoever ran the conversion.</p>\n";
+    }
     let _ = write!(out, "</main>\n<script>\n{SCRIPT}</script>\n</html>\n");
     out
 }
@@ -236,6 +242,7 @@ mod tests {
             rows: &[row],
             verdicts: &[file],
             thumbs: &BTreeMap::new(),
+            is_hidden: true,
         });
         assert_eq!(page.matches("<script>").count(), 1, "our own");
         assert!(!page.contains("<img src=x") && !page.contains("onclick=\"x") && !page.contains("<b>\""));

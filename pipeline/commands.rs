@@ -115,7 +115,7 @@ pub fn run(a: &RunArgs, defs: &'static [StageDef]) -> u8 {
     if a.dry_run {
         return plan_nodes(&plan, &nodes, PlanFormat::Table);
     }
-    match execute(&plan, &a.file, &a.work, a.fail_fast, &nodes, BTreeMap::new(), None).and_then(|ended| tell_end(ended, &a.file)) {
+    match execute(&plan, &a.file, &a.work, a.fail_fast, &nodes, BTreeMap::new(), Purpose::Run).and_then(|ended| tell_end(ended, &a.file)) {
         Ok(code) => code,
         Err(e) => fault(&e),
     }
@@ -134,22 +134,37 @@ pub fn convert(a: &ConvertArgs, defs: &'static [StageDef]) -> u8 {
             print(&text);
             return Ok(0);
         }
-        convert::check(&wanted)?;
-        let file = FileArgs { file: wanted.write()?, sets: Vec::new() };
-        // Not what was just written: that does not say where a hidden archive is, and another process may write its own.
-        let plan = crate::load_text(&file.file, text, defs).map_err(|problems| {
+        // Not what is written: that does not say where a hidden archive is, and another process may write its own.
+        let plan = crate::load_text(&wanted.workspace.join(convert::FILE), text, defs).map_err(|problems| {
             tell("mistakes", &problem::render(&problems));
             Fault::Told(2)
         })?;
+        convert::check(&wanted)?;
+        let file = FileArgs { file: wanted.write()?, sets: Vec::new() };
         let nodes = (0..plan.nodes.len()).collect();
-        let ended = execute(&plan, &file, &a.work, false, &nodes, BTreeMap::new(), None)?;
+        let ended = execute(&plan, &file, &a.work, false, &nodes, BTreeMap::new(), Purpose::Convert)?;
         let told = convert::finish(&wanted, &plan, &ended.session, &ended.summary, &|| CANCEL.load(Ordering::Relaxed))?;
         ended.ui.summary(&ended.summary, ended.code);
         told.tell(&wanted, &ended.ui, ended.code);
-        ended.recorded?;
-        Ok(ended.code)
+        let (is_idle, code, recorded) = (ended.summary.is_idle(), ended.code, ended.recorded);
+        drop(ended.session);
+        if is_idle {
+            wanted.clean_up();
+        }
+        recorded?;
+        Ok(code)
     })();
     made.unwrap_or_else(|e| fault(&e))
+}
+
+/// What nodes are run for.
+#[derive(PartialEq)]
+enum Purpose {
+    Run,
+    /// Nothing is said of failures: that is done at the end.
+    Convert,
+    /// Files are published here, not in `WORKSPACE/out`.
+    Infer(PathBuf),
 }
 
 /// How the work of a command ended.
@@ -168,7 +183,7 @@ fn tell_end(ended: Ended, file: &FileArgs) -> Result<u8, Fault> {
     Ok(ended.code)
 }
 
-/// Runs nodes with display and lineage. `out`: where files are published (default `WORKSPACE/out`).
+/// Runs nodes with display and lineage.
 fn execute(
     plan: &Plan,
     file: &FileArgs,
@@ -176,19 +191,23 @@ fn execute(
     fail_fast: bool,
     nodes: &BTreeSet<usize>,
     given: BTreeMap<usize, Vec<Input>>,
-    out: Option<PathBuf>,
+    purpose: Purpose,
 ) -> Result<Ended, Fault> {
     let jobs = work.jobs.map_or_else(cores, |j| j as usize);
     with_threads(jobs);
     listen_for_ctrl_c();
     let session = Session::open(plan, work.memory.as_deref())?;
+    let is_told_later = purpose == Purpose::Convert;
+    let out = if let Purpose::Infer(out) = purpose { Some(out) } else { None };
     if out.is_none() {
         // Before hours of work, not after them.
         nodes.iter().try_for_each(|i| publish::check(&session.workspace.join("out"), &plan.nodes[*i]))?;
     }
     let purpose = if out.is_some() { "infer" } else { "run" };
     let lineage = session.begin(plan, file, jobs, purpose)?;
-    let ui = Progressing::new(work.style(), nodes.iter().map(|i| plan.nodes[*i].name.as_str()));
+    let names = nodes.iter().map(|i| plan.nodes[*i].name.as_str());
+    let mut ui = Progressing::new(work.style(), names);
+    ui.is_told_later = is_told_later;
     let heads = session.heads(plan, out.is_some());
     let (infer, out) = (out.is_some(), out.unwrap_or_else(|| session.workspace.join("out")));
     let options = Options { jobs, memory_bytes: session.work_bytes, fail_fast, out, infer };
@@ -301,7 +320,7 @@ pub fn infer(a: &InferArgs, defs: &'static [StageDef]) -> u8 {
             given
         };
         let nodes = (0..plan.nodes.len()).collect();
-        execute(&plan, &file, &a.work, false, &nodes, given, Some(a.out.clone())).and_then(|ended| tell_end(ended, &file))
+        execute(&plan, &file, &a.work, false, &nodes, given, Purpose::Infer(a.out.clone())).and_then(|ended| tell_end(ended, &file))
     })();
     made.unwrap_or_else(|e| fault(&e))
 }

@@ -7,10 +7,11 @@ use serde_json::json;
 use voxmill_schemas::tables::DeidentifiedRow;
 use voxmill_stages::dicom::deid::archive::{self, Counts, Item};
 use voxmill_stages::dicom::deid::{BurnedIn, Dates, Private, Profile, Rules};
-use voxmill_stages::dicom::{survey, walk};
+use voxmill_stages::dicom::{name_file, survey, walk};
 use voxmill_stages::error::Error;
 
 use crate::cli::{BurnedInArg, DatesKept, DeidentifyArgs, print};
+use crate::convert::place;
 use crate::session::Fault;
 
 pub const HELP: &str = "\
@@ -34,10 +35,15 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     apart(&a.archive, &a.out)?;
     let profile = profile(a)?;
     let key_file = a.key_file.as_ref().map(|f| f.to_string_lossy().into_owned());
+    crate::convert::secrets_apart(a.key_file.as_deref().filter(|_| a.new_key), a.name_file.as_deref(), &a.archive, &[("OUT", &a.out)])?;
+    crate::convert::not_empty(&a.archive)?;
     let names = crate::convert::key(a.key_env.as_deref(), key_file.as_deref(), a.new_key)?;
     let found = walk::walk(&a.archive).map_err(Error::io("read", &a.archive))?;
     let step = |_| if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) };
-    let mut seen = survey::of(found, &names, None, &step)?;
+    let mut seen = survey::of(found, &names, None, a.name_file.is_some(), &step)?;
+    if let Some(file) = &a.name_file {
+        name_file::write(file, &seen)?;
+    }
     let others = std::mem::take(&mut seen.others);
     let n_nifti = seen.instances.iter().filter(|i| i.transfer_syntax.is_empty()).count() as u64;
     let mut items = archive::items(std::mem::take(&mut seen.instances), str::to_string);
@@ -47,9 +53,14 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
         items.push(Item { name: o.file, path: o.path, member: o.member });
     }
     if items.is_empty() {
-        return Err(Fault::Wrong(format!("ARCHIVE holds nothing to de-identify: {}, wanted {WANTED}", seen.nothing_usable())));
+        return Err(Fault::Stage(Error::Nothing {
+            what: "nothing to de-identify".into(),
+            found: seen.nothing_usable(),
+            expected: WANTED.into(),
+        }));
     }
     std::fs::create_dir_all(&a.out).map_err(Error::io("make folder", &a.out))?;
+    let _lock = place::lock(&a.out.join(place::LOCK), &|| cancel.load(Ordering::Relaxed))?;
     let rules = Rules::new(profile, names);
     let mut rows = archive::run(&items, &a.out, &rules, &step)?;
     let mut counts = Counts::of(&rows);
@@ -81,6 +92,9 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
         left_out.iter().take(SHOWN).for_each(|r| eprintln!("{} {}: {}", r.verdict, r.file, r.why));
         if left_out.len() > SHOWN {
             eprintln!("and {} more (--json lists all)", left_out.len() - SHOWN);
+        }
+        if !left_out.is_empty() && a.name_file.is_none() {
+            eprintln!("files go by pseudonyms: --name-file FILE writes which files these are, for you alone");
         }
         if !a.quiet {
             counts.report().iter().for_each(|line| print(line));

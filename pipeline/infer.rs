@@ -70,6 +70,11 @@ pub fn apart(what: &str, study: &Path, out: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Whether a file that may not be there yet lies in a folder.
+pub fn is_within(file: &Path, folder: &Path) -> bool {
+    real(file).starts_with(real(folder))
+}
+
 /// The path without links and dots, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());

@@ -35,6 +35,8 @@ impl Style {
 /// The display of a run.
 pub struct Progressing {
     pub style: Style,
+    /// What failed is said at the end by whoever asked for the run.
+    pub is_told_later: bool,
     bars: MultiProgress,
     width: usize,
     started: Instant,
@@ -67,7 +69,8 @@ struct Inside {
 impl Progressing {
     /// `names`: of the nodes that will run, to line them up.
     pub fn new<'n>(style: Style, names: impl Iterator<Item = &'n str>) -> Self {
-        Self { style, bars: MultiProgress::new(), width: names.map(str::len).max().unwrap_or(0), started: Instant::now() }
+        let width = names.map(str::len).max().unwrap_or(0);
+        Self { style, is_told_later: false, bars: MultiProgress::new(), width, started: Instant::now() }
     }
 
     pub fn node(&self, name: &str, scope: Scope, n: usize) -> Bar<'_> {
@@ -88,7 +91,7 @@ impl Progressing {
     pub fn node_failed(&self, end: &NodeEnd) {
         let why = end.failed.as_deref().unwrap_or_default();
         self.event(&serde_json::json!({"event": "failed", "node": end.name, "why": why}));
-        if self.style != Style::Json {
+        if self.style != Style::Json && !self.is_told_later {
             self.line(&format!("  {:w$} failed: {why}", end.name, w = self.width));
         }
     }

@@ -48,6 +48,9 @@ pub struct Bench<'a> {
     pub cancel: &'a AtomicBool,
 }
 
+/// Begins the reason of a node that was not even tried.
+pub const NOT_RUN: &str = "not run: ";
+
 /// How a node ended.
 #[derive(Clone, Debug, Default)]
 pub struct NodeEnd {
@@ -60,6 +63,8 @@ pub struct NodeEnd {
     pub quarantined: Vec<Quarantined>,
     /// Why the node gives nothing.
     pub failed: Option<String>,
+    /// That is for want of anything to work on: no DICOM in the archive, no series that `where` chooses.
+    pub is_idle: bool,
     pub took_ms: u64,
     pub published: Option<PathBuf>,
 }
@@ -72,17 +77,22 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// 0 all done, 1 failed, 3 done but something is quarantined, 130 stopped on request.
+    /// 0 all done, 1 failed, 2 nothing to work on, 3 done but something is quarantined, 130 stopped on request.
     pub fn exit_code(&self) -> u8 {
         if self.cancelled {
             130
         } else if self.nodes.iter().any(|n| n.failed.is_some()) {
-            1
+            if self.is_idle() { 2 } else { 1 }
         } else if self.nodes.iter().any(|n| !n.quarantined.is_empty()) {
             3
         } else {
             0
         }
+    }
+
+    /// Whether nothing but work was missing.
+    pub fn is_idle(&self) -> bool {
+        !self.cancelled && self.nodes.iter().any(|n| n.is_idle) && self.nodes.iter().all(|n| n.failed.is_none() || n.is_idle)
     }
 }
 
@@ -101,20 +111,20 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
         }
         let node = &b.plan.nodes[i];
         let started = Instant::now();
-        let broken = node.from.values().find_map(|up| ends.get(up)?.failed.as_ref().map(|_| &b.plan.nodes[*up].name));
+        let broken = node.from.values().find_map(|up| ends.get(up).filter(|e| e.failed.is_some()));
         let mut end = if let Some(why) = &stop {
             NodeEnd { failed: Some(why.clone()), ..NodeEnd::default() }
         } else if let Some(up) = broken {
-            NodeEnd { failed: Some(format!("not run: {up} gave nothing")), ..NodeEnd::default() }
+            NodeEnd { failed: Some(format!("{NOT_RUN}{} gave nothing", up.name)), is_idle: up.is_idle, ..NodeEnd::default() }
         } else {
             match whole(node, || run_node(b, o, node, &ends)) {
                 Ok(end) => end,
                 Err(e) => {
                     if e.stops_the_run() {
-                        stop = Some(format!("not run: the run stopped at {}", node.name));
+                        stop = Some(format!("{NOT_RUN}the run stopped at {}", node.name));
                     }
                     summary.cancelled |= matches!(e, Error::Cancelled);
-                    NodeEnd { failed: Some(chain(&e)), ..NodeEnd::default() }
+                    NodeEnd { failed: Some(chain(&e)), is_idle: matches!(e, Error::Nothing { .. }), ..NodeEnd::default() }
                 }
             }
         };
@@ -124,7 +134,7 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
             b.ui.node_failed(&end);
         }
         if o.fail_fast && stop.is_none() && (end.failed.is_some() || !end.quarantined.is_empty()) {
-            stop = Some(format!("not run: --fail-fast, and {} had a failure", node.name));
+            stop = Some(format!("{NOT_RUN}--fail-fast, and {} had a failure", node.name));
         }
         ends.insert(i, end);
     }

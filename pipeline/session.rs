@@ -33,7 +33,7 @@ pub enum Fault {
     NoFolder { path: PathBuf },
     #[error("--memory {text}: expected a size such as 8GiB or 512MiB")]
     BadSize { text: String },
-    #[error("cannot use {} as workspace: give another with `workspace:` in the file", path.display())]
+    #[error("cannot use {} as workspace: give another (`workspace:` in the file, `--workspace` of convert)", path.display())]
     Workspace { path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Wrong(String),
@@ -52,7 +52,7 @@ impl Fault {
             | Fault::ManyPredictions { .. }
             | Fault::NoFolder { .. }
             | Fault::BadSize { .. }
-            | Fault::Stage(Error::Query { .. })
+            | Fault::Stage(Error::Query { .. } | Error::Nothing { .. })
             | Fault::Wrong(_) => 2,
             Fault::Told(code) => *code,
             Fault::NotTrained { .. } | Fault::OtherTraining { .. } | Fault::Workspace { .. } | Fault::Stage(_) => 1,

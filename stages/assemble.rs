@@ -342,15 +342,21 @@ fn unit(headers: &[Header]) -> String {
 }
 
 fn nothing_chosen(condition: Option<&str>, all: &[SeriesRow]) -> Error {
-    let mut there: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut images, mut others): (BTreeMap<&str, usize>, BTreeMap<&str, usize>) = Default::default();
     for s in all {
-        *there.entry(if s.kind == "image" { s.modality.clone() } else { s.kind.clone() }).or_default() += 1;
+        let (of_kind, what) = if s.kind == "image" { (&mut images, &s.modality) } else { (&mut others, &s.kind) };
+        *of_kind.entry(what).or_default() += 1;
     }
-    let list = there.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
-    Error::Input {
-        what: condition.map_or("the archive".to_string(), |c| format!("where: {c}")),
-        found: "no image series".into(),
-        expected: format!("at least one of the series of the index ({list})"),
+    let list = |n: &BTreeMap<&str, usize>| n.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
+    let beside = if others.is_empty() { String::new() } else { format!(", beside {}", list(&others)) };
+    let n: usize = images.values().sum();
+    match condition.filter(|_| n > 0) {
+        Some(condition) => Error::Nothing {
+            what: format!("where: {condition}"),
+            found: format!("none of the {n} image volumes of the archive ({}{beside})", list(&images)),
+            expected: "a condition that at least one of them fits".into(),
+        },
+        None => Error::Nothing { what: "the archive".into(), found: format!("no image series{beside}"), expected: "at least one".into() },
     }
 }
 
@@ -434,6 +440,9 @@ mod tests {
     #[test]
     fn nothing_chosen_lists_what_is_there() {
         let e = nothing_chosen(Some("modality = 'PT'"), &[SeriesRow { modality: "CT".into(), ..row("1", 0, "A") }]);
-        assert_eq!(e.to_string(), "where: modality = 'PT': found no image series, expected at least one of the series of the index (1 CT)");
+        assert_eq!(
+            e.to_string(),
+            "where: modality = 'PT': found none of the 1 image volumes of the archive (1 CT), expected a condition that at least one of them fits"
+        );
     }
 }

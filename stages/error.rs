@@ -14,7 +14,7 @@ pub enum Error {
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
 
     /// The disk, a quota or the shelf's own limit.
-    #[error("no space left while writing {}: free some space or move `workspace`, then run the same command again", path.display())]
+    #[error("no space left while writing {}: free some space there, or give another place (`workspace`, OUT), then run the same command again", path.display())]
     DiskFull { path: PathBuf, source: std::io::Error },
 
     #[error(
@@ -48,6 +48,10 @@ pub enum Error {
     /// Something in the input makes the stage meaningless (no series chosen, a class that no case has).
     #[error("{what}: found {found}, expected {expected}")]
     Input { what: String, found: String, expected: String },
+
+    /// The input is what was meant, and there is nothing in it to work on.
+    #[error("{what}: found {found}, expected {expected}")]
+    Nothing { what: String, found: String, expected: String },
 
     #[error("{what} needs {wanted_bytes} bytes, more than the limit of {limit_bytes}")]
     TooLarge { what: String, wanted_bytes: u64, limit_bytes: u64 },

@@ -12,10 +12,10 @@ use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
 
 use crate::dicom::names::Names;
 use crate::dicom::survey::{self, Survey};
-use crate::dicom::{keys, walk};
+use crate::dicom::{keys, name_file, walk};
 use crate::error::Error;
 use crate::labels::LabelIndex;
-use crate::stage::{Cx, Facts, Info, Inputs, Quarantined, Rows, Stage};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Quarantined, Rows, Stage};
 use crate::table;
 
 /// Which files are there, which series they form, and what of it cannot be used.
@@ -39,6 +39,10 @@ pub struct Index {
     /// The same from a file that only you can read (mode 0600), instead of `key_env`.
     #[serde(default)]
     pub key_file: Option<String>,
+    /// Where to write which file each pseudonym stands for (TSV: pseudonym, series, place), for the one who looks after what was left out. It names
+    /// patients: it must lie outside of the workspace and the archive, and only its owner can read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_file: Option<String>,
 }
 
 /// What leaves the archive under its own name.
@@ -64,8 +68,14 @@ impl Stage for Index {
         absent_in_inference: None,
     };
 
+    fn check(&self) -> Vec<Finding> {
+        let is_idle = self.name_file.is_some() && self.deidentify == Deidentify::None;
+        let why = "files go by their own names with `deidentify: none`";
+        is_idle.then(|| Finding::error("name_file", why, "`deidentify: basic`, or no name_file")).into_iter().collect()
+    }
+
     fn recorded(&self) -> Value {
-        let mut shown = self.clone();
+        let mut shown = Self { name_file: None, ..self.clone() };
         if self.deidentify == Deidentify::Basic {
             // Without its key there is no run, and nothing to tell two archives apart in.
             let place = self.names().map_or([0; 16], |n| n.place(&self.archive));
@@ -77,13 +87,27 @@ impl Stage for Index {
     fn run(&self, _inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let names = self.names()?;
         let root = Path::new(&self.archive);
-        let found = walk::walk(root).map_err(|e| self.wrong(&no_folder(&e), "a folder with DICOM files"))?;
-        let made = survey::of(found, &names, Some(cx.memo), &|bytes| {
+        let found = walk::walk(root).map_err(|e| Error::Input {
+            what: self.place(),
+            found: no_folder(&e),
+            expected: "a folder with DICOM files".into(),
+        })?;
+        let name_file = self.name_file.as_ref().map(Path::new);
+        if let Some(file) = name_file {
+            // Its memory stands in WORKSPACE/memo/NODE.
+            let workspace = cx.memo.ancestors().nth(2).unwrap_or(cx.memo);
+            name_file::check(file, &[("the archive", root), ("the workspace", workspace)])?;
+        }
+        let made = survey::of(found, &names, Some(cx.memo), name_file.is_some(), &|bytes| {
             cx.bytes(bytes);
             cx.check_cancelled()
         })?;
+        if let Some(file) = name_file {
+            name_file::write(file, &made)?;
+        }
         if made.series.is_empty() {
-            return Err(self.wrong(&made.nothing_usable(), survey::WANTED));
+            let (what, found, expected) = (self.place(), made.nothing_usable(), survey::WANTED.into());
+            return Err(Error::Nothing { what, found, expected });
         }
         table::write_rows(cx.draft, &made.series)?;
         table::write_rows(cx.draft, &made.instances)?;
@@ -94,10 +118,9 @@ impl Stage for Index {
 
 impl Index {
     /// An error is kept in lineage: a place that is there is not named in it under pseudonyms.
-    fn wrong(&self, found: &str, expected: &str) -> Error {
+    fn place(&self) -> String {
         let is_hidden = self.deidentify == Deidentify::Basic && Path::new(&self.archive).exists();
-        let what = if is_hidden { "the archive".into() } else { format!("archive {}", self.archive) };
-        Error::Input { what, found: found.into(), expected: expected.into() }
+        if is_hidden { "the archive".into() } else { format!("archive {}", self.archive) }
     }
 
     fn names(&self) -> Result<Names, Error> {
@@ -139,7 +162,7 @@ impl Index {
             report.push(format!("{hidden_labels} names of labels told who the patient is and are `label-…` now"));
         }
         if self.deidentify == Deidentify::Basic && !quarantined.is_empty() {
-            report.push("files are named by pseudonyms: `deidentify: none` shows their names".into());
+            report.push("files are named by pseudonyms: `name_file: PATH` writes which files they are".into());
         }
         if self.deidentify == Deidentify::Basic && self.key_env.is_none() && self.key_file.is_none() {
             report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env or key_file)".into());

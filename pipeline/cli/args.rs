@@ -69,6 +69,9 @@ pub struct ConvertArgs {
     /// Make the key file first; it must not be there yet
     #[arg(long, requires = "key_file")]
     pub new_key: bool,
+    /// Where to write which file of the archive each pseudonym stands for (TSV), to look after what was left out. It names patients: not in OUT
+    #[arg(long, value_name = "FILE")]
+    pub name_file: Option<PathBuf>,
     /// Only series that fit an SQL condition, such as "modality = 'CT'" (columns: voxmill query --help)
     #[arg(long = "where", value_name = "SQL")]
     pub condition: Option<String>,
@@ -164,6 +167,9 @@ pub struct DeidentifyArgs {
     /// Make the key file first; it must not be there yet
     #[arg(long, requires = "key_file")]
     pub new_key: bool,
+    /// Where to write which file of the archive each pseudonym stands for (TSV), to look after what was left out. It names patients: not in OUT
+    #[arg(long, value_name = "FILE")]
+    pub name_file: Option<PathBuf>,
     /// Keep UIDs as they are [default: replaced by keyed ones]
     #[arg(long)]
     pub retain_uids: bool,

@@ -1,7 +1,7 @@
 //! What was typed → what is done. This folder alone knows clap. Results go to stdout, progress and problems to stderr.
-//! Exit codes: 0 all done, 1 failed, 2 the file or the command is wrong, 3 done but something is quarantined, 130 stopped on request.
+//! Exit codes: 0 all done, 1 failed, 2 the file or the command is wrong or finds nothing to work on, 3 done but something is quarantined, 130 stopped on request.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use voxmill_stages::stage::StageDef;
@@ -12,7 +12,7 @@ use crate::{commands, questions};
 mod args;
 pub use args::*;
 
-const AFTER: &str = "Exit codes: 0 all done · 1 failed · 2 the file or the command is wrong · 3 done, but something is quarantined · 130 stopped on request";
+const AFTER: &str = "Exit codes: 0 all done · 1 failed · 2 the file or the command is wrong, or there is nothing to work on · 3 done, but something is quarantined · 130 stopped on request";
 
 /// DICOM archive → voxels → trained, evaluated, exported segmentation model, from one YAML file.
 #[derive(Parser)]
@@ -92,7 +92,12 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
     };
     commands::speak_as(style);
     let filter = std::env::var("VOXMILL_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(tracing::Level::WARN);
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(filter).without_time().with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(filter)
+        .without_time()
+        .with_target(false);
     if style == Style::Json {
         log.json().init()
     } else {

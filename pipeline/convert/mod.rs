@@ -1,7 +1,7 @@
 //! `voxmill convert ARCHIVE OUT --to FORMAT`: a built-in pipeline run by the same engine. `wanted` is what was typed and the YAML it stands for, `verdicts`
 //! what became of every series and label, `place` puts the files under OUT, `told` says it all at the end.
 
-mod place;
+pub mod place;
 pub mod told;
 mod verdicts;
 mod wanted;
@@ -16,7 +16,7 @@ use crate::session::{Fault, Session};
 use crate::thumbs;
 
 pub use told::Told;
-pub use wanted::{FILE, Wanted, key};
+pub use wanted::{FILE, Wanted, key, not_empty, secrets_apart};
 
 /// Shown by `voxmill convert --help`.
 pub const HELP: &str = "What is made:
@@ -32,8 +32,13 @@ pub const HELP: &str = "What is made:
   OUT/series.parquet, files.parquet, instances.parquet
 
 Nothing is guessed: a series that lies on no regular grid is refused with slices
-and millimetres, and the others go on (exit code 3). A second run makes only what
-is new. `--show-yaml` prints the pipeline: save it, change it, run it.
+and millimetres, and the others go on (exit code 3). An archive without DICOM, and a
+--where that no series fits, are said and change nothing (exit code 2). A second run
+makes only what is new. `--show-yaml` prints the pipeline: save it, change it, run it.
+
+Under `--deidentify basic` what is made, said and logged names nobody, files of the
+archive included. `--name-file names.tsv` writes which file is which, readable by you
+alone: look there for what was refused or failed.
 
 Examples:
   voxmill convert /archive /voxels --to nifti
@@ -49,13 +54,17 @@ pub(crate) const FILES: &str = "files";
 
 /// What can be wrong with OUT, before any work.
 pub fn check(wanted: &Wanted) -> Result<(), Fault> {
-    place::check(&wanted.out, wanted.format(), &wanted.archive_id)
+    place::check(&wanted.out, wanted.format(), &wanted.archive_id)?;
+    place::probe(&wanted.out)
 }
 
 /// Puts what was made under OUT, with tables and the page.
 /// - `is_cancelled`: asked while another process puts files there
 pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary, is_cancelled: &dyn Fn() -> bool) -> Result<Told, Fault> {
     let Some(index) = verdicts::of_index(summary) else { return Ok(Told::of(summary, None, verdicts::Verdicts::default())) };
+    if summary.is_idle() {
+        return Ok(Told::of(summary, Some(index.manifest.facts.clone()), verdicts::Verdicts::default()));
+    }
     let tables = table::open(&index.dir)?;
     let mut files: Vec<FileRow> = table::rows_of(&tables)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -81,6 +90,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
         rows: &told.rows,
         verdicts: &files,
         thumbs: &thumbs,
+        is_hidden: wanted.is_hidden(),
     });
     placing.write(place::REPORT, page.as_bytes())?;
     let [series, file_names, instances] = place::TABLES;

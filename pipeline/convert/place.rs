@@ -20,7 +20,7 @@ const ARCHIVE: &str = "# archive ";
 /// Begins the name of every list.
 const LIST: &str = ".converted-";
 /// Held by whoever puts files into OUT.
-const LOCK: &str = ".converted.lock";
+pub const LOCK: &str = ".converted.lock";
 /// Files on their way; what a dead process left in it goes.
 const COMING: &str = ".converted.new";
 /// What every conversion writes beside its files.
@@ -65,6 +65,20 @@ pub fn check(out: &Path, format: &str, archive: &str) -> Result<(), Fault> {
     }
 }
 
+/// Tells before the work that nothing could be put into OUT after it.
+pub fn probe(out: &Path) -> Result<(), Fault> {
+    let file = out.join(format!(".probe.{}", std::process::id()));
+    let written = std::fs::create_dir_all(out).and_then(|()| std::fs::write(&file, "")).and_then(|()| std::fs::remove_file(&file));
+    written.map_err(|e| Fault::Wrong(format!("cannot write into OUT {}: give a folder that can be written to: {e}", out.display())))
+}
+
+/// A file that stopped on its way goes with the one who put it there.
+impl Drop for Placing {
+    fn drop(&mut self) {
+        let _ = remove(&self.out.join(COMING));
+    }
+}
+
 impl Placing {
     /// Waits until no other process puts files into OUT, and looks again at what stands there.
     /// - `format`: each has a list of its own, so that two can stand in one OUT
@@ -104,6 +118,47 @@ impl Placing {
         remove(&beside)
     }
 
+    /// All files of a folder, which appears when it is whole and takes the place of the old one.
+    /// - `folder`: below OUT
+    /// - `files`: where they are, and their places below OUT
+    fn put_folder(&self, folder: &str, files: &[(PathBuf, &String)]) -> Result<(), Error> {
+        let (coming, going) = (self.out.join(COMING).join("folder"), self.out.join(COMING).join("old"));
+        let to = self.out.join(folder);
+        [&coming, &going].into_iter().try_for_each(|f| remove(f))?;
+        for (from, place) in files {
+            let at = coming.join(place.strip_prefix(folder).unwrap_or(place).trim_start_matches('/'));
+            let parent = at.parent().expect("a file stands in the folder");
+            std::fs::create_dir_all(parent).map_err(Error::io("make folder", parent))?;
+            if std::fs::hard_link(from, &at).is_err() {
+                std::fs::copy(from, &at).and_then(|_| File::open(&at)?.sync_all()).map_err(Error::io("copy to", self.out.join(place)))?;
+            }
+        }
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent).map_err(Error::io("make folder", parent))?;
+        }
+        if std::fs::symlink_metadata(&to).is_ok() {
+            std::fs::rename(&to, &going).map_err(Error::io("write", &to))?;
+        }
+        std::fs::rename(&coming, &to).map_err(Error::io("write", &to))?;
+        remove(&going)
+    }
+
+    /// Whether a folder holds files that no conversion has put there.
+    fn has_foreign(&self, folder: &str) -> bool {
+        let mut todo = vec![folder.to_string()];
+        while let Some(inside) = todo.pop() {
+            for e in std::fs::read_dir(self.out.join(&inside)).into_iter().flatten().flatten() {
+                let place = format!("{inside}/{}", e.file_name().to_string_lossy());
+                if e.file_type().is_ok_and(|t| t.is_dir()) {
+                    todo.push(place);
+                } else if !self.before.contains(&place) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     /// The files of these artifacts; what each is called under OUT.
     pub fn lay(&mut self, items: &[Input]) -> Result<BTreeMap<String, String>, Fault> {
         let names: Vec<(usize, &str)> =
@@ -115,20 +170,28 @@ impl Placing {
         let ours: BTreeSet<String> = coming.iter().filter(is_free).chain(&self.before).cloned().collect();
         self.remember(&ours)?;
         let mut moved = BTreeMap::new();
-        for ((i, file), place) in names.iter().zip(places) {
-            let (from, to) = (items[*i].dir.join(file), self.out.join(&place));
-            if !is_same_file(&from, &to) {
-                if !ours.contains(&place) {
-                    return Err(Fault::Stage(Error::Input {
-                        what: to.display().to_string(),
-                        found: "a file that no conversion has put there".into(),
-                        expected: "nothing (move it away, or give another OUT)".into(),
-                    }));
-                }
-                self.put(&from, &to)?;
+        let coming: Vec<(PathBuf, &String)> =
+            names.iter().zip(&places).map(|((i, file), place)| (items[*i].dir.join(file), place)).collect();
+        // The files of a Zarr are one thing: a part of it reads as a volume of zeros.
+        for one in coming.chunk_by(|a, b| zarr_of(a.1).is_some() && zarr_of(a.1) == zarr_of(b.1)) {
+            let is_new = |(from, place): &&(PathBuf, &String)| !is_same_file(from, &self.out.join(place));
+            let new: Vec<_> = one.iter().filter(is_new).collect();
+            if let Some((_, foreign)) = new.iter().find(|(_, place)| !ours.contains(*place)) {
+                return Err(Fault::Stage(Error::Input {
+                    what: self.out.join(foreign).display().to_string(),
+                    found: "a file that no conversion has put there".into(),
+                    expected: "nothing (move it away, or give another OUT)".into(),
+                }));
             }
+            match zarr_of(one[0].1) {
+                // What others have put into it stays where it is.
+                Some(zarr) if !new.is_empty() && !self.has_foreign(zarr) => self.put_folder(zarr, one)?,
+                _ => new.iter().try_for_each(|(from, place)| self.put(from, &self.out.join(place)))?,
+            }
+        }
+        for ((_, file), place) in names.iter().zip(&places) {
             moved.insert(file.to_string(), place.clone());
-            self.now.insert(place);
+            self.now.insert(place.clone());
         }
         // A Zarr is named by its folder.
         for item in items {
@@ -197,7 +260,7 @@ impl Placing {
 }
 
 /// A short wait: files are linked, not made, while it is held.
-fn lock(path: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<File, Error> {
+pub fn lock(path: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<File, Error> {
     let file = File::options().write(true).create(true).truncate(false).open(path).map_err(Error::io("open lock", path))?;
     loop {
         match file.try_lock() {
@@ -253,6 +316,11 @@ fn apart(files: &[(usize, &str)]) -> Vec<String> {
         parts.collect::<Vec<_>>().join("/")
     };
     files.iter().zip(&spots).map(place).collect()
+}
+
+/// The Zarr that a file is in, by its place below OUT.
+fn zarr_of(place: &str) -> Option<&str> {
+    place.find(".ome.zarr/").map(|at| &place[..at + ".ome.zarr".len()])
 }
 
 /// Two names of one file.

@@ -11,7 +11,7 @@ use super::verdicts::Verdicts;
 use super::{FILES, Wanted};
 use crate::cli::print;
 use crate::progress::{Progressing, Style};
-use crate::run::Summary;
+use crate::run::{NOT_RUN, Summary};
 
 /// Refusals shown on the terminal; the report has them all.
 const SHOWN: usize = 12;
@@ -34,6 +34,7 @@ pub struct Told {
     /// Why nothing could be done at all.
     failed: Vec<String>,
     cancelled: bool,
+    is_idle: bool,
 }
 
 /// seen = indexed + skipped + failed.
@@ -58,7 +59,8 @@ pub struct Tally {
 
 impl Told {
     pub fn of(summary: &Summary, index: Option<Map<String, Value>>, verdicts: Verdicts) -> Self {
-        let failed = summary.nodes.iter().filter_map(|n| Some(format!("{}: {}", n.name, n.failed.as_ref()?))).collect();
+        // What was not tried for the failure of another is told by that one.
+        let failed = summary.nodes.iter().filter_map(|n| n.failed.clone()).filter(|why| !why.starts_with(NOT_RUN)).collect();
         let of_dicom = summary.nodes.iter().filter(|n| n.name == FILES).flat_map(|n| &n.items).find(|i| i.manifest.case.is_none());
         let dicom = of_dicom.and_then(|i| serde_json::from_value(i.manifest.facts.get("files")?.clone()).ok());
         Self {
@@ -76,6 +78,7 @@ impl Told {
                 .collect(),
             failed,
             cancelled: summary.cancelled,
+            is_idle: summary.is_idle(),
         }
     }
 
@@ -113,6 +116,11 @@ impl Told {
         if self.cancelled {
             return eprintln!("\nstopped. Nothing half-made is left; the same command goes on where this one stopped.");
         }
+        let how = if self.is_idle { "nothing to convert: " } else { "" };
+        self.failed.iter().for_each(|why| eprintln!("error: {how}{why}"));
+        if self.is_idle {
+            return;
+        }
         let refused: Vec<&ArchiveRow> = self.rows.iter().filter(|r| r.verdict == "refused").collect();
         if !refused.is_empty() {
             eprintln!();
@@ -136,6 +144,10 @@ impl Told {
         }
         if self.left_out.len() > SHOWN {
             eprintln!("and {} more files: --json lists all", self.left_out.len() - SHOWN);
+        }
+        let is_any_out = !lines.is_empty() || !self.left_out.is_empty() || self.files().failed > 0;
+        if is_any_out && wanted.is_hidden() && !wanted.has_name_file() {
+            eprintln!("files and series go by pseudonyms: --name-file FILE writes which files these are, for you alone");
         }
         if wanted.is_hidden() && !wanted.has_key() {
             eprintln!("warning: pseudonyms are made without a secret: who knows an id can find its pseudonym (--key-file FILE --new-key)");

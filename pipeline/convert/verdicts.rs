@@ -30,10 +30,10 @@ pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Err
     let mut series: Vec<SeriesRow> = table::rows_of(tables)?;
     // Images, their labels, and what was never meant to be converted; in each kind the order of the index.
     series.sort_by_key(|s| ["image", "seg", "rtstruct"].iter().position(|kind| *kind == s.kind).unwrap_or(3));
-    let Some(images) = node(IMAGES) else {
+    if node(IMAGES).is_none() {
         let rows = series.iter().map(row_of).collect();
         return dicom(rows, node(FILES), tables).map(|rows| Verdicts { rows, made: Vec::new() });
-    };
+    }
     let cases = cases(plan, tables)?;
     let by_case = |name: &str| node(name).map(ByCase::of);
     let [of_images, of_labels, of_files] = [IMAGES, LABELS, FILES].map(by_case);
@@ -58,9 +58,9 @@ pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Err
                         row.files = texts(&files.manifest, "files");
                     }
                     None => {
-                        row.verdict = "refused".into();
-                        let stopped = || images.failed.clone().unwrap_or_else(|| "the run stopped before it".into());
-                        row.why = Some(refused.map_or_else(stopped, String::from));
+                        // A full disk is no fault of a series.
+                        row.verdict = if refused.is_some() { "refused" } else { "left out" }.into();
+                        row.why = Some(refused.unwrap_or("the run stopped before it").to_string());
                     }
                 }
             }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use voxmill_stages::dicom::keys;
 use voxmill_stages::dicom::names::Names;
+use voxmill_stages::dicom::{keys, name_file, walk};
 use voxmill_stages::error::{Error, chain};
 
 use super::{FILES, IMAGES, INDEX, LABELS};
@@ -21,6 +21,9 @@ pub struct Wanted {
     pub workspace: PathBuf,
     /// What the archive goes by where it must not be named: a hash under the key of the pseudonyms.
     pub archive_id: String,
+    /// Whether there was no workspace, and no OUT, before.
+    is_new: bool,
+    is_out_new: bool,
     args: ConvertArgs,
 }
 
@@ -45,7 +48,8 @@ impl Wanted {
                 return Err(Fault::Wrong(format!("--to dicom makes no volumes, it writes the files as they are: it takes no {option}")));
             }
         }
-        for (option, is_given) in [("--key-env", a.key_env.is_some()), ("--key-file", a.key_file.is_some())] {
+        let of_names = [("--key-env", a.key_env.is_some()), ("--key-file", a.key_file.is_some()), ("--name-file", a.name_file.is_some())];
+        for (option, is_given) in of_names {
             if is_given && a.deidentify == ConvertNames::None {
                 return Err(Fault::Wrong(format!("{option} is for pseudonyms, and --deidentify none makes none: leave one of them out")));
             }
@@ -58,6 +62,16 @@ impl Wanted {
         let workspace = a.workspace.as_deref().map_or_else(|| out.join(".voxmill"), absolute);
         let archive = utf8(&absolute(&a.archive))?;
         let key_file = a.key_file.as_deref().map(|f| utf8(&absolute(f))).transpose()?;
+        let name_file = a.name_file.as_deref().map(|f| utf8(&absolute(f))).transpose()?;
+        secrets_apart(
+            a.key_file.as_deref().filter(|_| a.new_key),
+            a.name_file.as_deref(),
+            &a.archive,
+            &[("OUT", &out), ("the workspace", &workspace)],
+        )?;
+        if !a.show_yaml {
+            not_empty(&a.archive)?;
+        }
         let is_key_needed = !a.show_yaml && a.deidentify == ConvertNames::Basic;
         let archive_id = if is_key_needed {
             let names = key(a.key_env.as_deref(), key_file.as_deref(), a.new_key)?;
@@ -66,8 +80,9 @@ impl Wanted {
             blake3::hash(archive.as_bytes()).to_hex()[..16].to_string()
         };
         // The pipeline is run from the workspace, and a pipeline that is kept may be run from anywhere.
-        let args = ConvertArgs { key_file: key_file.map(PathBuf::from), ..a.clone() };
-        Ok(Self { archive, out, workspace, archive_id, args })
+        let args = ConvertArgs { key_file: key_file.map(PathBuf::from), name_file: name_file.map(PathBuf::from), ..a.clone() };
+        let (is_new, is_out_new) = (!workspace.exists(), !out.exists());
+        Ok(Self { archive, out, workspace, archive_id, is_new, is_out_new, args })
     }
 
     pub fn format(&self) -> &'static str {
@@ -110,21 +125,41 @@ impl Wanted {
         said
     }
 
+    /// Whether it is written down what pseudonyms of files stand for.
+    pub fn has_name_file(&self) -> bool {
+        self.args.name_file.is_some()
+    }
+
+    /// Takes away the workspace of a run that had nothing to work on, where it was the first and only one in it.
+    pub fn clean_up(&self) {
+        let n_in = |folder: &str| std::fs::read_dir(self.workspace.join(folder)).map_or(0, Iterator::count);
+        if !self.is_new || n_in("store/artifacts") > 0 || n_in("lineage/runs") > 1 {
+            return;
+        }
+        // What cannot be removed is in nobody's way.
+        let _ = std::fs::remove_dir_all(&self.workspace);
+        if self.is_out_new {
+            let _ = std::fs::remove_dir(&self.out);
+        }
+    }
+
     /// The pipeline that is run.
     pub fn yaml(&self) -> String {
-        self.yaml_of(&text(&self.archive))
+        self.yaml_of(&text(&self.archive), self.args.name_file.as_deref())
     }
 
     /// The pipeline that is kept: under pseudonyms it does not say where the archive is.
     fn yaml_kept(&self) -> String {
-        if self.is_hidden() { self.yaml_of("\"${ARCHIVE:-archive}\" # not written down: --set ARCHIVE=PLACE says it") } else { self.yaml() }
+        let archive = "\"${ARCHIVE:-archive}\" # not written down: --set ARCHIVE=PLACE says it";
+        if self.is_hidden() { self.yaml_of(archive, None) } else { self.yaml() }
     }
 
-    fn yaml_of(&self, archive: &str) -> String {
+    fn yaml_of(&self, archive: &str, name_file: Option<&Path>) -> String {
         let a = &self.args;
         let mut index = vec![("archive", archive.to_string()), ("deidentify", word(a.deidentify))];
         index.extend(a.key_env.iter().map(|k| ("key_env", text(k))));
         index.extend(a.key_file.iter().map(|k| ("key_file", text(&k.to_string_lossy()))));
+        index.extend(name_file.map(|f| ("name_file", text(&f.to_string_lossy()))));
         let mut image: Vec<(&str, String)> = a.condition.iter().map(|c| ("where", text(c))).collect();
         image.extend([
             ("gaps", word(a.gaps)),
@@ -175,6 +210,28 @@ impl Wanted {
         written.map_err(Error::io("write", &path))?;
         Ok(path)
     }
+}
+
+/// A new key, and the table of what pseudonyms stand for, are not handed on with what is made and not put into the archive.
+pub fn secrets_apart(key: Option<&Path>, name_file: Option<&Path>, archive: &Path, out: &[(&str, &Path)]) -> Result<(), Fault> {
+    let apart: Vec<(&str, &Path)> = out.iter().copied().chain([("ARCHIVE", archive)]).collect();
+    for (option, file) in [("--key-file", key), ("--name-file", name_file)] {
+        let Some(file) = file else { continue };
+        if let Some((name, _)) = apart.iter().find(|(_, folder)| infer::is_within(file, folder)) {
+            let file = file.display();
+            return Err(Fault::Wrong(format!("{option} {file} lies inside {name}: give a place outside, it is not to be handed on")));
+        }
+    }
+    name_file.map_or(Ok(()), |file| name_file::check(file, &[])).map_err(|e| Fault::Wrong(chain(&e)))
+}
+
+/// An archive without a single file is told before anything is made.
+pub fn not_empty(archive: &Path) -> Result<(), Fault> {
+    if archive.is_dir() && walk::is_empty(archive) {
+        let what = format!("nothing to do: there is no file in {}", archive.display());
+        return Err(Fault::Wrong(format!("{what}: give the folder that holds the DICOM files")));
+    }
+    Ok(())
 }
 
 /// The names of the pseudonyms. A key that is not there, weak or open to others is a mistake of the command line, told before any work.

@@ -28,7 +28,13 @@ pub fn names(key_env: Option<&str>, key_file: Option<&str>) -> Result<Names, Err
 fn from_environment(variable: &str) -> Result<Names, Error> {
     let wrong = |found: String, expected: &str| Error::Input { what: format!("key_env: {variable}"), found, expected: expected.into() };
     let key = std::env::var(variable).ok().filter(|k| !k.is_empty());
-    let key = key.ok_or_else(|| wrong("no such environment variable".into(), "the secret key of the pseudonyms in it"))?;
+    let key = key.ok_or_else(|| {
+        let made = format!(
+            "the secret key of the pseudonyms in it (`export {variable}=$(openssl rand -hex 32)` makes one: keep it; or take a file: \
+             `--key-file FILE --new-key`)"
+        );
+        wrong("no such environment variable".into(), &made)
+    })?;
     strong(key.trim_end_matches(['\r', '\n']).as_bytes()).map_err(|why| wrong(why, STRONG))
 }
 
@@ -56,7 +62,14 @@ fn from_file(file: &Path) -> Result<Names, Error> {
         found,
         expected: expected.to_string(),
     };
-    let meta = std::fs::metadata(file).map_err(Error::io("read key file", file))?;
+    let meta = std::fs::metadata(file).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => wrong(
+            "no such file".into(),
+            "the file with the secret key of the pseudonyms (the first time, `--key-file FILE --new-key` of `voxmill convert` and `voxmill deidentify` \
+             makes it; later runs take the same one, and other keys give other pseudonyms)",
+        ),
+        _ => Error::io("read key file", file)(e),
+    })?;
     if !meta.is_file() || meta.len() > MAX_KEY_BYTES {
         return Err(wrong("no file of at most 64 KiB".into(), "a text that only you know"));
     }

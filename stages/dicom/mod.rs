@@ -34,6 +34,7 @@ mod look;
 mod lut;
 pub mod memory;
 pub mod mosaic;
+pub mod name_file;
 pub mod names;
 pub mod order;
 pub mod pack;

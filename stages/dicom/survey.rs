@@ -31,6 +31,8 @@ pub struct Survey {
     pub hidden_labels: u64,
     /// Skipped files with pixels that are no slices (doses, maps, whole slides, videos).
     pub others: Vec<Other>,
+    /// What each file goes by, and its place in the archive; only where that was asked for.
+    pub places: Vec<(String, String)>,
     lost: Lost,
 }
 
@@ -45,13 +47,25 @@ pub struct Other {
 }
 
 /// - `memo`: a folder for what may be lost
+/// - `has_places`: whether it is kept where the files are
 /// - `step`: told the bytes of every file that is opened; an error stops the work
-pub fn of(mut found: Found, names: &Names, memo: Option<&Path>, step: &(dyn Fn(u64) -> Result<(), Error> + Sync)) -> Result<Survey, Error> {
+pub fn of(
+    mut found: Found,
+    names: &Names,
+    memo: Option<&Path>,
+    has_places: bool,
+    step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
+) -> Result<Survey, Error> {
     let unreadable = std::mem::take(&mut found.unreadable);
     let catalog = catalog::read_all(found, names, memo, step)?;
     let missing = catalog::missing(&catalog);
     let n_seen = catalog.entries.len() + unreadable.len() + missing.len();
     let mut out = Survey::default();
+    if has_places {
+        let found = catalog.entries.iter().map(|e| e.seen.place()).chain(unreadable.iter().map(|(file, _)| file.into()));
+        out.places = found.chain(missing.iter().map(|file| file.into())).map(|place| (names.file(&place), place.into_owned())).collect();
+        out.places.sort_by(|a, b| a.1.cmp(&b.1));
+    }
     unreadable.into_iter().for_each(|(file, why)| out.lost(&file, names.file(&file), why));
     missing.iter().for_each(|file| out.lost(file, names.file(file), "named by DICOMDIR, not there".into()));
     out.verdicts(&catalog, names);

@@ -56,6 +56,26 @@ pub fn now_ns() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
 }
 
+/// Whether there is no file below a folder that can be listed. Stops at the first one.
+pub fn is_empty(root: &Path) -> bool {
+    let mut todo = vec![root.to_path_buf()];
+    let mut visited = BTreeSet::new();
+    while let Some(folder) = todo.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { return false };
+        if !visited.insert(std::fs::canonicalize(&folder).unwrap_or(folder)) {
+            continue;
+        }
+        for entry in entries {
+            match entry.and_then(|e| Ok((std::fs::metadata(e.path())?, e.path()))) {
+                Ok((meta, path)) if meta.is_dir() => todo.push(path),
+                // What cannot be looked at is told, by who walks.
+                _ => return false,
+            }
+        }
+    }
+    true
+}
+
 pub fn walk(root: &Path) -> std::io::Result<Found> {
     let mut found = Found { root: root.to_path_buf(), began_ns: now_ns(), ..Found::default() };
     let meta = std::fs::metadata(root)?;
@@ -174,6 +194,9 @@ mod tests {
         }
         let found = walk(dir.path()).unwrap();
         assert_eq!(found.files.iter().map(|f| f.file.as_str()).collect::<Vec<_>>(), ["b/c/x", "b/y", "z"]);
+        assert!(!is_empty(dir.path()));
+        ["z", "b/y", "b/c/x"].iter().for_each(|f| std::fs::remove_file(dir.path().join(f)).unwrap());
+        assert!(is_empty(dir.path()), "folders alone");
     }
 
     #[cfg(unix)]

@@ -293,7 +293,7 @@ fn wrong_commands_say_what_to_do() {
     b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--key-env", "VOXMILL_NO_SUCH_KEY"]).expect(2).says("VOXMILL_NO_SUCH_KEY");
     b.voxmill(&["convert", "archive", "out", "--to", "dicom", "--labels"]).expect(2).says("--labels");
     std::fs::create_dir_all(b.path("empty")).unwrap();
-    b.voxmill(&["convert", "empty", "none", "--to", "nifti"]).expect(1).says("no file at all");
+    b.voxmill(&["convert", "empty", "none", "--to", "nifti"]).expect(2).says("there is no file");
     convert(&b, &["--to", "nifti"]).expect(0);
     let before = files(&b);
     std::fs::rename(b.archive(), b.path("other")).unwrap();

@@ -10,6 +10,7 @@ mod crash;
 mod deidentify;
 mod lazy;
 mod lineage;
+mod out;
 mod publish;
 mod report;
 mod reuse;
