@@ -1,7 +1,7 @@
 //! The newest artifact of every node and case in a workspace: `heads/PIPELINE/NODE.json`, case → key. It serves explanations (`plan`, `why`), `infer` and
 //! `query`; losing it loses no artifact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use voxmill_schemas::artifact::Key;
@@ -35,6 +35,20 @@ impl Heads {
             }
         }
         out
+    }
+
+    /// Takes entries out of every pipeline's list: those of these artifacts and those that `named` is true of.
+    pub fn forget(workspace: &Path, keys: &BTreeSet<Key>, named: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+        let mut todo = vec![workspace.join("heads")];
+        while let Some(folder) = todo.pop() {
+            let heads = Self { folder };
+            todo.extend(std::fs::read_dir(&heads.folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
+            for node in heads.nodes() {
+                let left = heads.read(&node).into_iter().filter(|(case, key)| !keys.contains(key) && !named(case)).collect();
+                heads.put(&node, &left)?;
+            }
+        }
+        Ok(())
     }
 
     /// Every node that has run here.

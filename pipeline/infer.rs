@@ -163,6 +163,9 @@ pub fn trained(session: &Session, plan: &Plan) -> Result<BTreeMap<usize, Vec<Inp
     for (i, n) in plan.nodes.iter().enumerate().filter(|(_, n)| n.def.info.gives == Kind::Model) {
         let key = heads.read(&n.name).get("").copied().ok_or_else(|| Fault::NotTrained { node: n.name.clone() })?;
         let manifest = session.store.disk.manifest(&key)?.ok_or_else(|| Fault::NotTrained { node: n.name.clone() })?;
+        if manifest.facts.contains_key(crate::forget::MARK) {
+            tracing::warn!("the model of {} was trained on a patient that was forgotten since: train it again where that matters", n.name);
+        }
         given.insert(i, vec![Input { dir: session.store.disk.dir(&key), manifest: manifest.into(), rows: None }]);
     }
     Ok(given)

@@ -277,7 +277,7 @@ fn now_ms() -> i64 {
 }
 
 /// `20260731T142501-3fa2b1`: sorts by start; process, nanosecond and count keep runs apart.
-fn unique_name() -> String {
+pub fn unique_name() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let salt = format!("{}/{}/{}", std::process::id(), now.as_nanos(), COUNT.fetch_add(1, Ordering::Relaxed));

@@ -12,7 +12,7 @@ use voxmill_stages::store::Store;
 use crate::plan::PlanNode;
 
 /// Stands in every folder that a run published, and lists the files that it put there.
-const MARK: &str = ".voxmill";
+pub const MARK: &str = ".voxmill";
 
 /// Refuses a folder at `out/NODE` that is not ours to replace.
 pub fn check(out: &Path, node: &PlanNode) -> Result<(), Error> {
@@ -74,6 +74,34 @@ pub fn whole(store: &Store, out: &Path, node: &PlanNode, items: &[Input]) -> Res
     std::fs::rename(&beside, &place).map_err(Error::io("publish", &place))?;
     remove(&old)?;
     Ok(Some(place))
+}
+
+/// Takes from the lists of what was published what is no longer there, and folders that are empty now.
+pub fn unlist(out: &Path) -> Result<(), Error> {
+    for file in files_under(out)?.into_iter().filter(|f| f.ends_with(MARK)) {
+        let mark = out.join(file);
+        let place = mark.parent().expect("a file stands in a folder");
+        let listed = std::fs::read_to_string(&mark).map_err(Error::io("read", &mark))?;
+        let there: String = listed.lines().filter(|f| place.join(f).is_file()).map(|f| format!("{f}\n")).collect();
+        if there != listed {
+            let beside = mark.with_extension("new");
+            std::fs::write(&beside, there).and_then(|()| std::fs::rename(&beside, &mark)).map_err(Error::io("write", &mark))?;
+        }
+        remove_empty(place)?;
+    }
+    Ok(())
+}
+
+fn remove_empty(folder: &Path) -> Result<bool, Error> {
+    let mut is_empty = true;
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        is_empty &= path.is_dir() && remove_empty(&path)?;
+    }
+    if is_empty {
+        std::fs::remove_dir(folder).map_err(Error::io("remove", folder))?;
+    }
+    Ok(is_empty)
 }
 
 /// The files of a node that gives files, each renamed to its place in `out/NODE`: predictions of other studies stay beside them.

@@ -230,6 +230,9 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
     let fold = model.recipe.config.get("fold").and_then(Value::as_i64).unwrap_or(0);
     let mut parts = BTreeMap::new();
     for key in keys("split") {
+        if disk.manifest(key)?.is_none() {
+            continue;
+        }
         let split: Vec<SplitRow> = table::rows_of(&table::open(&disk.dir(key))?)?;
         parts.extend(SplitRow::parts(&split, fold));
     }
@@ -241,7 +244,7 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
                 model: model.key.hex(),
                 node: node.cloned(),
                 volume: key.hex(),
-                part: "unknown".into(),
+                part: if model.facts.contains_key(crate::forget::MARK) { "forgotten" } else { "unknown" }.into(),
                 ..SawRow::default()
             });
             continue;

@@ -292,6 +292,22 @@ pub struct SawArgs {
     pub answer: AnswerArgs,
 }
 
+/// What `voxmill forget` is told.
+#[derive(Args)]
+pub struct ForgetArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// The patient, by its name in the workspace
+    #[arg(long, value_name = "P")]
+    pub patient: String,
+    /// Do it; without, only the plan is shown
+    #[arg(long)]
+    pub yes: bool,
+    /// Print it as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Args)]
 pub struct TraceArgs {
     /// The first digits of an artifact's key, a case, or the path of a published file

@@ -163,7 +163,8 @@ impl Web {
         let node = self.current.get(key).map(|n| format!("{n}: ")).unwrap_or_default();
         let case = m.case.as_ref().map(|c| format!(" {c}")).unwrap_or_default();
         let older = if self.current.contains_key(key) { "" } else { "  (not of the newest run)" };
-        format!("{node}{}{case}  {key}{}{older}", m.recipe.stage, what_it_is(m))
+        let marked = if m.facts.contains_key(crate::forget::MARK) { "  (a patient that it saw was forgotten)" } else { "" };
+        format!("{node}{}{case}  {key}{}{older}{marked}", m.recipe.stage, what_it_is(m))
     }
 
     /// Series of the volumes on the way back.

@@ -78,6 +78,7 @@ rows! {
         patient: String,
         case: String,
         /// `train`: weights were fitted to it. `val`: it chose among them. `test`: it was dealt in and not looked at.
+        /// `unknown`, `forgotten`: the volume is no longer on the shelf, the latter in a model that lost a patient to `voxmill forget`.
         part: String,
         series: String,
         /// Key of the volume as the training read it.

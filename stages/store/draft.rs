@@ -290,7 +290,7 @@ fn seal(
     Ok(Sealed { name, hash, bytes, is_shared: false })
 }
 
-fn make_read_only(path: &Path) -> Result<(), Error> {
+pub(super) fn make_read_only(path: &Path) -> Result<(), Error> {
     fs::set_permissions(path, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", path))
 }
 

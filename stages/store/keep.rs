@@ -86,6 +86,13 @@ impl Disk {
         Ok(out)
     }
 
+    /// Those of `keys` that living processes work with, this one apart from what it holds itself.
+    pub fn in_use(&self, keys: &BTreeSet<Key>) -> Result<BTreeSet<Key>, Error> {
+        let gate = self.sweep_gate()?;
+        wait(&gate).map_err(Error::io("lock", self.root.join("sweep.lock")))?;
+        Ok(self.held()?.intersection(keys).copied().collect())
+    }
+
     /// Exclusive for sweeps, shared for holds: between the moment a sweep reads the lists and its last rename nobody starts to work with anything.
     fn sweep_gate(&self) -> Result<File, Error> {
         let path = self.root.join("sweep.lock");

@@ -9,6 +9,7 @@ mod keep;
 mod ledger;
 mod nvme;
 mod ram;
+mod rewrite;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -116,6 +117,14 @@ impl Store {
             return Ok(Some(Shelved { limit_bytes: *limit_bytes, ..Shelved::default() }));
         }
         Nvme::open(dir, *limit_bytes)?.inventory(verify).map(Some)
+    }
+
+    /// Takes every brick off the NVMe shelf: they are hashed names and voxels, and say no more whose they are. Gives how many there were.
+    pub fn clear_nvme(&self) -> Result<usize, Error> {
+        match &self.nvme_at {
+            Some((dir, limit_bytes)) if dir.is_dir() => Nvme::open(dir, *limit_bytes)?.clear(),
+            _ => Ok(0),
+        }
     }
 
     /// One brick of an array, from the fastest shelf that has it; `decode` reads it from the disk shelf. Threads that want the same brick at

@@ -191,6 +191,21 @@ impl Nvme {
         id.is_some_and(|id: [u8; 32]| whole(&bytes, &id).is_some() && self.path(&id) == *path)
     }
 
+    /// Takes every entry off the shelf and says how many there were.
+    pub fn clear(&self) -> Result<usize, Error> {
+        let mut old = self.old.lock().expect(HELD);
+        let ledger = self.ledger()?;
+        let usage = self.dir.join("usage");
+        ledger.begin().map_err(Error::io("write", &usage))?;
+        let entries = self.entries()?;
+        for (_, path, _) in &entries {
+            remove(path)?;
+        }
+        old.clear();
+        ledger.settle(0).map_err(Error::io("write", &usage))?;
+        Ok(entries.len())
+    }
+
     fn drop_entry(&self, path: &Path) -> Result<(), Error> {
         let _changing = self.old.lock().expect(HELD);
         let ledger = self.ledger()?;

@@ -20,9 +20,11 @@ use crate::stage::Rows;
 mod prepared;
 pub mod show;
 mod sql;
+mod text;
 
 pub use prepared::{prepared, taken};
 pub use sql::{Source, check_condition, query, select};
+pub use text::{any_text, changed_text};
 
 /// A table that claims more than this once unpacked is not read into memory.
 const LIMIT_BYTES: u64 = 8 << 30;
@@ -43,13 +45,17 @@ pub fn write_rows<R: Row>(dir: &Path, rows: &[R]) -> Result<(), Error> {
 
 /// Writes one file whole or not at all: beside, synced, renamed. For what must outlive a crash without a draft around it.
 pub fn write_durably(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
-    let bytes = to_bytes(path, batch)?;
+    write_bytes_durably(path, &to_bytes(path, batch)?)
+}
+
+/// The same for bytes that are there already.
+pub fn write_bytes_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.new", std::process::id()));
     let beside = path.with_file_name(name);
     let written = (|| {
         let mut file = std::fs::File::create(&beside)?;
-        file.write_all(&bytes)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&beside, path)?;
         path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())

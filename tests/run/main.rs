@@ -8,6 +8,7 @@ mod cache;
 mod convert;
 mod crash;
 mod deidentify;
+mod forget;
 mod lazy;
 mod lineage;
 mod out;
