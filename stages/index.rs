@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -109,10 +110,14 @@ impl Stage for Index {
             let (what, found, expected) = (self.place(), made.nothing_usable(), survey::WANTED.into());
             return Err(Error::Nothing { what, found, expected });
         }
-        table::write_rows(cx.draft, &made.series)?;
-        table::write_rows(cx.draft, &made.instances)?;
-        table::write_rows(cx.draft, &made.files)?;
-        Ok(self.facts(&made))
+        let (series, instances) = rayon::join(|| SeriesRow::to_batch(&made.series), || InstanceRow::to_batch(&made.instances));
+        let tables =
+            Rows([(SeriesRow::TABLE, series), (InstanceRow::TABLE, instances)].map(|(name, batch)| (name.to_string(), batch)).into());
+        let write_two = || tables.0.par_iter().try_for_each(|(name, batch)| table::write(cx.draft, name, batch));
+        let write_all = || rayon::join(write_two, || table::write_rows(cx.draft, &made.files));
+        let (content, (two, files)) = rayon::join(|| tables.content(), write_all);
+        two.and(files)?;
+        Ok(Facts { content: Some(content), ..self.facts(&made, &tables) })
     }
 }
 
@@ -130,7 +135,7 @@ impl Index {
         keys::names(self.key_env.as_deref(), self.key_file.as_deref())
     }
 
-    fn facts(&self, made: &Survey) -> Facts {
+    fn facts(&self, made: &Survey, tables: &Rows) -> Facts {
         let (series, instances, hidden_labels) = (&made.series, &made.instances, made.hidden_labels);
         let out = |(what, why): &(String, String)| Quarantined { what: what.clone(), why: why.clone() };
         let mut quarantined: Vec<Quarantined> = made.failed.iter().map(out).collect();
@@ -167,19 +172,14 @@ impl Index {
         if self.deidentify == Deidentify::Basic && self.key_env.is_none() && self.key_file.is_none() {
             report.push("pseudonyms are made without a secret: who knows an id can find its pseudonym (set key_env or key_file)".into());
         }
-        let tables = Rows(
-            [(SeriesRow::TABLE, SeriesRow::to_batch(series)), (InstanceRow::TABLE, InstanceRow::to_batch(instances))]
-                .map(|(name, batch)| (name.to_string(), batch))
-                .into(),
-        );
         // An archive without any image is one of labels, and nothing is missing from it.
         let is_asked = !images.is_empty() && series.iter().any(|s| s.kind == "nifti");
-        let labels = is_asked.then(|| LabelIndex::of(&tables)).and_then(Result::ok);
+        let labels = is_asked.then(|| LabelIndex::of(tables)).and_then(Result::ok);
         let alone = labels.map_or_else(Vec::new, |l| l.nifti_of_no_image(series));
         if !alone.is_empty() {
             report.push(format!("{} NIfTI files are called like no image and lie beside none", alone.len()));
         }
-        Facts { content: Some(tables.content()), quarantined, ..Facts::default() }
+        Facts { quarantined, ..Facts::default() }
             .with("seen", n_seen)
             .with("indexed", indexed)
             .with("skipped", skipped)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::classes::Class;
 use super::header::Header;
-use super::look::Look;
+use super::look::{Desk, Look};
 use super::names::Names;
 use super::pack::{Template, pack, unpack};
 use super::walk::{Found, Seen};
@@ -98,7 +98,8 @@ pub fn read_all(
     let mut entries = Vec::with_capacity(found.files.len());
     let mut new = Vec::new();
     for seen in found.files {
-        let known = remembered.remove(&names.place(&seen.file)).filter(|r| r.stat == seen.stat);
+        let known = if n_remembered == 0 { None } else { remembered.remove(&names.place(&seen.file)) };
+        let known = known.filter(|r| r.stat == seen.stat);
         match known.and_then(|r| r.open(names, &seen.file)) {
             Some(found) => entries.extend(found.into_iter().map(|f| {
                 let seen = Seen { member: f.member, bytes: f.bytes, ..seen.clone() };
@@ -110,8 +111,12 @@ pub fn read_all(
     let has_news = !new.is_empty() || !remembered.is_empty() || n_remembered == 0;
     drop(remembered);
     let look = Look { root: &found.root, names, series: &series, step };
-    let read: Vec<Vec<Entry>> =
-        new.into_par_iter().with_max_len(64).map_init(Vec::new, |buffer, seen| look.file(seen, buffer)).collect::<Result<_, _>>()?;
+    let of_some =
+        new.into_par_iter().with_max_len(FILES_AT_ONCE).try_fold(Default::default, |(mut desk, mut out): (Desk, Vec<Entry>), seen| {
+            look.file(seen, &mut desk, &mut out)?;
+            Ok((desk, out))
+        });
+    let read: Vec<Vec<Entry>> = of_some.map(|read| read.map(|(_, out)| out)).collect::<Result<_, Error>>()?;
     entries.extend(read.into_iter().flatten());
     entries.par_sort_by(|a, b| a.seen.cmp(&b.seen));
     let catalog = Catalog { root: found.root, entries, series: series.into_inner() };
@@ -145,6 +150,9 @@ pub fn missing(catalog: &Catalog) -> Vec<String> {
 /// The series met so far.
 pub(super) struct SeriesList(Mutex<ByKey>);
 
+/// What one thread looks at before it takes others: each begins with a slice that nothing is known of.
+pub(super) const FILES_AT_ONCE: usize = 64;
+
 /// (study, series) → place in the list.
 type ByKey = (HashMap<(String, String), u32>, Vec<SeriesKey>);
 
@@ -169,6 +177,11 @@ impl SeriesList {
         // A microsecond under the lock; a copy of the template would take longer.
         let packed = Packed(pack(h, &all[series as usize].template).into_boxed_slice());
         Brief { series, class, packed }
+    }
+
+    /// The first header of a series, to pack others by without asking again.
+    pub fn template(&self, series: u32) -> Template {
+        self.lock().1[series as usize].template.clone()
     }
 
     fn into_inner(self) -> Vec<SeriesKey> {

@@ -91,8 +91,8 @@ fn fl(l: &Level, tag: Tag) -> Option<f64> {
 
 fn tracer(top: &Level) -> Tracer {
     let drug = top.items(t::RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE).next();
-    let of_drug = |tag| drug.and_then(|d| d.floats(tag).first().copied());
-    let float = |tag| top.floats(tag).first().copied();
+    let of_drug = |tag| drug.and_then(|d| d.float(tag));
+    let float = |tag| top.float(tag);
     let day = |tag| super::suv::days_of(&top.text(tag));
     let time = |tag| top.time_s(tag);
     let moment = |text: String| super::suv::moment_of(&text);

@@ -62,6 +62,47 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
     Wanted::new(values, sequences)
 });
 
+/// Elements of the data set that change from slice to slice of a series, sorted. What they say is read by [`slice`] and [`slice_frame`] alone.
+#[rustfmt::skip]
+pub(super) const OF_SLICE: [Tag; 14] = [
+    t::SOP_INSTANCE_UID, t::ACQUISITION_DATE, t::ACQUISITION_DATE_TIME, t::ACQUISITION_TIME, t::CONTENT_TIME, t::ECHO_TIME, t::ECHO_NUMBERS, t::TRIGGER_TIME,
+    t::ACQUISITION_NUMBER, t::INSTANCE_NUMBER, t::IMAGE_POSITION_PATIENT, t::TEMPORAL_POSITION_IDENTIFIER, t::RESCALE_INTERCEPT, t::RESCALE_SLOPE,
+];
+
+/// Private elements that only mosaics are asked for ([`mosaic::cut`]).
+pub(super) fn is_of_mosaics(Tag(group, element): Tag) -> bool {
+    BLOCKS.contains(&(element >> 8)) && matches!((group, element & 0xff), (0x0019, 0x0a) | (0x0029, 0x10))
+}
+
+pub(super) fn slice(h: &mut Header, top: &Level) {
+    h.sop_instance = top.text(t::SOP_INSTANCE_UID);
+    let (tag, name) = UIDS[0];
+    let is_odd = is_odd_uid(top.bytes(tag));
+    if is_odd != h.odd_uids.first().is_some_and(|first| first == name) {
+        if is_odd { h.odd_uids.insert(0, name.into()) } else { drop(h.odd_uids.remove(0)) }
+    }
+    h.instance_number = top.int(t::INSTANCE_NUMBER);
+    h.acquisition_number = top.int(t::ACQUISITION_NUMBER);
+    h.temporal_position = top.int(t::TEMPORAL_POSITION_IDENTIFIER);
+    h.acquisition_time_s = top.time_s(t::ACQUISITION_DATE_TIME).or_else(|| {
+        // With its day where the file has it: a scan may go on after midnight.
+        let day_s = top.time_s(t::ACQUISITION_DATE).unwrap_or(0.0);
+        top.time_s(t::ACQUISITION_TIME).map(|s| day_s + s)
+    });
+    h.content_time_s = top.time_s(t::CONTENT_TIME);
+}
+
+/// The frame of a file without functional groups.
+pub(super) fn slice_frame(f: &mut FrameHeader, top: &Level) {
+    f.position = top.vector(t::IMAGE_POSITION_PATIENT);
+    f.echo_time_ms = top.float(t::ECHO_TIME);
+    f.echo_number = top.int(t::ECHO_NUMBERS);
+    f.trigger_ms = top.float(t::TRIGGER_TIME);
+    // RT Dose: stored values times this are the dose (PS3.3 C.8.8.3).
+    f.slope = top.float(t::DOSE_GRID_SCALING).or_else(|| top.float(t::RESCALE_SLOPE));
+    f.intercept = top.float(t::RESCALE_INTERCEPT);
+}
+
 pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     let top = Level::new(bytes, &s.elements, s.is_big_endian);
     let charset = top.texts(t::SPECIFIC_CHARACTER_SET);
@@ -120,14 +161,13 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     let labels: Vec<String> = segments.chain(rois).filter(|l| !l.is_empty()).collect();
     let identity = if labels.is_empty() { Identity::default() } else { identity(&top, &charset) };
     let coded_labels = if identity.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
-    Header {
+    let mut h = Header {
         transfer_syntax: if s.transfer_syntax.is_empty() { shown } else { s.transfer_syntax }.into(),
         is_big_endian: s.is_big_endian,
         wrapping: Wrapping::None,
         // DICOMDIR says what it is in the meta group only.
         sop_class: Some(top.text(t::SOP_CLASS_UID)).filter(|c| !c.is_empty()).unwrap_or_else(|| s.media_class.into()),
-        sop_instance: top.text(t::SOP_INSTANCE_UID),
-        odd_uids: odd_uids(&top),
+        odd_uids: UIDS[1..].iter().filter(|(tag, _)| is_odd_uid(top.bytes(*tag))).map(|(_, name)| name.to_string()).collect(),
         study: top.text(t::STUDY_INSTANCE_UID),
         series: top.text(t::SERIES_INSTANCE_UID),
         patient: top.free_text(t::PATIENT_ID, &charset),
@@ -142,15 +182,6 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
             .find(|f| !f.is_empty())
             .unwrap_or_default(),
         image_type,
-        instance_number: top.int(t::INSTANCE_NUMBER),
-        acquisition_number: top.int(t::ACQUISITION_NUMBER),
-        temporal_position: top.int(t::TEMPORAL_POSITION_IDENTIFIER),
-        acquisition_time_s: top.time_s(t::ACQUISITION_DATE_TIME).or_else(|| {
-            // With its day where the file has it: a scan may go on after midnight.
-            let day_s = top.time_s(t::ACQUISITION_DATE).unwrap_or(0.0);
-            top.time_s(t::ACQUISITION_TIME).map(|s| day_s + s)
-        }),
-        content_time_s: top.time_s(t::CONTENT_TIME),
         rows: size[0],
         columns: size[1],
         n_frames,
@@ -169,9 +200,9 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
             .find(|u| !u.is_empty())
             .unwrap_or_default(),
         has_modality_lut: top.items(t::MODALITY_LUT_SEQUENCE).next().is_some(),
-        imager_spacing_mm: top.floats(t::IMAGER_PIXEL_SPACING).try_into().ok(),
+        imager_spacing_mm: top.vector(t::IMAGER_PIXEL_SPACING),
         frame_times_ms: [t::FRAME_TIME_VECTOR, t::FRAME_TIME]
-            .map(|tag| top.floats(tag))
+            .map(|tag| top.floats(tag).collect::<Vec<_>>())
             .into_iter()
             .find(|v| !v.is_empty())
             .unwrap_or_default(),
@@ -191,7 +222,10 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         hidden_labels: 0,
         identity,
         coded_labels,
-    }
+        ..Header::default()
+    };
+    slice(&mut h, &top);
+    h
 }
 
 /// What the file says of who the patient is.
@@ -220,21 +254,20 @@ fn coded_labels(top: &Level, charset: &[String]) -> Vec<String> {
     codes.filter(is_public).map(|code| code.free_text(t::CODE_MEANING, charset)).collect()
 }
 
-/// A UID is up to 64 characters: numbers without leading zeros between dots.
-fn odd_uids(top: &Level) -> Vec<String> {
-    let uids = [
-        (t::SOP_INSTANCE_UID, "SOPInstanceUID"),
-        (t::STUDY_INSTANCE_UID, "StudyInstanceUID"),
-        (t::SERIES_INSTANCE_UID, "SeriesInstanceUID"),
-        (t::FRAME_OF_REFERENCE_UID, "FrameOfReferenceUID"),
-    ];
+/// Names of the UIDs that are none.
+const UIDS: [(Tag, &str); 4] = [
+    (t::SOP_INSTANCE_UID, "SOPInstanceUID"),
+    (t::STUDY_INSTANCE_UID, "StudyInstanceUID"),
+    (t::SERIES_INSTANCE_UID, "SeriesInstanceUID"),
+    (t::FRAME_OF_REFERENCE_UID, "FrameOfReferenceUID"),
+];
+
+/// A UID is up to 64 characters: numbers without leading zeros between dots. Nothing at all is none that is odd.
+fn is_odd_uid(value: &[u8]) -> bool {
+    let value = value.trim_ascii_end();
+    let uid = value.strip_suffix(b"\0").unwrap_or(value);
     let is_number = |n: &[u8]| n.iter().all(u8::is_ascii_digit) && (n == b"0" || n.first().is_some_and(|d| *d != b'0'));
-    let is_odd = |tag| {
-        let value = top.bytes(tag).trim_ascii_end();
-        let uid = value.strip_suffix(b"\0").unwrap_or(value);
-        !uid.is_empty() && (uid.len() > 64 || !uid.split(|b| *b == b'.').all(is_number))
-    };
-    uids.iter().filter(|(tag, _)| is_odd(*tag)).map(|(_, name)| name.to_string()).collect()
+    !uid.is_empty() && (uid.len() > 64 || !uid.split(|b| *b == b'.').all(is_number))
 }
 
 /// So many frames are taken from any file, more only where each has so many bytes of header.
@@ -279,9 +312,7 @@ fn frames_of(top: &Level) -> Vec<FrameHeader> {
 fn base_frame(top: &Level) -> FrameHeader {
     let mut base = FrameHeader::default();
     fill(&mut base, top);
-    base.echo_time_ms = top.floats(t::ECHO_TIME).first().copied();
-    base.echo_number = top.int(t::ECHO_NUMBERS);
-    base.trigger_ms = top.floats(t::TRIGGER_TIME).first().copied();
+    slice_frame(&mut base, top);
     base.b_value = top.fd(t::DIFFUSION_B_VALUE).or_else(|| private_b_value(top));
     for shared in top.items(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE) {
         fill_groups(&mut base, &shared);
@@ -317,15 +348,13 @@ fn fill(f: &mut FrameHeader, l: &Level) {
             *place = v;
         }
     }
-    set(&mut f.position, l.floats(t::IMAGE_POSITION_PATIENT).try_into().ok());
-    set(&mut f.orientation, l.floats(t::IMAGE_ORIENTATION_PATIENT).try_into().ok());
-    set(&mut f.spacing_mm, l.floats(t::PIXEL_SPACING).try_into().ok());
-    set(&mut f.thickness_mm, l.floats(t::SLICE_THICKNESS).first().copied());
-    set(&mut f.between_mm, l.floats(t::SPACING_BETWEEN_SLICES).first().copied());
-    set(&mut f.slope, l.floats(t::RESCALE_SLOPE).first().copied());
-    // RT Dose: stored values times this are the dose (PS3.3 C.8.8.3).
-    set(&mut f.slope, l.floats(t::DOSE_GRID_SCALING).first().copied());
-    set(&mut f.intercept, l.floats(t::RESCALE_INTERCEPT).first().copied());
+    set(&mut f.position, l.vector(t::IMAGE_POSITION_PATIENT));
+    set(&mut f.orientation, l.vector(t::IMAGE_ORIENTATION_PATIENT));
+    set(&mut f.spacing_mm, l.vector(t::PIXEL_SPACING));
+    set(&mut f.thickness_mm, l.float(t::SLICE_THICKNESS));
+    set(&mut f.between_mm, l.float(t::SPACING_BETWEEN_SLICES));
+    set(&mut f.slope, l.float(t::RESCALE_SLOPE));
+    set(&mut f.intercept, l.float(t::RESCALE_INTERCEPT));
     // Frames that share a group take these over one and all: what is longer than it can be would be held as many times.
     set(&mut f.stack, Some(l.text(t::STACK_ID)).filter(|s| !s.is_empty() && s.len() <= MAX_TEXT_BYTES));
     set(&mut f.in_stack, l.ul(t::IN_STACK_POSITION_NUMBER).first().copied());

@@ -11,7 +11,7 @@ use super::fields::{WANTED, header_of};
 use super::identity::Identity;
 use super::level::Level;
 use super::mosaic::Mosaic;
-use super::scan::{self, Fault, PixelElement};
+use super::scan::{self, Element, Fault, PixelElement, Scan};
 
 /// A DICOM file up to its pixel data. Sizes are as the file states them: nothing is allocated by them here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -167,9 +167,21 @@ pub fn of_prefixes(
     len: Option<u64>,
     wrapping: Wrapping,
     buffer: &mut Vec<u8>,
-    mut more: impl FnMut(usize, &mut Vec<u8>) -> std::io::Result<()>,
+    more: impl FnMut(usize, &mut Vec<u8>) -> std::io::Result<()>,
 ) -> std::io::Result<Result<Header, NoHeader>> {
-    let mut want = FIRST_BYTES;
+    of_scan(len, FIRST_BYTES, buffer, more, |bytes, s| checked(bytes, &s, wrapping))
+}
+
+/// The same, with what is made of a file that could be scanned.
+/// - `first`: bytes to begin with
+pub(super) fn of_scan<T>(
+    len: Option<u64>,
+    first: usize,
+    buffer: &mut Vec<u8>,
+    mut more: impl FnMut(usize, &mut Vec<u8>) -> std::io::Result<()>,
+    mut make: impl FnMut(&[u8], Scan) -> Result<T, NoHeader>,
+) -> std::io::Result<Result<T, NoHeader>> {
+    let mut want = first;
     loop {
         if buffer.len() < want {
             more(want, buffer)?;
@@ -179,50 +191,40 @@ pub fn of_prefixes(
             return Ok(Err(NoHeader::Empty));
         }
         let file_len = if is_whole { buffer.len() as u64 } else { len.unwrap_or(u64::MAX) };
-        match parse(buffer, file_len, wrapping) {
-            Parsed::NeedsMore if !is_whole && want < MAX_HEADER_BYTES => want = (want * 8).min(MAX_HEADER_BYTES),
-            Parsed::NeedsMore => {
+        match scan::scan(buffer, file_len, &WANTED) {
+            Err(Fault::NeedsMore) if !is_whole && want < MAX_HEADER_BYTES => want = (want * 8).min(MAX_HEADER_BYTES),
+            Err(Fault::NeedsMore) => {
                 let why = format!("no pixel data or end within {} bytes of header", buffer.len());
                 return Ok(Err(NoHeader::Broken { why, series: None }));
             }
-            Parsed::Done(header) => return Ok(*header),
+            Err(Fault::NotDicom) => return Ok(Err(NoHeader::NotDicom)),
+            Err(Fault::Broken { why, so_far }) => return Ok(Err(broken(buffer, why, &so_far))),
+            Ok(s) => return Ok(make(buffer, s)),
         }
     }
 }
 
-enum Parsed {
-    NeedsMore,
-    Done(Box<Result<Header, NoHeader>>),
+/// What there is to say of a file that breaks off after these elements.
+fn broken(bytes: &[u8], why: String, so_far: &[Element]) -> NoHeader {
+    // Bytes that break before any SOP class was seen were never DICOM (a text that begins like a group number).
+    if so_far.is_empty() && bytes.get(128..132) != Some(b"DICM") {
+        return NoHeader::NotDicom;
+    }
+    let uids = Level::new(bytes, so_far, false);
+    let (study, series) = (uids.text(t::STUDY_INSTANCE_UID), uids.text(t::SERIES_INSTANCE_UID));
+    NoHeader::Broken { why, series: (!series.is_empty()).then_some((study, series)) }
 }
 
-fn parse(bytes: &[u8], file_len: u64, wrapping: Wrapping) -> Parsed {
-    let broken = |why: String, series| Parsed::Done(Box::new(Err(NoHeader::Broken { why, series })));
-    match scan::scan(bytes, file_len, &WANTED) {
-        Err(Fault::NeedsMore) => Parsed::NeedsMore,
-        Err(Fault::NotDicom) => Parsed::Done(Box::new(Err(NoHeader::NotDicom))),
-        Err(Fault::Broken { why, so_far }) => {
-            let uids = Level::new(bytes, &so_far, false);
-            let (study, series) = (uids.text(t::STUDY_INSTANCE_UID), uids.text(t::SERIES_INSTANCE_UID));
-            // Bytes that break before any SOP class was seen were never DICOM (a text that begins like a group number).
-            if so_far.is_empty() && bytes.get(128..132) != Some(b"DICM") {
-                return Parsed::Done(Box::new(Err(NoHeader::NotDicom)));
-            }
-            broken(why, (!series.is_empty()).then_some((study, series)))
-        }
-        Ok(s) => {
-            let mut h = header_of(bytes, &s);
-            h.wrapping = wrapping;
-            if h.sop_class.is_empty() && h.series.is_empty() {
-                let is_marked = [bytes.get(128..132), bytes.get(..4)].contains(&Some(b"DICM"));
-                return if !is_marked && s.transfer_syntax.is_empty() && s.elements.is_empty() {
-                    Parsed::Done(Box::new(Err(NoHeader::NotDicom)))
-                } else {
-                    broken("neither SOPClassUID nor SeriesInstanceUID".into(), None)
-                };
-            }
-            Parsed::Done(Box::new(Ok(h)))
-        }
+pub(super) fn checked(bytes: &[u8], s: &Scan, wrapping: Wrapping) -> Result<Header, NoHeader> {
+    let h = Header { wrapping, ..header_of(bytes, s) };
+    if !h.sop_class.is_empty() || !h.series.is_empty() {
+        return Ok(h);
     }
+    let is_marked = [bytes.get(128..132), bytes.get(..4)].contains(&Some(b"DICM"));
+    if !is_marked && s.transfer_syntax.is_empty() && s.elements.is_empty() {
+        return Err(NoHeader::NotDicom);
+    }
+    Err(NoHeader::Broken { why: "neither SOPClassUID nor SeriesInstanceUID".into(), series: None })
 }
 
 impl Header {
@@ -276,8 +278,7 @@ mod tests {
     }
 
     fn parse_all(bytes: &[u8]) -> Header {
-        let Parsed::Done(h) = parse(bytes, bytes.len() as u64, Wrapping::None) else { panic!("complete") };
-        h.unwrap()
+        of_source(&Source::of_raw(bytes.to_vec())).unwrap().unwrap()
     }
 
     #[test]

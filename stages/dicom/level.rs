@@ -1,5 +1,7 @@
 //! The values of one data set or item, asked by tag: the types that PS3.6 gives to the tags we read, whatever VR the file wrote.
 
+use std::borrow::Cow;
+
 use dicom::core::Tag;
 
 use super::charset;
@@ -12,16 +14,22 @@ pub struct Level<'a> {
     elements: &'a [Element],
     /// Which of the elements are its own, or stand in its sequences.
     own: (usize, usize),
+    /// Each tag is greater than the one before, and none holds others.
+    is_sorted: bool,
     pub is_big: bool,
 }
 
 impl<'a> Level<'a> {
     /// A data set. `bytes`: what was scanned.
     pub fn new(bytes: &'a [u8], elements: &'a [Element], is_big: bool) -> Self {
-        Self { bytes, elements, own: (0, elements.len()), is_big }
+        let is_sorted = elements.windows(2).all(|e| e[0].tag < e[1].tag) && elements.iter().all(|e| e.value().is_some());
+        Self { bytes, elements, own: (0, elements.len()), is_sorted, is_big }
     }
 
     fn find(&self, tag: Tag) -> Option<usize> {
+        if self.is_sorted {
+            return self.elements.binary_search_by_key(&scan::key(tag), |e| scan::key(e.tag)).ok();
+        }
         let mut at = self.own.0;
         while at < self.own.1 {
             let e = &self.elements[at];
@@ -52,11 +60,15 @@ impl<'a> Level<'a> {
 
     /// A value of the default repertoire: UID, CS, IS.
     pub fn text(&self, tag: Tag) -> String {
+        self.as_text(tag).into_owned()
+    }
+
+    pub fn as_text(&self, tag: Tag) -> Cow<'a, str> {
         scan::text(self.bytes(tag))
     }
 
     pub fn texts(&self, tag: Tag) -> Vec<String> {
-        let text = self.text(tag);
+        let text = self.as_text(tag);
         if text.is_empty() { Vec::new() } else { text.split('\\').map(|s| s.trim().to_string()).collect() }
     }
 
@@ -66,16 +78,29 @@ impl<'a> Level<'a> {
     }
 
     /// DS values; values that are no numbers are left out, so a broken triple has another length and counts as absent.
-    pub fn floats(&self, tag: Tag) -> Vec<f64> {
+    pub fn floats(&self, tag: Tag) -> impl Iterator<Item = f64> + use<'a> {
         let values = self.bytes(tag).split(|b| *b == b'\\').filter_map(|v| std::str::from_utf8(v).ok());
-        values
-            .filter_map(|v| v.trim_matches(|c: char| c == '\0' || c.is_whitespace()).parse().ok())
-            .filter(|v: &f64| v.is_finite())
-            .collect()
+        values.filter_map(|v| scan::trimmed(v).parse().ok()).filter(|v: &f64| v.is_finite())
+    }
+
+    /// The first of them.
+    pub fn float(&self, tag: Tag) -> Option<f64> {
+        self.floats(tag).next()
+    }
+
+    /// All of them, where there are so many.
+    pub fn vector<const N: usize>(&self, tag: Tag) -> Option<[f64; N]> {
+        let mut values = self.floats(tag);
+        let mut out = [0.0; N];
+        for v in &mut out {
+            *v = values.next()?;
+        }
+        values.next().is_none().then_some(out)
     }
 
     pub fn int(&self, tag: Tag) -> Option<i64> {
-        let text = self.texts(tag).into_iter().next()?;
+        let all = self.as_text(tag);
+        let text = all.split('\\').next()?.trim();
         text.parse().ok().or_else(|| text.parse::<f64>().ok().map(|v| v as i64))
     }
 
@@ -106,12 +131,16 @@ impl<'a> Level<'a> {
 
     /// TM `HHMMSS.F` or DT `YYYYMMDDHHMMSS.F` as seconds (of the day, or of a made-up calendar that keeps order).
     pub fn time_s(&self, tag: Tag) -> Option<f64> {
-        let text = self.text(tag).replace(':', "");
+        let text = self.as_text(tag);
+        let text = if text.contains(':') { Cow::Owned(text.replace(':', "")) } else { text };
         let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
         let digits = whole.get(..whole.find(|c: char| !c.is_ascii_digit()).unwrap_or(whole.len()))?;
         let (days, clock) = if digits.len() > 6 { digits.split_at_checked(8)? } else { ("0", digits) };
         let part = |at: usize| clock.get(at..at + 2).and_then(|s| s.parse::<f64>().ok()).unwrap_or(0.0);
-        let fraction: f64 = format!("0.{}", fraction.get(..fraction.len().min(6))?).parse().unwrap_or(0.0);
+        let fraction = fraction.get(..fraction.len().min(6))?;
+        let mut decimal = *b"0.000000";
+        decimal[2..2 + fraction.len()].copy_from_slice(fraction.as_bytes());
+        let fraction: f64 = std::str::from_utf8(&decimal[..2 + fraction.len()]).ok().and_then(|d| d.parse().ok()).unwrap_or(0.0);
         (!digits.is_empty()).then(|| days.parse::<f64>().unwrap_or(0.0) * 86400.0 + part(0) * 3600.0 + part(2) * 60.0 + part(4) + fraction)
     }
 }

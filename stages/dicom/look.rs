@@ -7,11 +7,14 @@ use rayon::prelude::*;
 
 use super::allowance::{Allowance, header_limit, header_too_long};
 use super::bytes::{Source, Wrapping, wrapping_of};
-use super::catalog::{Entry, Outcome, SeriesList};
+use super::catalog::{Brief, Entry, FILES_AT_ONCE, Outcome, Packed, SeriesList};
 use super::classes::{self, Class};
 use super::containers::{self, Closed, DEEPEST, Directory, INSIDE, Kind};
 use super::header::{self, FIRST_BYTES, Header, NoHeader};
 use super::names::Names;
+use super::pack::pack_into;
+use super::recent::{Recent, Scanned};
+use super::scan::Scan;
 use super::walk::Seen;
 use super::{directory, scan};
 use crate::error::Error;
@@ -31,8 +34,62 @@ pub(super) struct Look<'a> {
     pub step: &'a (dyn Fn(u64) -> Result<(), Error> + Sync),
 }
 
+/// What a thread has at hand while it looks at one file after the other.
+#[derive(Default)]
+pub(super) struct Desk {
+    /// The beginning of the file.
+    buffer: Vec<u8>,
+    recent: Vec<Recent>,
+    /// How many files became `recent`.
+    n_recent: usize,
+    /// A header packed.
+    packed: Vec<u8>,
+    /// Bytes of the last header.
+    header_bytes: usize,
+}
+
+/// Series that may take turns in a folder.
+const MAX_RECENT: usize = 4;
+/// Less is not read at once: a page.
+const LEAST_BYTES: usize = 4 << 10;
+/// More neither.
+const MOST_BYTES: usize = 256 << 10;
+
+impl Desk {
+    /// Bytes to begin with: as many as the file before had in its header, and a few for longer numbers.
+    fn first_bytes(&self) -> usize {
+        (self.header_bytes + 256).next_multiple_of(1 << 10).clamp(LEAST_BYTES, MOST_BYTES)
+    }
+
+    /// The file that is like one before, as it is kept.
+    fn like(&mut self, bytes: &[u8], s: &Scan, names: &Names) -> Option<Brief> {
+        let recent = self.recent.iter_mut().find_map(|r| r.take(bytes, s).then_some(r))?;
+        names.hide_instance(&mut recent.header);
+        self.packed.clear();
+        pack_into(&recent.header, &recent.template, &mut self.packed);
+        Some(Brief { series: recent.series, class: Class::Image, packed: Packed(self.packed.as_slice().into()) })
+    }
+
+    fn remember(&mut self, recent: Recent) {
+        if self.recent.len() < MAX_RECENT {
+            self.recent.push(recent);
+        } else {
+            self.recent[self.n_recent % MAX_RECENT] = recent;
+        }
+        self.n_recent += 1;
+    }
+}
+
+/// What the elements of a file say.
+enum Said {
+    /// All that is kept of it, since it is like a file before.
+    Brief(Brief),
+    Header(Box<Header>, Scanned),
+}
+
 impl Look<'_> {
-    pub fn file(&self, seen: Seen, buffer: &mut Vec<u8>) -> Result<Vec<Entry>, Error> {
+    /// Adds the file, or what is in it, to `out`.
+    pub fn file(&self, seen: Seen, desk: &mut Desk, out: &mut Vec<Entry>) -> Result<(), Error> {
         (self.step)(seen.stat.bytes)?;
         let looked = if seen.stat.bytes == 0 {
             Looked::One(empty())
@@ -42,13 +99,13 @@ impl Look<'_> {
             match std::fs::File::open(self.root.join(&seen.file)) {
                 Ok(file) => {
                     let within = Allowance::of(seen.stat.bytes);
-                    self.source(&Source::of_open(file, seen.stat.bytes), &seen.file, (0, &within), buffer)?
+                    self.source(&Source::of_open(file, seen.stat.bytes), &seen.file, (0, &within), desk)?
                 }
                 Err(e) => Looked::One(Outcome::Unreadable(e.to_string())),
             }
         };
-        Ok(match looked {
-            Looked::One(outcome) => vec![Entry { seen, outcome }],
+        match looked {
+            Looked::One(outcome) => out.push(Entry { seen, outcome }),
             Looked::Members(members, fault) => {
                 let stands_for_itself = match (fault, members.is_empty()) {
                     (Some(why), _) => Some(Outcome::Failed { why: format!("a container: {why}"), series: None }),
@@ -60,46 +117,75 @@ impl Look<'_> {
                     let seen = Seen { member: Some(member.into_boxed_str()), bytes, ..seen.clone() };
                     Entry { seen, outcome }
                 };
-                own.into_iter().chain(members.into_iter().map(of_member)).collect()
+                out.extend(own.into_iter().chain(members.into_iter().map(of_member)));
             }
-        })
+        }
+        Ok(())
     }
 
     /// What a source of known length is. `within`: how many containers it is in, and what they may still unfold to.
-    fn source(&self, source: &Source, name: &str, within: Within, buffer: &mut Vec<u8>) -> Result<Looked, Error> {
+    fn source(&self, source: &Source, name: &str, within: Within, desk: &mut Desk) -> Result<Looked, Error> {
         let unread = |e: std::io::Error| Looked::One(Outcome::Unreadable(e.to_string()));
-        buffer.clear();
-        buffer.resize(FIRST_BYTES.min(source.len() as usize), 0);
-        if let Err(e) = source.read_into(0, buffer) {
+        let first = desk.first_bytes();
+        let mut buffer = std::mem::take(&mut desk.buffer);
+        buffer.resize((first as u64).min(source.len()) as usize, 0);
+        if let Err(e) = source.read_into(0, &mut buffer) {
             return Ok(unread(e));
         }
-        if let Some(outcome) = other_kind(buffer) {
+        if let Some(outcome) = other_kind(&buffer) {
             return Ok(Looked::One(outcome));
         }
-        let wrapping = wrapping_of(buffer);
+        let wrapping = wrapping_of(&buffer);
         let kind = match wrapping {
             Wrapping::Gzip | Wrapping::Zstd => containers::kind_inside(source, name),
-            _ => containers::kind_of(buffer, name),
+            _ => containers::kind_of(&buffer, name),
         };
         if let Some(kind) = kind {
             return self.container(source.clone(), kind, within);
         }
-        let header = match wrapping {
-            Wrapping::None => header::of_prefixes(Some(source.len()), wrapping, buffer, |n, b| grow(source, n, b)),
-            _ => {
-                let body = if wrapping == Wrapping::Deflate { scan::meta(buffer).map_or(0, |m| m.end) } else { 0 };
-                let meta = buffer[..body].to_vec();
-                buffer.clear();
-                header::of_prefixes(None, wrapping, buffer, |n, b| {
-                    b.clear();
-                    b.extend_from_slice(&meta);
-                    let limit = header_limit(source.len());
-                    // Where the stream is damaged, what came before counts as all there is.
-                    let _ = source.unfolding(wrapping, body)?.take((n.min(limit).saturating_sub(body)) as u64).read_to_end(b);
-                    if n > limit && b.len() == limit { Err(header_too_long(limit)) } else { Ok(()) }
-                })
-            }
-        };
+        if wrapping == Wrapping::None {
+            let said = header::of_scan(
+                Some(source.len()),
+                first,
+                &mut buffer,
+                |n, b| grow(source, n, b),
+                |bytes, s| {
+                    if let Some(brief) = desk.like(bytes, &s, self.names) {
+                        return Ok(Said::Brief(brief));
+                    }
+                    let h = header::checked(bytes, &s, Wrapping::None)?;
+                    desk.header_bytes = h.pixel.map_or(bytes.len(), |p| p.offset as usize);
+                    Ok(Said::Header(Box::new(h), Scanned::of(s)))
+                },
+            );
+            let outcome = match said {
+                Ok(Ok(Said::Brief(brief))) => Outcome::Dicom(brief),
+                Ok(Ok(Said::Header(h, _))) if h.sop_class == directory::SOP_CLASS => {
+                    directory::read(source).map_or_else(broken, Outcome::Dicomdir)
+                }
+                Ok(Ok(Said::Header(h, scanned))) => self.header(*h, |h, brief| {
+                    let template = || self.series.template(brief.series);
+                    if let Some(recent) = Recent::of(&buffer, scanned, h, brief.series, template) {
+                        desk.remember(recent);
+                    }
+                }),
+                Ok(Err(none)) => self.no_header(none, name),
+                Err(e) => Outcome::Unreadable(e.to_string()),
+            };
+            desk.buffer = buffer;
+            return Ok(Looked::One(outcome));
+        }
+        let body = if wrapping == Wrapping::Deflate { scan::meta(&buffer).map_or(0, |m| m.end) } else { 0 };
+        let meta = buffer[..body].to_vec();
+        buffer.clear();
+        let header = header::of_prefixes(None, wrapping, &mut buffer, |n, b| {
+            b.clear();
+            b.extend_from_slice(&meta);
+            let limit = header_limit(source.len());
+            // Where the stream is damaged, what came before counts as all there is.
+            let _ = source.unfolding(wrapping, body)?.take((n.min(limit).saturating_sub(body)) as u64).read_to_end(b);
+            if n > limit && b.len() == limit { Err(header_too_long(limit)) } else { Ok(()) }
+        });
         Ok(match header {
             Ok(Ok(h)) if h.sop_class == directory::SOP_CLASS => Looked::One(directory::read(source).map_or_else(broken, Outcome::Dicomdir)),
             Ok(header) => Looked::One(self.outcome(header, name)),
@@ -120,7 +206,8 @@ impl Look<'_> {
         };
         let looked: Vec<Looked> = (0..directory.members.len())
             .into_par_iter()
-            .map_init(Vec::new, |buffer, i| self.member(&directory, i, (depth + 1, allowance), buffer))
+            .with_max_len(FILES_AT_ONCE)
+            .map_init(Desk::default, |desk, i| self.member(&directory, i, (depth + 1, allowance), desk))
             .collect::<Result<_, _>>()?;
         let mut members = Vec::with_capacity(looked.len());
         for (m, looked) in directory.members.iter().zip(looked) {
@@ -140,7 +227,7 @@ impl Look<'_> {
         Ok(Looked::Members(members, directory.fault))
     }
 
-    fn member(&self, directory: &Directory, i: usize, within: Within, buffer: &mut Vec<u8>) -> Result<Looked, Error> {
+    fn member(&self, directory: &Directory, i: usize, within: Within, desk: &mut Desk) -> Result<Looked, Error> {
         let m = &directory.members[i];
         let one = |outcome| Ok(Looked::One(outcome));
         (self.step)(0)?;
@@ -158,6 +245,7 @@ impl Look<'_> {
                 Ok(start) => start,
                 Err(e) => return broken(e),
             };
+            let buffer = &mut desk.buffer;
             buffer.clear();
             if let Err(e) = grow(&start, FIRST_BYTES, buffer) {
                 return broken(e);
@@ -182,24 +270,40 @@ impl Look<'_> {
         }
         let unfolds = if directory.is_direct(m) { 0 } else { m.bytes };
         match within.1.take(0, unfolds).and_then(|()| directory.open(m)) {
-            Ok(source) => self.source(&source, &m.name, within, buffer),
+            Ok(source) => self.source(&source, &m.name, within, desk),
             Err(e) => broken(e),
         }
     }
 
     fn outcome(&self, header: Result<Header, NoHeader>, name: &str) -> Outcome {
         match header {
-            Ok(mut h) => match classes::of(&h) {
-                Class::Other(class) => Outcome::Skipped { why: class.clone(), class },
-                class => {
-                    self.names.hide(&mut h);
-                    Outcome::Dicom(self.series.brief(&h, class))
+            Ok(h) => self.header(h, |_, _| ()),
+            Err(none) => self.no_header(none, name),
+        }
+    }
+
+    /// `keep` is given the header of an image as it is kept.
+    fn header(&self, mut h: Header, keep: impl FnOnce(Header, &Brief)) -> Outcome {
+        match classes::of(&h) {
+            Class::Other(class) => Outcome::Skipped { why: class.clone(), class },
+            class => {
+                self.names.hide(&mut h);
+                let brief = self.series.brief(&h, class);
+                if brief.class == Class::Image {
+                    keep(h, &brief);
                 }
-            },
-            Err(NoHeader::NotDicom) if is_called_dicom(name) => broken("not DICOM, although its name says so".into()),
-            Err(NoHeader::NotDicom) => skipped("not DICOM"),
-            Err(NoHeader::Empty) => empty(),
-            Err(mut none) => {
+                Outcome::Dicom(brief)
+            }
+        }
+    }
+
+    fn no_header(&self, none: NoHeader, name: &str) -> Outcome {
+        match none {
+            NoHeader::NotDicom if is_called_dicom(name) => broken("not DICOM, although its name says so".into()),
+            NoHeader::NotDicom => skipped("not DICOM"),
+            NoHeader::Empty => empty(),
+            NoHeader::Broken { .. } => {
+                let mut none = none;
                 self.names.hide_broken(&mut none);
                 let NoHeader::Broken { why, series } = none else { unreachable!("the other kinds are above") };
                 Outcome::Failed { why, series }

@@ -7,12 +7,13 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rayon::prelude::*;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::catalog::{Catalog, Entry, Outcome, Packed, SeriesKey};
+use super::catalog::{Catalog, Entry, FILES_AT_ONCE, Outcome, Packed, SeriesKey};
 use super::names::Names;
-use super::pack::{Template, pack, unpack};
+use super::pack::{Template, pack, pack_into, unpack};
 use super::walk::Stat;
 
 /// The name goes up when what is read from a file changes, so that older memories are read again.
@@ -24,7 +25,8 @@ const HASH_BYTES: usize = 32;
 /// Where a file stands, without saying it.
 pub type Place = [u8; 16];
 
-#[derive(Serialize, Deserialize)]
+/// As it is read back; [`packed`] writes it.
+#[derive(Deserialize)]
 struct Memory {
     series: Vec<SeriesKey>,
     files: Vec<(Place, Remembered)>,
@@ -91,7 +93,7 @@ pub fn recall(memo: &Path) -> (HashMap<Place, Remembered>, Vec<SeriesKey>) {
 /// Written beside under a name of its own (two processes may look at one archive), then put in place.
 pub fn remember(memo: &Path, names: &Names, catalog: &Catalog, began_ns: i64) -> std::io::Result<()> {
     static N: AtomicU64 = AtomicU64::new(0);
-    let packed = pack(&memory_of(names, catalog, began_ns), &Template::default());
+    let packed = packed(names, catalog, began_ns);
     let beside = memo.join(format!("{FILE}.{}-{}.new", std::process::id(), N.fetch_add(1, Ordering::Relaxed)));
     let written = write(&beside, &packed).and_then(|()| std::fs::rename(&beside, memo.join(FILE)));
     if written.is_err() {
@@ -111,32 +113,58 @@ fn write(path: &Path, packed: &[u8]) -> std::io::Result<()> {
     file.write_all(packed)
 }
 
-fn memory_of(names: &Names, catalog: &Catalog, began_ns: i64) -> Memory {
-    let mut files = Vec::with_capacity(catalog.entries.len());
+/// A [`Memory`], packed. Its files are packed side by side: without a template, what is packed does not depend on what comes before.
+fn packed(names: &Names, catalog: &Catalog, began_ns: i64) -> Vec<u8> {
+    let of_files: Vec<&[Entry]> = catalog.entries.chunk_by(|a, b| a.seen.file == b.seen.file).filter(|f| is_kept(f, began_ns)).collect();
     // Series that no file is of any more are forgotten.
     let mut number: Vec<Option<u32>> = vec![None; catalog.series.len()];
     let mut series = Vec::new();
-    for of_file in catalog.entries.chunk_by(|a, b| a.seen.file == b.seen.file) {
-        let seen = &of_file[0].seen;
-        let is_fresh = seen.stat.modified_ns.max(seen.stat.changed_ns) > began_ns - TOO_FRESH_NS;
-        if is_fresh || of_file.iter().any(|e| matches!(e.outcome, Outcome::Unreadable(_))) {
-            continue;
+    for e in of_files.iter().copied().flatten() {
+        if let Outcome::Dicom(b) = &e.outcome {
+            number[b.series as usize].get_or_insert_with(|| {
+                series.push(&catalog.series[b.series as usize]);
+                series.len() as u32 - 1
+            });
         }
-        let mut found_in = |e: &Entry| {
-            let mut outcome = e.outcome.clone();
-            if let Outcome::Dicom(b) = &mut outcome {
-                let old = b.series as usize;
-                b.series = *number[old].get_or_insert_with(|| {
-                    series.push(catalog.series[old].clone());
-                    series.len() as u32 - 1
-                });
-            }
-            FoundIn { member: e.seen.member.clone(), bytes: e.seen.bytes, outcome }
-        };
-        let found = of_file.iter().map(&mut found_in).collect();
-        files.push((names.place(&seen.file), Remembered::of(seen.stat, found, names, &seen.file)));
     }
-    Memory { series, files }
+    let found_in = |e: &Entry| {
+        let mut outcome = e.outcome.clone();
+        if let Outcome::Dicom(b) = &mut outcome {
+            b.series = number[b.series as usize].expect("the series of every file has got its number above");
+        }
+        FoundIn { member: e.seen.member.clone(), bytes: e.seen.bytes, outcome }
+    };
+    let record = |of_file: &&[Entry]| {
+        let seen = &of_file[0].seen;
+        let found = of_file.iter().map(found_in).collect();
+        (names.place(&seen.file), Remembered::of(seen.stat, found, names, &seen.file))
+    };
+    let some = |files: &[&[Entry]]| {
+        let mut out = Vec::with_capacity(files.len() * 512);
+        files.iter().for_each(|f| pack_into(&record(f), &Template::default(), &mut out));
+        out
+    };
+    let parts: Vec<Vec<u8>> = of_files.par_chunks(FILES_AT_ONCE).map(some).collect();
+    let mut out = pack(&(series, Length(of_files.len())), &Template::default());
+    out.reserve(parts.iter().map(Vec::len).sum());
+    parts.iter().for_each(|p| out.extend_from_slice(p));
+    out
+}
+
+/// Whether a file will be known by how it stands now.
+fn is_kept(of_file: &[Entry], began_ns: i64) -> bool {
+    let stat = &of_file[0].seen.stat;
+    let is_fresh = stat.modified_ns.max(stat.changed_ns) > began_ns - TOO_FRESH_NS;
+    !is_fresh && !of_file.iter().any(|e| matches!(e.outcome, Outcome::Unreadable(_)))
+}
+
+/// The number of parts that follow, as a sequence has it before them.
+struct Length(usize);
+
+impl Serialize for Length {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(self.0 as u64)
+    }
 }
 
 impl Serialize for Packed {

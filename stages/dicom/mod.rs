@@ -43,6 +43,7 @@ pub mod pixels;
 pub mod place;
 pub mod places;
 pub mod read;
+mod recent;
 mod repeats;
 mod rle;
 pub mod rows;

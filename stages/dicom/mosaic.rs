@@ -26,7 +26,7 @@ pub const BLOCKS: std::ops::RangeInclusive<u16> = 0x10..=0x14;
 
 /// The value of a private element (PS3.5 7.8.1), empty where no block of its creator has it.
 pub fn private<'a>(level: &Level<'a>, group: u16, creator: &str, element: u8) -> &'a [u8] {
-    let is_of = |block: &u16| level.text(Tag(group, *block)).eq_ignore_ascii_case(creator);
+    let is_of = |block: &u16| level.as_text(Tag(group, *block)).eq_ignore_ascii_case(creator);
     BLOCKS.filter(is_of).map(|block| level.bytes(Tag(group, block << 8 | element as u16))).find(|b| !b.is_empty()).unwrap_or(&[])
 }
 

@@ -28,9 +28,11 @@ impl Names {
         match self {
             Names::Own => id.to_string(),
             Names::Keyed(key) => {
-                let mut h = blake3::Hasher::new_keyed(key);
-                h.update(kind.as_bytes()).update(&[0]).update(id.as_bytes());
-                format!("{}-{}", &kind[..2], &h.finalize().to_hex()[..16])
+                let mut out = String::with_capacity(19);
+                out.push_str(&kind[..2]);
+                out.push('-');
+                hex(&of_kind(key, kind, id)[..8], &mut out);
+                out
             }
         }
     }
@@ -88,16 +90,7 @@ impl Names {
     /// What a file of the archive is called: folders are often named after patients, so each part of the way gets a pseudonym (12 hex digits). Equal
     /// folders stay equal, the usual endings stay.
     pub fn file(&self, file: &str) -> String {
-        if matches!(self, Names::Own) {
-            return file.to_string();
-        }
-        let (folders, base) = file.rsplit_once('/').map_or((None, file), |(folders, base)| (Some(folders), base));
-        let lower = base.to_ascii_lowercase();
-        let ending = ENDINGS.iter().find(|e| lower.ends_with(*e) && lower.is_char_boundary(lower.len() - e.len())).map_or("", |e| *e);
-        let short = |part: &str| self.of("file", part)[3..15].to_string();
-        let mut parts: Vec<String> = folders.into_iter().flat_map(|f| f.split('/')).map(short).collect();
-        parts.push(format!("{}{ending}", short(&base[..base.len() - ending.len()])));
-        parts.join("/")
+        FileNames::new(self).of(file)
     }
 
     /// Replaces ids by pseudonyms and drops free text; with [`Names::Own`] nothing changes. Where PatientID is empty the study stands in for the patient.
@@ -116,15 +109,21 @@ impl Names {
         h.patient = self.of("patient", &patient_of(h));
         h.study = self.of("study", &h.study);
         h.series = self.of("series", &h.series);
-        for (kind, id) in [("instance", &mut h.sop_instance), ("frame", &mut h.frame_of_reference)] {
-            if !id.is_empty() {
-                *id = self.of(kind, id);
-            }
+        self.hide_instance(h);
+        if !h.frame_of_reference.is_empty() {
+            h.frame_of_reference = self.of("frame", &h.frame_of_reference);
         }
         h.references.iter_mut().for_each(|r| *r = self.of("series", r));
         h.referenced_instances.iter_mut().for_each(|i| *i = self.of("instance", i));
         h.description.clear();
         h.manufacturer.clear();
+    }
+
+    /// The part of it that is another in every file.
+    pub fn hide_instance(&self, h: &mut Header) {
+        if matches!(self, Names::Keyed(_)) && !h.sop_instance.is_empty() {
+            h.sop_instance = self.of("instance", &h.sop_instance);
+        }
     }
 
     /// The same for what is known of a broken file.
@@ -133,6 +132,54 @@ impl Names {
             (*study, *series) = (self.of("study", study), self.of("series", series));
         }
     }
+}
+
+/// [`Names::file`] for one file after the other: most stand where the last one stood.
+pub struct FileNames<'a> {
+    names: &'a Names,
+    folder: String,
+    /// What comes before the name of a file in it.
+    hidden_folder: String,
+}
+
+impl<'a> FileNames<'a> {
+    pub fn new(names: &'a Names) -> Self {
+        Self { names, folder: String::new(), hidden_folder: String::new() }
+    }
+
+    pub fn of(&mut self, file: &str) -> String {
+        let Names::Keyed(key) = self.names else { return file.to_string() };
+        let short = |part: &str, out: &mut String| hex(&of_kind(key, "file", part)[..6], out);
+        let at = file.rfind('/').map_or(0, |at| at + 1);
+        let (folder, base) = file.split_at(at);
+        if folder != self.folder {
+            self.hidden_folder.clear();
+            for part in folder.split_terminator('/') {
+                short(part, &mut self.hidden_folder);
+                self.hidden_folder.push('/');
+            }
+            self.folder = folder.to_string();
+        }
+        let ends = |e: &&&str| base.len() >= e.len() && base.as_bytes()[base.len() - e.len()..].eq_ignore_ascii_case(e.as_bytes());
+        let ending = ENDINGS.iter().find(ends).map_or("", |e| *e);
+        let mut out = String::with_capacity(self.hidden_folder.len() + 12 + ending.len());
+        out.push_str(&self.hidden_folder);
+        short(&base[..base.len() - ending.len()], &mut out);
+        out.push_str(ending);
+        out
+    }
+}
+
+fn of_kind(key: &[u8; 32], kind: &str, id: &str) -> [u8; 32] {
+    let mut h = blake3::Hasher::new_keyed(key);
+    h.update(kind.as_bytes()).update(&[0]).update(id.as_bytes());
+    *h.finalize().as_bytes()
+}
+
+/// Appends two digits a byte.
+pub fn hex(bytes: &[u8], out: &mut String) {
+    let digit = |n: u8| char::from(b"0123456789abcdef"[n as usize]);
+    bytes.iter().for_each(|b| out.extend([digit(b >> 4), digit(b & 15)]));
 }
 
 /// Where PatientID is empty the study stands in for the patient: nothing says that two studies without it are of one person.

@@ -40,9 +40,16 @@ impl Template {
 }
 
 pub fn pack(data: &impl Serialize, template: &Template) -> Vec<u8> {
-    let mut w = Writer { out: Vec::with_capacity(256), template, n_texts: 0, n_floats: 0, seen: None };
+    let mut out = Vec::with_capacity(256);
+    pack_into(data, template, &mut out);
+    out
+}
+
+/// Appends what [`pack`] gives.
+pub fn pack_into(data: &impl Serialize, template: &Template, out: &mut Vec<u8>) {
+    let mut w = Writer { out: std::mem::take(out), template, n_texts: 0, n_floats: 0, seen: None };
     data.serialize(&mut w).expect("plain data can be packed");
-    w.out
+    *out = w.out;
 }
 
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8], template: &Template) -> Result<T, Broken> {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, PoisonError, RwLock};
 
-use super::names::Names;
+use super::names::{Names, hex};
 use super::walk::Seen;
 
 /// Begins a token; what an archive calls so is no token, since nothing is known by it.
@@ -25,30 +25,56 @@ struct Known {
     members: HashMap<u128, Box<str>>,
 }
 
-/// What stands in tables for the place of a file: path and member as they are, or tokens of them that [`path`] and [`member`] take back.
-/// - `root`: the archive's folder, absolute
+/// What stands in tables for the place of a file: as [`all_written`].
 pub fn written(names: &Names, root: &Path, seen: &Seen) -> (String, Option<String>) {
-    let path = root.join(&seen.file);
+    all_written(names, root, std::iter::once(seen)).remove(0)
+}
+
+/// What stands in tables for the places of files: path and member as they are, or tokens of them that [`path`] and [`member`] take back.
+/// - `root`: the archive's folder, absolute
+pub fn all_written<'s>(names: &Names, root: &Path, files: impl Iterator<Item = &'s Seen>) -> Vec<(String, Option<String>)> {
     if matches!(names, Names::Own) {
-        return (path.to_string_lossy().into_owned(), seen.member.as_deref().map(String::from));
+        return files
+            .map(|seen| (root.join(&seen.file).to_string_lossy().into_owned(), seen.member.as_deref().map(String::from)))
+            .collect();
     }
-    let token = |text: &str| u128::from_be_bytes(names.place(&format!("{}\0{text}", root.to_string_lossy())));
-    let (of_file, of_member) = (token(&seen.file), seen.member.as_deref().map(|m| (token(&format!("{}\0{m}", seen.file)), m)));
+    let start = format!("{}\0", root.to_string_lossy());
+    let mut text = start.clone();
+    let mut token = |parts: [&str; 3]| {
+        text.truncate(start.len());
+        parts.iter().for_each(|p| text.push_str(p));
+        u128::from_be_bytes(names.place(&text))
+    };
+    let tokens = files.map(|seen| {
+        let of_member = seen.member.as_deref().map(|m| (token([&seen.file, "\0", m]), m));
+        (seen, token([&seen.file, "", ""]), of_member)
+    });
+    let tokens: Vec<_> = tokens.collect();
     let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
     let known = &mut *known;
-    if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
-        let number = known.folders.get(folder).copied().unwrap_or_else(|| {
-            known.by_number.push(folder.to_path_buf());
-            let number = known.by_number.len() as u32 - 1;
-            known.folders.insert(folder.to_path_buf(), number);
-            number
-        });
-        known.files.entry(of_file).or_insert_with(|| (number, name.to_string_lossy().into()));
+    let mut last = None;
+    for (seen, of_file, of_member) in &tokens {
+        let (folder, name) = seen.file.rsplit_once('/').unwrap_or(("", &seen.file));
+        let number = match last {
+            Some((at, number)) if at == folder => number,
+            _ => known.number_of(root.join(folder)),
+        };
+        last = Some((folder, number));
+        known.files.entry(*of_file).or_insert_with(|| (number, name.into()));
+        if let Some((token, member)) = of_member {
+            known.members.entry(*token).or_insert_with(|| (*member).into());
+        }
     }
-    if let Some((token, member)) = of_member {
-        known.members.entry(token).or_insert_with(|| member.into());
+    tokens.iter().map(|(_, of_file, of_member)| (text_of(*of_file), of_member.map(|(token, _)| text_of(token)))).collect()
+}
+
+impl Known {
+    fn number_of(&mut self, folder: PathBuf) -> u32 {
+        *self.folders.entry(folder).or_insert_with_key(|folder| {
+            self.by_number.push(folder.clone());
+            self.by_number.len() as u32 - 1
+        })
     }
-    (text(of_file), of_member.map(|(token, _)| text(token)))
 }
 
 /// The path that a token stands for; any other path is itself.
@@ -70,8 +96,11 @@ pub fn member(written: &str) -> Cow<'_, str> {
     found.map_or(Cow::Borrowed(written), Cow::Owned)
 }
 
-fn text(token: u128) -> String {
-    format!("{MARK}{token:032x}")
+fn text_of(token: u128) -> String {
+    let mut out = String::with_capacity(MARK.len() + 32);
+    out.push_str(MARK);
+    hex(&token.to_be_bytes(), &mut out);
+    out
 }
 
 fn token_of(text: &str) -> Option<u128> {
@@ -94,7 +123,7 @@ mod tests {
         let (own, own_inside) = written(&Names::Own, root, &seen);
         assert_eq!((own.as_str(), own_inside.as_deref()), ("/archive/of/places/Doe^Jane/a.zip", Some("Doe/1.dcm")));
         assert_eq!(path(Path::new(&own)), Path::new(&own));
-        let unknown = text(1);
+        let unknown = text_of(1);
         assert_eq!(path(Path::new(&unknown)), Path::new(&unknown), "an index of another process");
     }
 }

@@ -11,6 +11,7 @@ use super::catalog::{Catalog, Entry, Outcome};
 use super::classes::{self, Class};
 use super::group::{self, Group};
 use super::header::Header;
+use super::names::FileNames;
 pub use super::names::Names;
 use super::names::patient_of;
 use super::order::{self, Slice};
@@ -43,7 +44,7 @@ pub(super) struct File<'a> {
     pub entry: &'a Entry,
     /// What messages and tables call it: its place in the archive, or pseudonyms of it.
     pub name: String,
-    pub header: Header,
+    pub header: Box<Header>,
     /// blake3 of its bytes, where it was asked for.
     pub content: String,
     /// All files that claim to be this instance, cut off or of other contents, it among them: it only says where that instance would stand.
@@ -72,18 +73,17 @@ pub(super) struct Making<'a> {
 
 /// Makes the rows, sorted, the same for any order and naming of the files.
 pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
-    let mut by_series: BTreeMap<(&str, &str), Vec<&Entry>> = BTreeMap::new();
+    let mut entries: Vec<Vec<&Entry>> = vec![Vec::new(); catalog.series.len()];
     let mut niftis = Vec::new();
     for e in &catalog.entries {
         match &e.outcome {
-            Outcome::Dicom(b) => {
-                let s = &catalog.series[b.series as usize];
-                by_series.entry((&s.study, &s.series)).or_default().push(e);
-            }
+            Outcome::Dicom(b) => entries[b.series as usize].push(e),
             Outcome::Nifti => niftis.push(e),
             _ => {}
         }
     }
+    let of_series = catalog.series.iter().zip(entries).filter(|(_, entries)| !entries.is_empty());
+    let by_series: BTreeMap<(&str, &str), Vec<&Entry>> = of_series.map(|(s, entries)| ((&*s.study, &*s.series), entries)).collect();
     let mut studies: HashMap<&str, &str> = HashMap::new();
     let shared = by_series.keys().filter(|(study, series)| studies.insert(series, study).is_some()).map(|(_, series)| *series).collect();
     let root = std::path::absolute(&catalog.root).unwrap_or_else(|_| catalog.root.clone());
@@ -138,13 +138,13 @@ impl Making<'_> {
 
     fn series(&self, (study, series): (&str, &str), entries: &[&Entry]) -> Made {
         let mut made = Made::default();
-        let files: Vec<File> = entries
-            .iter()
-            .filter_map(|entry| {
-                let name = self.names.file(&entry.seen.place());
-                Some(File { entry, name, header: self.catalog.header(entry)?, content: String::new(), disputed: Vec::new() })
-            })
-            .collect();
+        let mut names = FileNames::new(self.names);
+        let mut files = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(header) = self.catalog.header(entry) else { continue };
+            let name = names.of(&entry.seen.place());
+            files.push(File { entry, name, header: Box::new(header), content: String::new(), disputed: Vec::new() });
+        }
         let files = self.without_cut_off(files, &mut made);
         let files = self.without_copies(files, &mut made);
         // What a file without a header would have been is not known: it could be a part of any volume.
@@ -170,7 +170,7 @@ impl Making<'_> {
         for f in files {
             if classes::of(&f.header) == Class::Image {
                 images.push((f.entry, f.name, f.disputed));
-                headers.push(f.header);
+                headers.push(*f.header);
             } else {
                 labels.push(f);
             }
@@ -196,7 +196,8 @@ impl Making<'_> {
             if row.references.is_empty() && !h.referenced_instances.is_empty() {
                 made.pending.push(((row.series.clone(), volume), h.referenced_instances.clone()));
             }
-            made.instances.push(self.instance_row(f.entry, &f.name, h, volume, &row.series, Vec::new(), 0));
+            let place = places::written(self.names, &self.root, &f.entry.seen);
+            made.instances.push(instance_row(f.entry, place, &f.name, h, volume, &row.series, Vec::new(), 0));
             made.series.push(row);
         }
         made
@@ -263,12 +264,14 @@ impl Making<'_> {
             refused,
             ..base(first)
         };
-        for (f, frames) in files {
+        let places = places::all_written(self.names, &self.root, files.keys().map(|f| &images[*f].0.seen));
+        made.instances.reserve(files.len());
+        for ((f, frames), place) in files.into_iter().zip(places) {
             let all = frames.len() == headers[f].frames.len();
             let first_frame = frames[0] as usize;
             let frames = if all { Vec::new() } else { frames };
             let (entry, name, _) = &images[f];
-            made.instances.push(self.instance_row(entry, name, &headers[f], volume as i64, &row.series, frames, first_frame));
+            made.instances.push(instance_row(entry, place, name, &headers[f], volume as i64, &row.series, frames, first_frame));
         }
         made.series.push(row);
     }
@@ -279,29 +282,6 @@ impl Making<'_> {
         let lost: Vec<&String> = folders.iter().filter_map(|f| self.lost.of_folder.get(f)).flatten().collect();
         let first = lost.iter().min()?;
         Some(format!("beside its slices {} could not be read, the first: {first}", order::count(lost.len(), "file")))
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn instance_row(&self, e: &Entry, name: &str, h: &Header, volume: i64, series: &str, frames: Vec<i64>, first: usize) -> InstanceRow {
-        let frame = h.frames.get(first);
-        let (path, member) = places::written(self.names, &self.root, &e.seen);
-        InstanceRow {
-            series: series.to_string(),
-            volume,
-            instance: h.sop_instance.clone(),
-            path,
-            member,
-            file: name.to_string(),
-            content: String::new(),
-            seen: String::new(),
-            size_bytes: e.seen.bytes as i64,
-            transfer_syntax: h.transfer_syntax.clone(),
-            instance_number: h.instance_number,
-            n_frames: h.n_frames as i64,
-            frames,
-            position_mm: frame.and_then(|f| f.position).map(Vec::from).unwrap_or_default(),
-            orientation: frame.and_then(|f| f.orientation).map(Vec::from).unwrap_or_default(),
-        }
     }
 
     /// A NIfTI file is a series of its own. Its name without ending stands for the patient: named like a PatientID, it meets the images of that patient under
@@ -336,6 +316,39 @@ impl Making<'_> {
             ..InstanceRow::default()
         });
         made.indexed.push((name, "NIfTI".into()));
+    }
+}
+
+type Place = (String, Option<String>);
+
+#[allow(clippy::too_many_arguments)]
+fn instance_row(
+    e: &Entry,
+    (path, member): Place,
+    name: &str,
+    h: &Header,
+    volume: i64,
+    series: &str,
+    frames: Vec<i64>,
+    first: usize,
+) -> InstanceRow {
+    let frame = h.frames.get(first);
+    InstanceRow {
+        series: series.to_string(),
+        volume,
+        instance: h.sop_instance.clone(),
+        path,
+        member,
+        file: name.to_string(),
+        content: String::new(),
+        seen: String::new(),
+        size_bytes: e.seen.bytes as i64,
+        transfer_syntax: h.transfer_syntax.clone(),
+        instance_number: h.instance_number,
+        n_frames: h.n_frames as i64,
+        frames,
+        position_mm: frame.and_then(|f| f.position).map(Vec::from).unwrap_or_default(),
+        orientation: frame.and_then(|f| f.orientation).map(Vec::from).unwrap_or_default(),
     }
 }
 

@@ -2,6 +2,8 @@
 //! Made for hostile and broken files: no recursion that the file controls, no allocation by a length that the file states.
 //! Byte order and VR encoding are taken from the first element, because the transfer syntax in the meta group is sometimes wrong.
 
+use std::borrow::Cow;
+
 use dicom::core::Tag;
 use dicom::dictionary_std::tags;
 
@@ -29,6 +31,11 @@ impl Element {
     /// The place in the list of the next element of the same level; `at` is its own.
     pub fn next(&self, at: usize) -> usize {
         if self.start == NESTED { self.end as usize } else { at + 1 }
+    }
+
+    /// Whether two sequences or items at the same place of two lists hold as many elements.
+    pub fn is_as_full_as(&self, other: &Element) -> bool {
+        self.end == other.end
     }
 }
 
@@ -69,18 +76,54 @@ pub enum Fault {
 
 /// Which elements are kept: values and sequences, on every level.
 pub struct Wanted {
-    pub values: Vec<Tag>,
-    pub sequences: Vec<Tag>,
+    values: Tags,
+    sequences: Tags,
+}
+
+/// A set of tags.
+struct Tags {
+    /// [`key`]s, sorted.
+    keys: Vec<u32>,
+    /// A bit for each [`place`] of theirs: most elements of a file are not wanted, and known for it by one look.
+    places: [u64; 64],
 }
 
 impl Wanted {
-    /// Sorts the lists for quick look-up.
-    pub fn new(mut values: Vec<Tag>, mut sequences: Vec<Tag>) -> Self {
-        values.sort();
-        sequences.sort();
-        Self { values, sequences }
+    pub fn new(values: Vec<Tag>, sequences: Vec<Tag>) -> Self {
+        Self { values: Tags::of(values), sequences: Tags::of(sequences) }
     }
 }
+
+impl Tags {
+    fn of(tags: Vec<Tag>) -> Tags {
+        let mut places = [0; 64];
+        tags.iter().for_each(|t| places[place(*t) / 64] |= 1 << (place(*t) % 64));
+        let mut keys: Vec<u32> = tags.into_iter().map(key).collect();
+        keys.sort_unstable();
+        Tags { keys, places }
+    }
+
+    fn has(&self, tag: Tag) -> bool {
+        self.may_have(tag) && self.keys.binary_search(&key(tag)).is_ok()
+    }
+
+    fn may_have(&self, tag: Tag) -> bool {
+        self.places[place(tag) / 64] >> (place(tag) % 64) & 1 == 1
+    }
+}
+
+/// Tags as numbers, in their order.
+pub fn key(Tag(group, element): Tag) -> u32 {
+    (group as u32) << 16 | element as u32
+}
+
+/// One of 4096.
+fn place(Tag(group, element): Tag) -> usize {
+    (element ^ group.wrapping_mul(0x9e5)) as usize & 0xfff
+}
+
+/// The last group of plain elements: pixels, what comes behind them, and delimiters are looked at one by one.
+const LAST_PLAIN_GROUP: u16 = 0x7FDF;
 
 /// Deepest nesting of sequences that are asked for; the data model needs four.
 const MAX_DEPTH: usize = 8;
@@ -99,6 +142,8 @@ pub struct Meta<'a> {
     pub sop_class: &'a str,
     /// Where the data set begins.
     pub end: usize,
+    /// The bytes end before the group does.
+    is_cut: bool,
 }
 
 /// Reads the meta group, if there is one. `None`: not DICOM as far as the first bytes tell.
@@ -116,7 +161,10 @@ pub fn meta(bytes: &[u8]) -> Option<Meta<'_>> {
     let mut found = Meta::default();
     while bytes.get(c.pos..c.pos + 2) == Some(&[2, 0]) {
         let Ok(h) = c.header(true) else { break };
-        let Some(value) = bytes.get(c.pos..c.pos.saturating_add(h.length as usize)) else { break };
+        let Some(value) = bytes.get(c.pos..c.pos.saturating_add(h.length as usize)) else {
+            found.is_cut = true;
+            break;
+        };
         match h.tag {
             tags::TRANSFER_SYNTAX_UID => found.transfer_syntax = uid(value),
             tags::MEDIA_STORAGE_SOP_CLASS_UID => found.sop_class = uid(value),
@@ -141,7 +189,10 @@ fn looks_like_elements(b: &[u8]) -> bool {
 
 /// Reads up to the pixel data. `bytes` is a prefix (or all) of a file of `file_len` bytes.
 pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<'a>, Fault> {
-    let Some(Meta { transfer_syntax, sop_class: media_class, end: start }) = meta(bytes) else { return Err(Fault::NotDicom) };
+    let Some(Meta { transfer_syntax, sop_class: media_class, end: start, is_cut }) = meta(bytes) else { return Err(Fault::NotDicom) };
+    if is_cut && (bytes.len() as u64) < file_len {
+        return Err(Fault::NeedsMore);
+    }
     let Some(first) = bytes.get(start..start + 8) else {
         let why = "the file ends before its data set begins".to_string();
         return Err(if (bytes.len() as u64) < file_len { Fault::NeedsMore } else { Fault::Broken { why, so_far: Vec::new() } });
@@ -159,13 +210,30 @@ pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<
 }
 
 /// A text value without padding (space, NUL).
-pub fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_string()
+pub fn text(value: &[u8]) -> Cow<'_, str> {
+    match String::from_utf8_lossy(value) {
+        Cow::Borrowed(text) => Cow::Borrowed(trimmed(text)),
+        Cow::Owned(text) => Cow::Owned(trimmed(&text).to_string()),
+    }
 }
 
 /// A UID without padding; empty where it is not even text.
 fn uid(value: &[u8]) -> &str {
-    std::str::from_utf8(value).unwrap_or_default().trim_matches(|c: char| c == '\0' || c.is_whitespace())
+    trimmed(std::str::from_utf8(value).unwrap_or_default())
+}
+
+pub fn trimmed(text: &str) -> &str {
+    text.trim_matches(|c: char| c == '\0' || c.is_whitespace())
+}
+
+/// VRs with a length of two bytes (PS3.5 7.1.2).
+#[rustfmt::skip]
+fn is_short(vr: &[u8; 2]) -> bool {
+    matches!(
+        vr,
+        b"AE" | b"AS" | b"AT" | b"CS" | b"DA" | b"DS" | b"DT" | b"FD" | b"FL" | b"IS" | b"LO" | b"LT" | b"PN" | b"SH" | b"SL" | b"SS" | b"ST" | b"TM"
+            | b"UI" | b"UL" | b"US"
+    )
 }
 
 struct ElementHeader {
@@ -242,6 +310,9 @@ impl<'a> Cursor<'a> {
         pixel: &mut Option<PixelElement>,
     ) -> Result<(), Stop> {
         loop {
+            if explicit && !self.is_big {
+                self.plain(end.unwrap_or(usize::MAX), wanted, out)?;
+            }
             if end.is_some_and(|e| self.pos >= e) {
                 return Ok(());
             }
@@ -256,10 +327,10 @@ impl<'a> Cursor<'a> {
                     return Ok(());
                 }
             } else if depth == 0 && is_pixel {
-                let tag = (h.tag.0 as u32) << 16 | h.tag.1 as u32;
-                *pixel = Some(PixelElement { tag, offset: self.pos as u64, length: (h.length != UNDEFINED).then_some(h.length) });
+                *pixel =
+                    Some(PixelElement { tag: key(h.tag), offset: self.pos as u64, length: (h.length != UNDEFINED).then_some(h.length) });
                 return Ok(());
-            } else if wanted.sequences.binary_search(&h.tag).is_ok() && depth < MAX_DEPTH {
+            } else if depth < MAX_DEPTH && wanted.sequences.has(h.tag) {
                 // Inside UN stands implicit VR little endian (PS3.5 6.2.2).
                 let at = self.keep(Element { tag: h.tag, start: NESTED, end: 0 }, out)?;
                 let read = self.items(h.length, explicit && &h.vr != b"UN", depth + 1, wanted, h.tag, out);
@@ -270,11 +341,31 @@ impl<'a> Cursor<'a> {
             } else {
                 let start = self.pos as u32;
                 self.take(h.length as usize, Some(h.tag))?;
-                if wanted.values.binary_search(&h.tag).is_ok() {
+                if wanted.values.has(h.tag) {
                     self.keep(Element { tag: h.tag, start, end: h.length }, out)?;
                 }
             }
         }
+    }
+
+    /// Takes elements of short explicit VRs that lie in the buffer as a whole; whatever is anything else is left to [`Cursor::level`].
+    fn plain(&mut self, end: usize, wanted: &Wanted, out: &mut Vec<Element>) -> Result<(), Stop> {
+        let end = end.min(self.bytes.len());
+        while self.pos < end
+            && let Some([g, h, e, f, a, b, l, m]) = self.bytes.get(self.pos..).and_then(|b| b.first_chunk())
+        {
+            let tag = Tag(u16::from_le_bytes([*g, *h]), u16::from_le_bytes([*e, *f]));
+            let (start, length) = (self.pos + 8, u16::from_le_bytes([*l, *m]));
+            let next = start + length as usize;
+            if tag.0 > LAST_PLAIN_GROUP || !is_short(&[*a, *b]) || next > self.bytes.len() || wanted.sequences.may_have(tag) {
+                break;
+            }
+            self.pos = next;
+            if wanted.values.has(tag) {
+                self.keep(Element { tag, start: start as u32, end: length as u32 }, out)?;
+            }
+        }
+        Ok(())
     }
 
     fn keep(&self, e: Element, out: &mut Vec<Element>) -> Result<usize, Stop> {

@@ -34,20 +34,32 @@ fn lack(f: &File) -> Option<String> {
     frames::lack(&f.header, length)
 }
 
-/// Files that claim to be one instance, by its UID and then by name.
-fn by_instance(files: Vec<File>) -> BTreeMap<String, Vec<File>> {
-    let mut out: BTreeMap<String, Vec<File>> = BTreeMap::new();
+/// Puts files in the order of their instances and then of their names. Whether each is an instance of its own.
+fn sort(files: &mut [File]) -> bool {
+    files.sort_by(|a, b| (&a.header.sop_instance, &a.name).cmp(&(&b.header.sop_instance, &b.name)));
+    let is_first_named = files.first().is_none_or(|f| !f.header.sop_instance.is_empty());
+    is_first_named && files.windows(2).all(|f| f[0].header.sop_instance != f[1].header.sop_instance)
+}
+
+/// Sorted files that claim to be one instance.
+fn by_instance(files: Vec<File>) -> Vec<(String, Vec<File>)> {
+    let mut out: Vec<(String, Vec<File>)> = Vec::new();
     for f in files {
-        out.entry(f.header.sop_instance.clone()).or_default().push(f);
+        match out.last_mut() {
+            Some((instance, twins)) if *instance == f.header.sop_instance => twins.push(f),
+            _ => out.push((f.header.sop_instance.clone(), vec![f])),
+        }
     }
-    out.values_mut().for_each(|twins| twins.sort_by(|a, b| a.name.cmp(&b.name)));
     out
 }
 
 impl Making<'_> {
     /// Files whose pixels are cut off fail. Where a whole file holds the same instance that one is taken; an image that is there in part alone stays as
     /// [`File::disputed`].
-    pub(super) fn without_cut_off<'f>(&self, files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
+    pub(super) fn without_cut_off<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
+        if sort(&mut files) && files.iter().all(|f| lack(f).is_none()) {
+            return files;
+        }
         let mut kept: Vec<File> = Vec::with_capacity(files.len());
         for (instance, twins) in by_instance(files) {
             let (mut whole, mut cut): (Vec<_>, Vec<_>) = twins.into_iter().map(|f| (lack(&f), f)).partition(|(lack, _)| lack.is_none());
@@ -103,7 +115,10 @@ impl Making<'_> {
     /// One file an instance. Copies are left out; two different files that claim to be one instance are both left out, because nothing says which is true.
     /// Where they agree in all but the pixels, one of them stays as [`File::disputed`] to say which volume lacks a slice; else they are `unclear`, and may be a
     /// part of any volume of the series. Only of files that claim to be one instance (or say none) the bytes are looked at. The order of what is left depends on no name.
-    pub(super) fn without_copies<'f>(&self, files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
+    pub(super) fn without_copies<'f>(&self, mut files: Vec<File<'f>>, made: &mut Made) -> Vec<File<'f>> {
+        if sort(&mut files) {
+            return files;
+        }
         let mut kept: Vec<File> = Vec::with_capacity(files.len());
         for (instance, mut twins) in by_instance(files) {
             if twins.len() > 1 {
@@ -127,11 +142,11 @@ impl Making<'_> {
                     made.copies.push((f.name.clone(), format!("the same instance and pixels as {}", twin.name)));
                 } else {
                     let why = |other: &File| format!("it and {} say that they are one instance, and their contents differ", other.name);
-                    if conflicting.insert(twin.name.clone(), twin.header.clone()).is_none() {
+                    if conflicting.insert(twin.name.clone(), (*twin.header).clone()).is_none() {
                         made.conflicts.push((twin.name.clone(), why(&f)));
                     }
                     made.conflicts.push((f.name.clone(), why(twin)));
-                    conflicting.insert(f.name, f.header);
+                    conflicting.insert(f.name, *f.header);
                 }
             }
             if conflicting.is_empty() {
@@ -173,7 +188,7 @@ impl Making<'_> {
             let file = self.reference(f);
             let frames: Vec<_> = (0..f.header.frames.len()).map(|frame| (0, frame)).collect();
             let how = How { keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
-            pixels::decode(&[file], std::slice::from_ref(&f.header), &frames, x.rows as usize, x.columns as usize, &how)
+            pixels::decode(&[file], std::slice::from_ref(&*f.header), &frames, x.rows as usize, x.columns as usize, &how)
         };
         geometry(x) == geometry(y) && matches!((voxels(a), voxels(b)), (Ok(a), Ok(b)) if a == b)
     }

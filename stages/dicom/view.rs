@@ -133,7 +133,7 @@ impl<'a> View<'a> {
     pub fn numbers(self, tag: Tag) -> Option<Vec<f64>> {
         let text = self.level.bytes(tag);
         let n = text.iter().filter(|b| **b == b'\\').count() + 1;
-        let v = self.level.floats(tag);
+        let v: Vec<f64> = self.level.floats(tag).collect();
         (!text.is_empty() && v.len() == n).then_some(v)
     }
 
