@@ -90,14 +90,12 @@ pub fn name(sop_class: &str) -> String {
 
 pub fn of(h: &Header) -> Class {
     const SEG: [&str; 2] = ["1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"];
-    const NO_IMAGE: [&str; 9] = [
-        "1.2.840.10008.5.1.4.1.1.481.2",    // RT Dose: pixels, but a dose
+    const NO_IMAGE: [&str; 7] = [
         "1.2.840.10008.5.1.4.1.1.66",       // Raw Data
         "1.2.840.10008.5.1.4.1.1.77.1.6",   // whole slide microscopy: tiles, not slices
         "1.2.840.10008.5.1.4.1.1.77.1.1.1", // videos
         "1.2.840.10008.5.1.4.1.1.77.1.2.1",
         "1.2.840.10008.5.1.4.1.1.77.1.4.1",
-        "1.2.840.10008.5.1.4.1.1.30",   // Parametric Map: has its own value mapping
         "1.2.840.10008.1.3.10",         // DICOMDIR
         "1.2.840.10008.5.1.4.1.1.66.5", // Surface Segmentation
     ];

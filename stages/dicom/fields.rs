@@ -10,6 +10,7 @@ use super::header::{Concatenation, FrameHeader, Header};
 use super::identity::Identity;
 use super::level::Level;
 use super::mosaic::{self, BLOCKS, private};
+use super::multiframe;
 use super::scan::{self, Wanted};
 
 /// Private elements that say what no standard one says in older files: group, creator, element in the creator's block.
@@ -37,7 +38,8 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::TEMPORAL_POSITION_IDENTIFIER, t::STACK_ID, t::IN_STACK_POSITION_NUMBER, t::TEMPORAL_POSITION_INDEX, t::DIMENSION_INDEX_VALUES,
         t::NOMINAL_CARDIAC_TRIGGER_DELAY_TIME, t::SAMPLES_PER_PIXEL, t::PHOTOMETRIC_INTERPRETATION, t::NUMBER_OF_FRAMES, t::ROWS,
         t::COLUMNS, t::PIXEL_SPACING, t::BITS_ALLOCATED, t::BITS_STORED, t::HIGH_BIT, t::PIXEL_REPRESENTATION, t::PIXEL_PADDING_VALUE,
-        t::PIXEL_PADDING_RANGE_LIMIT, t::PLANAR_CONFIGURATION, t::DOSE_GRID_SCALING, t::DOSE_UNITS,
+        t::PIXEL_PADDING_RANGE_LIMIT, t::PLANAR_CONFIGURATION, t::DOSE_GRID_SCALING, t::DOSE_UNITS, t::GRID_FRAME_OFFSET_VECTOR, t::SLICE_VECTOR,
+        t::REAL_WORLD_VALUE_SLOPE, t::REAL_WORLD_VALUE_INTERCEPT, t::CODE_VALUE,
         t::RESCALE_INTERCEPT, t::RESCALE_SLOPE, t::RESCALE_TYPE, t::UNITS, t::SEGMENT_LABEL, t::ROI_NAME, t::EXTENDED_OFFSET_TABLE,
         t::PATIENT_NAME, t::OTHER_PATIENT_NAMES, t::PATIENT_BIRTH_NAME, t::PATIENT_MOTHER_BIRTH_NAME, OTHER_PATIENT_IDS,
         t::ACCESSION_NUMBER, t::PATIENT_BIRTH_DATE, t::CODING_SCHEME_DESIGNATOR, t::CODE_MEANING,
@@ -49,7 +51,8 @@ pub(super) static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
         t::PET_FRAME_TYPE_SEQUENCE, t::CARDIAC_SYNCHRONIZATION_SEQUENCE, t::REFERENCED_SERIES_SEQUENCE, t::SEGMENT_SEQUENCE,
         t::STRUCTURE_SET_ROI_SEQUENCE, t::REFERENCED_FRAME_OF_REFERENCE_SEQUENCE, t::RT_REFERENCED_STUDY_SEQUENCE,
         t::RT_REFERENCED_SERIES_SEQUENCE, t::DERIVATION_IMAGE_SEQUENCE, t::SOURCE_IMAGE_SEQUENCE, t::MODALITY_LUT_SEQUENCE,
-        t::DIMENSION_INDEX_SEQUENCE, t::OTHER_PATIENT_I_DS_SEQUENCE, t::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE,
+        t::DIMENSION_INDEX_SEQUENCE, t::DETECTOR_INFORMATION_SEQUENCE, t::REAL_WORLD_VALUE_MAPPING_SEQUENCE,
+        t::MEASUREMENT_UNITS_CODE_SEQUENCE, t::OTHER_PATIENT_I_DS_SEQUENCE, t::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE,
         t::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE,
     ];
     for block in BLOCKS {
@@ -145,6 +148,22 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
             mosaic
         })
     });
+    let sop_class = top.text(t::SOP_CLASS_UID);
+    let mut refused = None;
+    if n_frame_groups == 0 && n_frames as usize <= FEW_FRAMES {
+        match multiframe::frames(&top, &sop_class, &frames[0], n_frames as usize) {
+            Some(Ok(placed)) => frames = placed,
+            Some(Err(why)) => refused = Some(why),
+            None => {}
+        }
+    }
+    let mut mapped_unit = String::new();
+    if sop_class == multiframe::PARAMETRIC_MAP {
+        match map_values(&top, &mut frames) {
+            Ok(unit) => mapped_unit = unit,
+            Err(why) => refused = Some(why),
+        }
+    }
     let mut referenced_instances: Vec<String> = [t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE]
         .into_iter()
         .flat_map(|g| top.items(g).collect::<Vec<_>>())
@@ -195,7 +214,7 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         is_signed,
         padding: padding(t::PIXEL_PADDING_VALUE),
         padding_limit: padding(t::PIXEL_PADDING_RANGE_LIMIT),
-        unit: [top.text(t::RESCALE_TYPE), top.text(t::UNITS), top.text(t::DOSE_UNITS)]
+        unit: [mapped_unit, top.text(t::RESCALE_TYPE), top.text(t::UNITS), top.text(t::DOSE_UNITS).replace("GY", "Gy")]
             .into_iter()
             .find(|u| !u.is_empty())
             .unwrap_or_default(),
@@ -209,6 +228,7 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         concatenation: concatenation(&top),
         dimension_pointers: top.items(t::DIMENSION_INDEX_SEQUENCE).map(|i| i.tag(t::DIMENSION_INDEX_POINTER).unwrap_or(0)).collect(),
         mosaic,
+        refused,
         frames,
         pixel: s.pixel,
         extended_offsets: top
@@ -306,6 +326,22 @@ fn frames_of(top: &Level) -> Vec<FrameHeader> {
         f
     });
     per_frame.collect()
+}
+
+/// Parametric maps: stored values become real ones frame by frame; the unit of them.
+fn map_values(top: &Level, frames: &mut [FrameHeader]) -> Result<String, String> {
+    let shared = top.items(t::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).find_map(|g| multiframe::mapping(&g)).transpose()?;
+    let mut unit = shared.as_ref().map(|m| m.2.clone()).unwrap_or_default();
+    let mut own = top.items(t::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE);
+    for f in frames {
+        let mapping = own.next().and_then(|g| multiframe::mapping(&g)).transpose()?.or_else(|| shared.clone());
+        let Some((slope, intercept, of_frame)) = mapping else { continue };
+        (f.slope, f.intercept) = (Some(slope), Some(intercept));
+        if unit.is_empty() {
+            unit = of_frame;
+        }
+    }
+    Ok(unit)
 }
 
 /// What all frames have in common.

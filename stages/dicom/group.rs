@@ -104,7 +104,7 @@ fn told(headers: &[Header], incomplete: &HashMap<&str, String>, mut g: Group) ->
     let of_file = |m: &Member| {
         let h = &headers[m.file];
         let part = h.concatenation.as_ref().and_then(|c| incomplete.get(c.uid.as_str()));
-        part.or(h.mosaic.as_ref().and_then(|m| m.as_ref().err())).cloned()
+        part.or(h.mosaic.as_ref().and_then(|m| m.as_ref().err())).or(h.refused.as_ref()).cloned()
     };
     g.refused = g.refused.or_else(|| g.members.iter().find_map(of_file));
     g

@@ -67,6 +67,8 @@ pub struct Header {
     pub dimension_pointers: Vec<u32>,
     /// A Siemens mosaic: `frames` are the tiles of its one picture; or why it cannot be cut.
     pub mosaic: Option<Result<Mosaic, String>>,
+    /// Why the object is no volume whatever its frames say.
+    pub refused: Option<String>,
     /// One a frame where functional groups say so, else one for all.
     pub frames: Vec<FrameHeader>,
     /// Items of the per-frame functional groups, whether or not they became frames.

@@ -109,6 +109,12 @@ impl<'a> Level<'a> {
         Some(if self.is_big { u16::from_be_bytes(b) } else { u16::from_le_bytes(b) } as u32)
     }
 
+    /// All values of VR US.
+    pub fn uss(&self, tag: Tag) -> Vec<i64> {
+        let one = |b: &[u8; 2]| if self.is_big { u16::from_be_bytes(*b) } else { u16::from_le_bytes(*b) };
+        self.bytes(tag).as_chunks::<2>().0.iter().map(|b| one(b) as i64).collect()
+    }
+
     /// An attribute tag (VR AT), group above element.
     pub fn tag(&self, tag: Tag) -> Option<u32> {
         let b: [u8; 4] = self.bytes(tag).get(..4)?.try_into().ok()?;

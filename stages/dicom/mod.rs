@@ -32,8 +32,11 @@ mod knee;
 pub mod level;
 mod look;
 mod lut;
+#[cfg(test)]
+mod made;
 pub mod memory;
 pub mod mosaic;
+mod multiframe;
 pub mod name_file;
 pub mod names;
 pub mod order;

@@ -115,10 +115,8 @@ pub fn volume_into(instances: &[InstanceRow], how: &Reading, slabs: Option<Slabs
     }
     let made_slices = (0..blends.len()).filter(|k| blends[*k].high_weight > 0.0).collect();
     if !blends.is_empty() {
-        if pixels.is_colour {
-            return Err(refuse("`gaps: fill` of colour images is not done: `gaps: keep` leaves the slices where they lie".into()));
-        }
-        pixels.voxels = blend::planes(&pixels.voxels, geometry.size, &blends, pixels.padding);
+        let channels = if pixels.is_colour { 3 } else { 1 };
+        pixels.voxels = blend::planes(&pixels.voxels, channels, geometry.size, &blends, pixels.padding);
     }
     notes.append(&mut pixels.notes);
     Ok(Stacked { geometry, pixels, repeats: None, z_positions_mm, made_slices, unknown_geometry, headers, notes })

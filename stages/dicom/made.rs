@@ -1,0 +1,87 @@
+//! DICOM objects made for tests, and what the program reads from an archive of them.
+
+use std::path::Path;
+
+use dicom::core::value::PrimitiveValue;
+use dicom::core::{Tag, VR};
+use dicom::dictionary_std::tags as t;
+use voxmill_schemas::tables::InstanceRow;
+
+use super::names::Names;
+use super::order::How;
+use super::read::{self, Reading, Stacked};
+use super::tree::Dataset;
+use super::write::{self, Encoding, put};
+use super::{catalog, rows, walk};
+
+/// Text elements.
+pub fn text(d: &mut Dataset, values: &[(Tag, VR, &str)]) {
+    values.iter().for_each(|(tag, vr, value)| put(d, *tag, *vr, *value));
+}
+
+/// US elements.
+pub fn ints(d: &mut Dataset, values: &[(Tag, u16)]) {
+    values.iter().for_each(|(tag, value)| put(d, *tag, VR::US, PrimitiveValue::from(*value)));
+}
+
+/// An object of unsigned 16-bit grey pixels, without place and pixels.
+/// - `size`: rows and columns
+pub fn object(sop_class: &str, modality: &str, size: [u16; 2], n_frames: u32) -> Dataset {
+    let mut d = write::empty();
+    text(
+        &mut d,
+        &[
+            (t::SOP_CLASS_UID, VR::UI, sop_class),
+            (t::SOP_INSTANCE_UID, VR::UI, "1.2.3.1"),
+            (t::STUDY_INSTANCE_UID, VR::UI, "1.2.3"),
+            (t::SERIES_INSTANCE_UID, VR::UI, "1.2.3.4"),
+            (t::FRAME_OF_REFERENCE_UID, VR::UI, "1.2.3.5"),
+            (t::PATIENT_ID, VR::LO, "P"),
+            (t::MODALITY, VR::CS, modality),
+            (t::PHOTOMETRIC_INTERPRETATION, VR::CS, "MONOCHROME2"),
+        ],
+    );
+    if n_frames > 1 {
+        put(&mut d, t::NUMBER_OF_FRAMES, VR::IS, n_frames.to_string());
+    }
+    ints(
+        &mut d,
+        &[
+            (t::SAMPLES_PER_PIXEL, 1),
+            (t::ROWS, size[0]),
+            (t::COLUMNS, size[1]),
+            (t::BITS_ALLOCATED, 16),
+            (t::BITS_STORED, 16),
+            (t::HIGH_BIT, 15),
+            (t::PIXEL_REPRESENTATION, 0),
+        ],
+    );
+    d
+}
+
+/// The image volumes of an archive of these objects, or why one is none.
+pub fn volumes(objects: Vec<Dataset>) -> Vec<Result<Stacked, String>> {
+    volumes_with(objects, How { keeps_single: true, ..How::default() })
+}
+
+pub fn volumes_with(objects: Vec<Dataset>, how: How) -> Vec<Result<Stacked, String>> {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, d) in objects.into_iter().enumerate() {
+        std::fs::write(dir.path().join(format!("{i}.dcm")), write::file(d, Encoding::ExplicitLittle).unwrap()).unwrap();
+    }
+    volumes_in(dir.path(), how)
+}
+
+pub fn volumes_in(folder: &Path, how: How) -> Vec<Result<Stacked, String>> {
+    let catalog = catalog::read_all(walk::walk(folder).unwrap(), &Names::Own, None, &|_| Ok(())).unwrap();
+    let made = rows::of(&catalog, &Default::default(), &Names::Own);
+    let reading = Reading { how, limit_bytes: 1 << 30, keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
+    let volume = |s: &voxmill_schemas::tables::SeriesRow| {
+        if let Some(why) = &s.refused {
+            return Err(why.clone());
+        }
+        let of = made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume));
+        read::volume(&of.cloned().collect::<Vec<InstanceRow>>(), &reading).map_err(|e| crate::error::chain(&e))
+    };
+    made.series.iter().filter(|s| s.kind == "image").map(volume).collect()
+}
