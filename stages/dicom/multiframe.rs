@@ -11,6 +11,8 @@ use super::level::Level;
 pub const RT_DOSE: &str = "1.2.840.10008.5.1.4.1.1.481.2";
 pub const NUCLEAR_MEDICINE: &str = "1.2.840.10008.5.1.4.1.1.20";
 pub const PARAMETRIC_MAP: &str = "1.2.840.10008.5.1.4.1.1.30";
+/// Their frames get values of their own here.
+pub const KINDS: [&str; 3] = [RT_DOSE, NUCLEAR_MEDICINE, PARAMETRIC_MAP];
 /// Positions are written with so many digits.
 const SAME_MM: f64 = 1e-3;
 
@@ -32,7 +34,7 @@ fn dose(top: &Level, base: &FrameHeader, n_frames: usize) -> Result<Vec<FrameHea
     if n_frames == 1 {
         return Ok(vec![base.clone()]);
     }
-    let offsets = top.floats(t::GRID_FRAME_OFFSET_VECTOR);
+    let offsets: Vec<f64> = top.floats(t::GRID_FRAME_OFFSET_VECTOR).collect();
     if offsets.len() != n_frames {
         return Err(format!("an RT dose of {n_frames} frames, and GridFrameOffsetVector has {} values", offsets.len()));
     }
@@ -73,9 +75,9 @@ fn tomogram(top: &Level, base: &FrameHeader, n_frames: usize) -> Option<Result<V
         _ => return None,
     }
     let detector = top.items(t::DETECTOR_INFORMATION_SEQUENCE).next();
-    let of = |tag| detector.iter().chain([top]).map(|l| l.floats(tag)).find(|v| !v.is_empty()).unwrap_or_default();
-    let position: Option<[f64; 3]> = of(t::IMAGE_POSITION_PATIENT).try_into().ok();
-    let orientation: Option<[f64; 6]> = of(t::IMAGE_ORIENTATION_PATIENT).try_into().ok();
+    let places = || detector.iter().chain([top]);
+    let position: Option<[f64; 3]> = places().find_map(|l| l.vector(t::IMAGE_POSITION_PATIENT));
+    let orientation: Option<[f64; 6]> = places().find_map(|l| l.vector(t::IMAGE_ORIENTATION_PATIENT));
     let (Some(position), Some(orientation)) = (position, orientation) else {
         return Some(Err("a tomogram of nuclear medicine without ImagePositionPatient and ImageOrientationPatient of its detector".into()));
     };

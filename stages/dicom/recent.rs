@@ -7,6 +7,7 @@ use super::bytes::Wrapping;
 use super::fields::{OF_SLICE, is_of_mosaics, slice, slice_frame};
 use super::header::Header;
 use super::level::Level;
+use super::multiframe;
 use super::pack::Template;
 use super::scan::{Element, Scan};
 
@@ -53,6 +54,7 @@ impl Recent {
         let is_plain = header.frames.len() == 1
             && header.n_frame_groups == 0
             && header.mosaic.is_none()
+            && !multiframe::KINDS.contains(&header.sop_class.as_str())
             && header.wrapping == Wrapping::None
             && header.labels.is_empty()
             && header.pixel.is_some();
