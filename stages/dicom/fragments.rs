@@ -98,6 +98,12 @@ fn is_start(b: &[u8]) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use dicom::core::VR;
+    use dicom::core::value::PrimitiveValue;
+    use dicom::dictionary_std::tags as t;
+
+    use super::super::write::{put, put_decimals};
+    use super::super::{made, multiframe};
     use super::*;
 
     #[test]
@@ -122,5 +128,57 @@ mod tests {
         let wrong = Header { extended_offsets: vec![0, 21], ..h(2) };
         assert_eq!(frames(&source, 0, &wrong).unwrap().len(), 2, "a table that points nowhere does not count");
         assert!(frames(&source, 0, &h(4)).unwrap_err().contains("(2 codestreams begin)"));
+    }
+
+    /// Three planes of 2×3 pixels with values 0, 1, 2 …, each in `parts` fragments.
+    fn volume(transfer_syntax: &str, parts: usize, offsets: bool, pack: impl Fn(&[u8]) -> Vec<u8>) -> Result<Vec<f32>, String> {
+        let mut d = made::object(multiframe::RT_DOSE, "RTDOSE", [2, 3], 3);
+        made::text(&mut d, &[(t::DOSE_GRID_SCALING, VR::DS, "0.5")]);
+        put_decimals(&mut d, t::IMAGE_POSITION_PATIENT, &[0.0, 0.0, 0.0]);
+        put_decimals(&mut d, t::IMAGE_ORIENTATION_PATIENT, &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        put_decimals(&mut d, t::PIXEL_SPACING, &[1.0, 1.0]);
+        put_decimals(&mut d, t::GRID_FRAME_OFFSET_VECTOR, &[0.0, 1.0, 2.0]);
+        let frame = |k: u16| {
+            let mut bytes = pack(&(0..6u16).flat_map(|v| (k * 6 + v).to_le_bytes()).collect::<Vec<u8>>());
+            bytes.resize(bytes.len().next_multiple_of(2 * parts), 0);
+            bytes.chunks(bytes.len() / parts).map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        let frames = [0, 1, 2].map(frame);
+        if offsets {
+            let ends =
+                frames.iter().scan(0u64, |at, f| Some(std::mem::replace(at, *at + f.iter().map(|p| p.len() as u64 + 8).sum::<u64>())));
+            put(&mut d, t::EXTENDED_OFFSET_TABLE, VR::OV, PrimitiveValue::from(ends.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.dcm"), made::encapsulated(d, transfer_syntax, &frames)).unwrap();
+        let mut volumes = made::volumes_in(dir.path(), Default::default());
+        assert_eq!(volumes.len(), 1);
+        volumes.remove(0).map(|v| v.pixels.voxels.to_f32().to_vec())
+    }
+
+    #[test]
+    fn frames_in_one_fragment_or_in_several_are_the_frames() {
+        let wanted: Vec<f32> = (0..18).map(|v| v as f32 / 2.0).collect();
+        let plain = |bytes: &[u8]| bytes.to_vec();
+        let deflated = |bytes: &[u8]| {
+            let mut out = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::DeflateEncoder::new(bytes, flate2::Compression::default()), &mut out).unwrap();
+            out
+        };
+        for parts in [1, 2, 3] {
+            assert_eq!(
+                volume("1.2.840.10008.1.2.8.1", parts, true, deflated).as_ref(),
+                Ok(&wanted),
+                "deflated image frames, {parts} fragments a frame"
+            );
+            assert_eq!(
+                volume("1.2.840.10008.1.2.1.98", parts, true, plain).as_ref(),
+                Ok(&wanted),
+                "encapsulated, {parts} fragments a frame"
+            );
+        }
+        assert_eq!(volume("1.2.840.10008.1.2.8.1", 1, false, deflated).as_ref(), Ok(&wanted));
+        let why = volume("1.2.840.10008.1.2.8.1", 2, false, deflated).unwrap_err();
+        assert!(why.contains("6 fragments for 3 frames"), "{why}");
     }
 }

@@ -59,6 +59,25 @@ pub fn object(sop_class: &str, modality: &str, size: [u16; 2], n_frames: u32) ->
     d
 }
 
+/// A file of an object whose pixel data are fragments: an empty basic offset table, then the fragments of one frame after another.
+pub fn encapsulated(d: Dataset, transfer_syntax: &str, frames: &[Vec<Vec<u8>>]) -> Vec<u8> {
+    let plain = write::file(d, Encoding::ExplicitLittle).unwrap();
+    // Preamble, DICM and the element that says how long the group of the file's own elements is.
+    let group = u32::from_le_bytes(plain[140..144].try_into().unwrap()) as usize;
+    let mut syntax = transfer_syntax.as_bytes().to_vec();
+    syntax.resize(syntax.len().next_multiple_of(2), 0);
+    let element = |tag: [u8; 4], vr: &[u8; 2], value: &[u8]| [&tag[..], vr, &(value.len() as u16).to_le_bytes(), value].concat();
+    let syntax = element([2, 0, 0x10, 0], b"UI", &syntax);
+    let item = |bytes: &[u8]| [&[0xfe, 0xff, 0, 0xe0], &(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
+    let mut out =
+        [&plain[..132], &element([2, 0, 0, 0], b"UL", &(syntax.len() as u32).to_le_bytes()), &syntax, &plain[144 + group..]].concat();
+    out.extend([0xe0, 0x7f, 0x10, 0, b'O', b'B', 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    out.extend(item(&[]));
+    frames.iter().flatten().for_each(|f| out.extend(item(f)));
+    out.extend([0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0]);
+    out
+}
+
 /// The image volumes of an archive of these objects, or why one is none.
 pub fn volumes(objects: Vec<Dataset>) -> Vec<Result<Stacked, String>> {
     volumes_with(objects, How { keeps_single: true, ..How::default() })
