@@ -61,6 +61,7 @@ impl<T: std::fmt::Display> std::fmt::Display for Zyx<T> {
 pub struct Lps(pub [f64; 3]);
 
 impl Lps {
+    #[inline]
     pub fn dot(self, o: Lps) -> f64 {
         self.0[0] * o.0[0] + self.0[1] * o.0[1] + self.0[2] * o.0[2]
     }

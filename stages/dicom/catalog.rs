@@ -96,10 +96,10 @@ pub fn read_all(
     let n_remembered = remembered.len();
     let series = SeriesList::new(known);
     let mut entries = Vec::with_capacity(found.files.len());
-    let mut new = Vec::new();
-    for seen in found.files {
-        let known = if n_remembered == 0 { None } else { remembered.remove(&names.place(&seen.file)) };
-        let known = known.filter(|r| r.stat == seen.stat);
+    // An archive that is looked at for the first time is all new.
+    let (mut new, maybe_known) = if n_remembered == 0 { (found.files, Vec::new()) } else { (Vec::new(), found.files) };
+    for seen in maybe_known {
+        let known = remembered.remove(&names.place(&seen.file)).filter(|r| r.stat == seen.stat);
         match known.and_then(|r| r.open(names, &seen.file)) {
             Some(found) => entries.extend(found.into_iter().map(|f| {
                 let seen = Seen { member: f.member, bytes: f.bytes, ..seen.clone() };
@@ -111,13 +111,14 @@ pub fn read_all(
     let has_news = !new.is_empty() || !remembered.is_empty() || n_remembered == 0;
     drop(remembered);
     let look = Look { root: &found.root, names, series: &series, step };
-    let of_some =
-        new.into_par_iter().with_max_len(FILES_AT_ONCE).try_fold(Default::default, |(mut desk, mut out): (Desk, Vec<Entry>), seen| {
-            look.file(seen, &mut desk, &mut out)?;
-            Ok((desk, out))
-        });
+    let begin = || (Desk::default(), Vec::with_capacity(FILES_AT_ONCE));
+    let of_some = new.into_par_iter().with_max_len(FILES_AT_ONCE).try_fold(begin, |(mut desk, mut out), seen| {
+        look.file(seen, &mut desk, &mut out)?;
+        Ok((desk, out))
+    });
     let read: Vec<Vec<Entry>> = of_some.map(|read| read.map(|(_, out)| out)).collect::<Result<_, Error>>()?;
-    entries.extend(read.into_iter().flatten());
+    entries.reserve(read.iter().map(Vec::len).sum());
+    read.into_iter().for_each(|mut some| entries.append(&mut some));
     entries.par_sort_by(|a, b| a.seen.cmp(&b.seen));
     let catalog = Catalog { root: found.root, entries, series: series.into_inner() };
     if let Some(memo) = memo

@@ -1,7 +1,7 @@
 //! What one file of an archive is: its beginning is read, a container is opened and each member looked at in the same way.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -37,6 +37,7 @@ pub(super) struct Look<'a> {
 /// What a thread has at hand while it looks at one file after the other.
 #[derive(Default)]
 pub(super) struct Desk {
+    path: PathBuf,
     /// The beginning of the file.
     buffer: Vec<u8>,
     recent: Vec<Recent>,
@@ -96,7 +97,10 @@ impl Look<'_> {
         } else if is_nifti(&seen.file) {
             Looked::One(Outcome::Nifti)
         } else {
-            match std::fs::File::open(self.root.join(&seen.file)) {
+            desk.path.clear();
+            desk.path.push(self.root);
+            desk.path.push(&seen.file);
+            match std::fs::File::open(&desk.path) {
                 Ok(file) => {
                     let within = Allowance::of(seen.stat.bytes);
                     self.source(&Source::of_open(file, seen.stat.bytes), &seen.file, (0, &within), desk)?

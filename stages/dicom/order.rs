@@ -161,7 +161,8 @@ fn placed(slices: &[Slice], spacing_mm: [f64; 2], plane: &Plane, how: &How) -> R
 
 /// Slices along the normal, one a position, and those that are there again.
 fn along(slices: &[Slice], positions: &[Lps], plane: &Plane) -> (Vec<usize>, Vec<(usize, usize)>) {
-    let at = |i: usize| positions[i].dot(plane.normal);
+    let along: Vec<f64> = positions.iter().map(|p| p.dot(plane.normal)).collect();
+    let at = |i: usize| along[i];
     let mut sorted: Vec<usize> = (0..slices.len()).collect();
     sorted.sort_by(|a, b| at(*a).total_cmp(&at(*b)).then(a.cmp(b)));
     let (mut order, mut duplicates) = (Vec::with_capacity(sorted.len()), Vec::new());

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use voxmill_schemas::tables::{FileRow, InstanceRow, SeriesRow};
 
 use super::catalog::{self, Catalog, Outcome};
@@ -71,11 +72,12 @@ pub fn of(
     out.verdicts(&catalog, names);
     let made = rows::of(&catalog, &out.lost, names);
     drop(catalog);
+    out.files.reserve(n_seen);
     made.indexed.into_iter().for_each(|(path, why)| out.files.push(FileRow { path, verdict: "indexed".into(), why }));
     made.copies.into_iter().for_each(|(file, why)| out.skip(file, why, "copy"));
     made.conflicts.into_iter().for_each(|(file, why)| out.fail(file, why));
     (out.series, out.instances, out.hidden_labels) = (made.series, made.instances, made.hidden_labels);
-    out.files.sort_by(|a, b| a.path.cmp(&b.path));
+    out.files.par_sort_by(|a, b| a.path.cmp(&b.path));
     debug_assert_eq!(n_seen, out.files.len());
     Ok(out)
 }

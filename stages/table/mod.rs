@@ -30,6 +30,7 @@ pub use text::{any_text, changed_text};
 const LIMIT_BYTES: u64 = 8 << 30;
 const ROWS_OF_A_GROUP: usize = 1 << 17;
 const ROWS_OF_A_BATCH: usize = 1 << 13;
+const FEW_ROWS: usize = 64;
 
 /// Writes `DIR/STEM.parquet`: equal batches give equal bytes (no clock, no version of a library in them).
 pub fn write(dir: &Path, stem: &str, batch: &RecordBatch) -> Result<(), Error> {
@@ -45,7 +46,9 @@ pub fn write_rows<R: Row>(dir: &Path, rows: &[R]) -> Result<(), Error> {
 
 /// Writes one file whole or not at all: beside, synced, renamed. For what must outlive a crash without a draft around it.
 pub fn write_durably(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
-    write_bytes_durably(path, &to_bytes(path, batch)?)
+    // A compressor for each column takes longer to make than a few rows to write.
+    let compression = if batch.num_rows() < FEW_ROWS { Compression::UNCOMPRESSED } else { zstd() };
+    write_bytes_durably(path, &packed(path, batch, compression)?)
 }
 
 /// The same for bytes that are there already.
@@ -66,10 +69,18 @@ pub fn write_bytes_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     written.map_err(Error::io("write", path))
 }
 
+fn zstd() -> Compression {
+    Compression::ZSTD(ZstdLevel::default())
+}
+
 fn to_bytes(path: &Path, batch: &RecordBatch) -> Result<Vec<u8>, Error> {
+    packed(path, batch, zstd())
+}
+
+fn packed(path: &Path, batch: &RecordBatch, compression: Compression) -> Result<Vec<u8>, Error> {
     let properties = WriterProperties::builder()
         .set_created_by("voxmill".into())
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_compression(compression)
         .set_max_row_group_row_count(Some(ROWS_OF_A_GROUP))
         .build();
     let made = (|| {
