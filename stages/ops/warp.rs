@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::Zyx;
 
 use super::augment::Sample;
+use super::lanes::{Lanes, on_lanes};
 use super::smooth::erf;
 
 /// Elastic displacement: noise uniform in −1…1 for each axis and voxel, blurred by a Gaussian that is cut at 3 σ, beyond the patch 0, times the magnitude.
@@ -34,13 +35,16 @@ impl Bend {
         Zyx::new(0u8, 1, 2).map(|axis| {
             let mut h = blake3::Hasher::new();
             h.update(b"voxmill bend 1\0").update(&self.seed.to_le_bytes()).update(&[axis]);
-            let mut rng = ChaCha8Rng::from_seed(*h.finalize().as_bytes());
+            let rng = ChaCha8Rng::from_seed(*h.finalize().as_bytes());
             let unit = 1.0 / (1u32 << 23) as f32;
-            // 24 bits, from −1 to just below 1.
-            let noise = (0..size.count()).map(|_| (rng.next_u32() >> 8) as f32 * unit - 1.0).collect();
-            let mut out = blurred(noise, size, &kernel);
-            out.iter_mut().for_each(|v| *v *= self.magnitude as f32);
-            out
+            let mut noise = vec![0f32; size.count()];
+            // One stream of words, each thread with its own stretch of it; 24 bits, from −1 to just below 1.
+            noise.par_chunks_mut(STRETCH).enumerate().for_each(|(i, noise)| {
+                let mut rng = rng.clone();
+                rng.set_word_pos((i * STRETCH) as u128);
+                noise.iter_mut().for_each(|v| *v = (rng.next_u32() >> 8) as f32 * unit - 1.0);
+            });
+            blurred(noise, size, &kernel, self.magnitude as f32)
         })
     }
 }
@@ -55,97 +59,188 @@ fn kernel(sigma: f64) -> Vec<f32> {
     (-tail..=tail).map(|i| (0.5 * (erf(t * (i as f64 + 0.5)) - erf(t * (i as f64 - 0.5)))).max(0.0) as f32).collect()
 }
 
-/// The same kernel along every axis, zeros beyond the edge.
+/// The same kernel along every axis, zeros beyond the edge, times `scale`.
 /// - values: `[z, y, x]`
-fn blurred(values: Vec<f32>, size: Zyx<usize>, kernel: &[f32]) -> Vec<f32> {
+fn blurred(values: Vec<f32>, size: Zyx<usize>, kernel: &[f32], scale: f32) -> Vec<f32> {
     let plane = size.y * size.x;
     if kernel.len() == 1 || values.is_empty() {
-        return values;
+        return values.into_iter().map(|v| v * scale).collect();
     }
-    // The weights that fall on an axis of `n` at place `i`, with where they fall.
+    let (lanes, tail) = (Lanes::here(), kernel.len() / 2);
+    // The first of the weights that fall on an axis of `n` at place `i`, how many do, and where the first falls.
     let reach = |i: usize, n: usize| {
-        let tail = kernel.len() / 2;
         let first = i.saturating_sub(tail);
-        (first..(i + tail + 1).min(n)).map(move |j| (kernel[j + tail - i], j))
+        (first + tail - i, (i + tail + 1).min(n) - first, first)
     };
-    let add = |to: &mut [f32], w: f32, from: &[f32]| to.iter_mut().zip(from).for_each(|(t, f)| *t += w * f);
     let mut out = vec![0f32; values.len()];
     out.par_chunks_mut(plane).enumerate().for_each_init(
-        || (vec![0f32; plane], vec![0f32; plane]),
-        |(a, b), (z, out)| {
-            a.fill(0.0);
-            reach(z, size.z).for_each(|(w, j)| add(a, w, &values[j * plane..][..plane]));
-            b.fill(0.0);
-            for (y, row) in b.chunks_exact_mut(size.x).enumerate() {
-                reach(y, size.y).for_each(|(w, j)| add(row, w, &a[j * size.x..][..size.x]));
-            }
-            let tail = kernel.len() / 2;
-            for (row, line) in out.chunks_exact_mut(size.x).zip(b.chunks_exact(size.x)) {
-                // The symmetric kernel, weight by weight along the whole row: row[x] += w · line[x + shift].
-                for (k, w) in kernel.iter().enumerate() {
-                    match k.checked_sub(tail) {
-                        Some(shift) if shift < size.x => add(&mut row[..size.x - shift], *w, &line[shift..]),
-                        None if tail - k < size.x => add(&mut row[tail - k..], *w, line),
-                        _ => {}
-                    }
-                }
+        || (vec![0f32; plane], vec![0f32; size.x + 2 * tail]),
+        |(a, line), (z, out)| {
+            let (k, n, first) = reach(z, size.z);
+            weighted(lanes, &kernel[k..k + n], &values[first * plane..], plane, 1.0, a);
+            for (y, row) in out.chunks_exact_mut(size.x).enumerate() {
+                let (k, n, first) = reach(y, size.y);
+                weighted(lanes, &kernel[k..k + n], &a[first * size.x..], size.x, 1.0, &mut line[tail..tail + size.x]);
+                weighted(lanes, kernel, line, 1, scale, row);
             }
         },
     );
     out
 }
 
+/// Sums that are made side by side.
+const BLOCK: usize = 64;
+
+on_lanes! {
+    /// `out[i] = scale · Σ weights[k] · from[k · pitch + i]`, summed in the order of k.
+    pub fn weighted(weights: &[f32], from: &[f32], pitch: usize, scale: f32, out: &mut [f32]) {
+        let n = out.len();
+        let mut at = 0;
+        while at + BLOCK <= n {
+            let mut sums = [0f32; BLOCK];
+            for (k, w) in weights.iter().enumerate() {
+                let from: &[f32; BLOCK] = from[k * pitch + at..][..BLOCK].try_into().expect("a block");
+                for i in 0..BLOCK {
+                    sums[i] += w * from[i];
+                }
+            }
+            for i in 0..BLOCK {
+                out[at + i] = sums[i] * scale;
+            }
+            at += BLOCK;
+        }
+        for i in at..n {
+            let sum = weights.iter().enumerate().fold(0f32, |sum, (k, w)| sum + w * from[k * pitch + i]);
+            out[i] = sum * scale;
+        }
+    }
+}
+
 /// Channels trilinear, labels by the class with the largest trilinear weight (the smaller id on a tie). A point beyond the box takes its border.
 /// - `to_input`: rows from an offset to the centre on the way out to one on the way in, voxels
 pub fn warp(s: &Sample, to_input: Zyx<Zyx<f64>>, size: Zyx<usize>, bend: Option<&Bend>) -> Sample {
-    let n = s.size.count();
-    let centre_in = s.size.map(|n| (n as f64 - 1.0) / 2.0);
-    let centre_out = size.map(|n| (n as f64 - 1.0) / 2.0);
-    let field = bend.map(|b| b.field(size));
-    let plane = size.y * size.x;
-    let one_plane = |z: usize| {
-        let mut voxels = vec![0f32; s.channels * plane];
-        let mut labels = s.labels.as_ref().map(|_| vec![0u8; plane]);
-        for o in 0..plane {
-            let i = Zyx::new(z, o / size.x, o % size.x);
-            let mut d = i.zip(centre_out).map(|(i, c)| i as f64 - c);
-            if let Some(field) = &field {
-                let at = z * plane + o;
-                d = Zyx::new(d.z + field.z[at] as f64, d.y + field.y[at] as f64, d.x + field.x[at] as f64);
-            }
-            let p = to_input.map(|row| row.z * d.z + row.y * d.y + row.x * d.x).zip(centre_in).map(|(v, c)| v + c);
-            let (z, y, x) = (taps(p.z, s.size.z), taps(p.y, s.size.y), taps(p.x, s.size.x));
-            let mut corners = [(0usize, 0f32); 8];
-            for (k, corner) in corners.iter_mut().enumerate() {
-                let ((zi, zw), (yi, yw), (xi, xw)) = (z[k >> 2], y[k >> 1 & 1], x[k & 1]);
-                *corner = ((zi * s.size.y + yi) * s.size.x + xi, zw * yw * xw);
-            }
-            for c in 0..s.channels {
-                let channel = &s.voxels[c * n..][..n];
-                voxels[c * plane + o] = corners.iter().map(|(at, w)| channel[*at] * w).sum();
+    let (n, n_out) = (s.size.count(), size.count());
+    assert!(n < i32::MAX as usize && s.voxels.len() == n * s.channels, "a patch");
+    let map =
+        Map { to_input, from: s.size, centre_in: s.size.map(|n| (n as f64 - 1.0) / 2.0), centre_out: size.map(|n| (n as f64 - 1.0) / 2.0) };
+    let (lanes, field, plane) = (Lanes::here(), bend.map(|b| b.field(size)), (size.y * size.x).max(1));
+    let mut voxels = vec![0f32; s.channels * n_out];
+    let mut labels = s.labels.as_ref().map(|_| vec![0u8; n_out]);
+    // Plane z of every channel and of the labels.
+    let mut planes: Vec<(Vec<&mut [f32]>, Option<&mut [u8]>)> = (0..size.z).map(|_| (Vec::new(), None)).collect();
+    for channel in voxels.chunks_mut(n_out.max(1)) {
+        planes.iter_mut().zip(channel.chunks_mut(plane)).for_each(|(p, plane)| p.0.push(plane));
+    }
+    if let Some(labels) = &mut labels {
+        planes.iter_mut().zip(labels.chunks_mut(plane)).for_each(|(p, plane)| p.1 = Some(plane));
+    }
+    planes.into_par_iter().enumerate().for_each(|(z, (mut channels, mut labels))| {
+        let mut points = Points { at: [0; SIDE], weights: [[0.0; SIDE]; 8] };
+        for from in (0..plane).step_by(SIDE) {
+            let side = from..(from + SIDE).min(plane);
+            let bent = field.as_ref().map(|f| {
+                let here = z * plane + side.start..z * plane + side.end;
+                Zyx::new(&f.z[here.clone()], &f.y[here.clone()], &f.x[here])
+            });
+            place(lanes, &map, z, side.clone(), size.x, bent, &mut points);
+            for (c, out) in channels.iter_mut().enumerate() {
+                interpolate(lanes, &s.voxels[c * n..][..n], s.size, &points, &mut out[side.clone()]);
             }
             if let (Some(out), Some(old)) = (&mut labels, &s.labels) {
-                out[o] = heaviest(corners.map(|(at, w)| (old[at], w)));
+                let steps = steps(s.size);
+                for (k, out) in out[side].iter_mut().enumerate() {
+                    *out = heaviest(std::array::from_fn(|c| (old[points.at[k] as usize + steps[c]], points.weights[c][k])));
+                }
             }
         }
-        (voxels, labels)
-    };
-    let planes: Vec<(Vec<f32>, Option<Vec<u8>>)> = (0..size.z).into_par_iter().map(one_plane).collect();
-    let mut voxels = Vec::with_capacity(s.channels * size.count());
-    for c in 0..s.channels {
-        planes.iter().for_each(|(v, _)| voxels.extend_from_slice(&v[c * plane..][..plane]));
-    }
-    let labels = s.labels.as_ref().map(|_| planes.iter().flat_map(|(_, l)| l.iter().flatten().copied()).collect());
+    });
     Sample { size, channels: s.channels, voxels, labels }
 }
 
-/// The two neighbours of a coordinate on an axis of `n` voxels and their weights, clamped to the axis.
-fn taps(p: f64, n: usize) -> [(usize, f32); 2] {
-    let p = p.clamp(0.0, n.saturating_sub(1) as f64);
-    let low = p.floor();
-    let t = (p - low) as f32;
-    let low = low as usize;
-    [(low, 1.0 - t), ((low + 1).min(n - 1), t)]
+/// Where points of the result lie in the input.
+pub struct Map {
+    to_input: Zyx<Zyx<f64>>,
+    from: Zyx<usize>,
+    centre_in: Zyx<f64>,
+    centre_out: Zyx<f64>,
+}
+
+/// Points that are worked on side by side.
+const SIDE: usize = 16;
+/// Voxels of noise that a thread makes in one go; a multiple of the words of a block of the generator.
+const STRETCH: usize = 1 << 16;
+
+/// The first of the 8 neighbours of each point, all of which lie in the input, and their weights, x fastest.
+pub struct Points {
+    at: [i32; SIDE],
+    weights: [[f32; SIDE]; 8],
+}
+
+/// How far the 8 neighbours stand from the first. An axis of one voxel has no second.
+fn steps(size: Zyx<usize>) -> [usize; 8] {
+    let step = |n: usize, pitch: usize| if n > 1 { pitch } else { 0 };
+    let (z, y, x) = (step(size.z, size.y * size.x), step(size.y, size.x), step(size.x, 1));
+    std::array::from_fn(|k| (k >> 2) * z + (k >> 1 & 1) * y + (k & 1) * x)
+}
+
+on_lanes! {
+    /// - side: places in plane `z` of the result, whose rows are `n_x` long
+    /// - bent: how far each of them is moved first
+    pub fn place(map: &Map, z: usize, side: std::ops::Range<usize>, n_x: usize, bent: Option<Zyx<&[f32]>>, points: &mut Points) {
+        let mut d = [[0f64; SIDE]; 3];
+        for k in 0..SIDE {
+            let o = (side.start + k).min(side.end - 1);
+            d[0][k] = z as f64 - map.centre_out.z;
+            d[1][k] = (o / n_x) as f64 - map.centre_out.y;
+            d[2][k] = (o % n_x) as f64 - map.centre_out.x;
+        }
+        if let Some(bent) = bent {
+            for (d, bent) in d.iter_mut().zip([bent.z, bent.y, bent.x]) {
+                d.iter_mut().zip(bent).for_each(|(d, bent)| *d += *bent as f64);
+            }
+        }
+        let (rows, centre, size) = (map.to_input.to_array(), map.centre_in.to_array(), map.from.to_array());
+        let pitch = [(size[1] * size[2]) as i32, size[2] as i32, 1];
+        let mut t = [[0f32; SIDE]; 3];
+        points.at = [0; SIDE];
+        for a in 0..3 {
+            let (top, last) = (size[a] as f64 - 1.0, (size[a] as i32 - 2).max(0));
+            for k in 0..SIDE {
+                let p = rows[a].z * d[0][k] + rows[a].y * d[1][k] + rows[a].x * d[2][k] + centre[a];
+                // A point that is no number stays at the edge.
+                let p = p.max(0.0).min(top);
+                // SAFETY: `max` and `min` have left a number from 0 to the last voxel of an axis, which 31 bits hold as they hold the patch.
+                let low = unsafe { p.to_int_unchecked::<i32>() }.min(last);
+                t[a][k] = (p - low as f64) as f32;
+                points.at[k] += low * pitch[a];
+            }
+        }
+        for (c, weights) in points.weights.iter_mut().enumerate() {
+            let side = |a: usize, k: usize| if c >> (2 - a) & 1 == 1 { t[a][k] } else { 1.0 - t[a][k] };
+            for k in 0..SIDE {
+                weights[k] = side(0, k) * side(1, k) * side(2, k);
+            }
+        }
+    }
+}
+
+on_lanes! {
+    /// The trilinear values at the points.
+    /// - channel: `[z, y, x]` of `size`
+    pub fn interpolate(channel: &[f32], size: Zyx<usize>, points: &Points, out: &mut [f32]) {
+        let steps = steps(size);
+        let mut sums = [0f32; SIDE];
+        for c in 0..8 {
+            let mut corner = [0f32; SIDE];
+            for k in 0..SIDE {
+                corner[k] = channel[points.at[k] as usize + steps[c]];
+            }
+            for k in 0..SIDE {
+                sums[k] += corner[k] * points.weights[c][k];
+            }
+        }
+        out.copy_from_slice(&sums[..out.len()]);
+    }
 }
 
 /// The class with the largest sum of weights; the smaller id on a tie.
@@ -240,5 +335,32 @@ mod tests {
         let out = warp(&s, UNTURNED, size, Some(&Bend { sigma: 3.0, magnitude: 60.0, seed: 1 }));
         let agree = out.voxels.iter().zip(out.labels.as_ref().unwrap()).all(|(v, l)| (*v - 0.5).abs() < 1e-3 || (*v > 0.5) == (*l == 3));
         assert!(agree && out.labels != s.labels);
+    }
+
+    #[test]
+    fn every_width_gives_the_same_bits() {
+        let (from, size) = (Zyx::new(9, 11, 13), Zyx::new(5, 7, 23));
+        let voxels: Vec<f32> = (0..from.count()).map(|o| (o * 37 % 101) as f32 / 7.0).collect();
+        let map = Map {
+            to_input: Zyx::new(Zyx::new(0.9, 0.2, -0.1), Zyx::new(-0.2, 1.1, 0.05), Zyx::new(0.1, 0.0, 0.8)),
+            from,
+            centre_in: Zyx::new(4.0, 5.0, 6.0),
+            centre_out: Zyx::new(2.0, 3.0, 11.0),
+        };
+        let field = Bend { sigma: 1.5, magnitude: 9.0, seed: 3 }.field(size);
+        let run = |lanes: Lanes| {
+            let mut points = Points { at: [0; SIDE], weights: [[0.0; SIDE]; 8] };
+            let mut out = vec![0f32; 21];
+            for (from, to) in [(0, SIDE), (SIDE, 21)] {
+                let bent = Zyx::new(&field.z[from..to], &field.y[from..to], &field.x[from..to]);
+                place(lanes, &map, 3, from..to, size.x, Some(bent), &mut points);
+                interpolate(lanes, &voxels, map.from, &points, &mut out[from..to]);
+            }
+            let mut sums = vec![0f32; 130];
+            weighted(lanes, &[0.1, 0.7, 0.2], &voxels, 3, 1.7, &mut sums);
+            out.into_iter().chain(sums).map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let plain = Lanes::all().pop().map(run).unwrap();
+        assert!(Lanes::all().into_iter().all(|lanes| run(lanes) == plain) && plain.iter().any(|b| *b != 0));
     }
 }

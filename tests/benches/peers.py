@@ -66,13 +66,24 @@ def monai():
     best("monai", "oblique", lambda: scale(turn(image(), dst_affine=askew, spatial_size=to)))
 
 
+def monai_augment():
+    import torch
+    from monai.transforms import AdjustContrast, Rand3DElastic
+
+    torch.set_num_threads(threads)
+    box = torch.rand((1, 160, 160, 160))
+    turn = dict(rotate_range=(0.3, 0.3, 0.3), scale_range=(0.1, 0.1, 0.1), padding_mode="border", device=torch.device("cpu"))
+    bend = Rand3DElastic(sigma_range=(6, 6), magnitude_range=(150, 150), prob=1, spatial_size=(128, 128, 128), **turn)
+    best("monai", "augmented", lambda: AdjustContrast(1.3)(bend(box)))
+
+
 def nnunet():
     from skimage.transform import resize
 
     best("nnunet order 3", "cubic", lambda: resize(ct.astype(np.float32), to, 3, mode="edge", anti_aliasing=False), 1)
 
 
-for peer in (simpleitk, torch, monai, nnunet):
+for peer in (simpleitk, torch, monai, monai_augment, nnunet):
     try:
         peer()
     except ImportError as e:

@@ -91,3 +91,34 @@ fn keep_false_where_all_voxels_must_be_seen_is_refused() {
     let b = bench(&CHAIN.replace(", value: 0 }", " }").replace("uses: pad,", "uses: pad, keep: false,"));
     b.run(&[]).expect(2).says("cannot stay unwritten");
 }
+
+#[test]
+fn a_training_on_voxels_that_are_not_written_ends_with_the_same_weights() {
+    let net = r#"
+  folds: { uses: split, from: padded, with: { by: patient, train: 0.6, val: 0.4 } }
+  net:
+    uses: train
+    from: { cases: padded, split: folds }
+    with:
+      patch: { z: 16, y: 16, x: 16 }
+      batch: 2
+      epochs: 2
+      augment:
+        - affine: { rotation_degrees: { z: 15, y: 15, x: 15 }, scale: 0.1, probability: 0.5 }
+        - elastic: { sigma_low: 3, sigma_high: 5, magnitude_low: 20, magnitude_high: 50, probability: 0.5 }
+      network: { kind: dynunet, filters: [4, 8, 16], kernel_size: [3, 3, 3], strides: [1, 2, 2], deep_supervision: 1 }
+      loss: { dice: 0.7, focal: 0.3, gamma: 2 }
+      optimiser: { lr: 0.002, weight_decay: 0.00001 }
+      validation: { every_epochs: 1 }
+"#;
+    let trained = |keep: &str| {
+        let b = bench(&format!("{}{net}", CHAIN.trim_end().replace("padded: { uses: pad,", &format!("padded: {{ uses: pad, keep: {keep},"))));
+        b.add_case(2);
+        b.run(&[]).expect(0);
+        let all = manifests(&b);
+        assert_eq!(all["pad"].iter().all(|m| m["files"].get("lazy.json").is_some()), keep == "false");
+        all["train"][0]["files"].clone()
+    };
+    let (lazily, fully) = (trained("false"), trained("true"));
+    assert_eq!((&lazily["weights.safetensors"], &lazily["history.parquet"]), (&fully["weights.safetensors"], &fully["history.parquet"]));
+}
