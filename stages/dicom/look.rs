@@ -64,11 +64,22 @@ impl Desk {
 
     /// The file that is like one before, as it is kept.
     fn like(&mut self, bytes: &[u8], s: &Scan, names: &Names) -> Option<Brief> {
-        let recent = self.recent.iter_mut().find_map(|r| r.take(bytes, s).then_some(r))?;
+        let at = self.recent.iter_mut().position(|r| r.take(bytes, s))?;
+        Some(self.brief(at, names))
+    }
+
+    /// The same without a scan, where that is not needed to know.
+    fn same(&mut self, names: &Names) -> Option<Brief> {
+        let at = self.recent.iter_mut().position(|r| r.take_same(&self.buffer))?;
+        Some(self.brief(at, names))
+    }
+
+    fn brief(&mut self, at: usize, names: &Names) -> Brief {
+        let recent = &mut self.recent[at];
         names.hide_instance(&mut recent.header);
         self.packed.clear();
         pack_into(&recent.header, &recent.template, &mut self.packed);
-        Some(Brief { series: recent.series, class: Class::Image, packed: Packed(self.packed.as_slice().into()) })
+        Brief { series: recent.series, class: Class::Image, packed: Packed(self.packed.as_slice().into()) }
     }
 
     fn remember(&mut self, recent: Recent) {
@@ -131,11 +142,14 @@ impl Look<'_> {
     fn source(&self, source: &Source, name: &str, within: Within, desk: &mut Desk) -> Result<Looked, Error> {
         let unread = |e: std::io::Error| Looked::One(Outcome::Unreadable(e.to_string()));
         let first = desk.first_bytes();
-        let mut buffer = std::mem::take(&mut desk.buffer);
-        buffer.resize((first as u64).min(source.len()) as usize, 0);
-        if let Err(e) = source.read_into(0, &mut buffer) {
+        desk.buffer.resize((first as u64).min(source.len()) as usize, 0);
+        if let Err(e) = source.read_into(0, &mut desk.buffer) {
             return Ok(unread(e));
         }
+        if let Some(brief) = desk.same(self.names) {
+            return Ok(Looked::One(Outcome::Dicom(brief)));
+        }
+        let mut buffer = std::mem::take(&mut desk.buffer);
         if let Some(outcome) = other_kind(&buffer) {
             return Ok(Looked::One(outcome));
         }

@@ -171,6 +171,13 @@ impl<'a> FileNames<'a> {
 }
 
 fn of_kind(key: &[u8; 32], kind: &str, id: &str) -> [u8; 32] {
+    let (n, mut short) = (kind.len() + 1 + id.len(), [0; 128]);
+    if let Some(text) = short.get_mut(..n) {
+        // Taken at once a short text is hashed in half the time.
+        text[..kind.len()].copy_from_slice(kind.as_bytes());
+        text[kind.len() + 1..].copy_from_slice(id.as_bytes());
+        return *blake3::keyed_hash(key, text).as_bytes();
+    }
     let mut h = blake3::Hasher::new_keyed(key);
     h.update(kind.as_bytes()).update(&[0]).update(id.as_bytes());
     *h.finalize().as_bytes()
@@ -190,6 +197,16 @@ pub fn patient_of(h: &Header) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_has_one_pseudonym_however_long_it_is() {
+        for n in [0, 60, 118, 119, 120, 5000] {
+            let id = "7".repeat(n);
+            let mut h = blake3::Hasher::new_keyed(&[5; 32]);
+            h.update(b"instance\0").update(id.as_bytes());
+            assert_eq!(of_kind(&[5; 32], "instance", &id), *h.finalize().as_bytes());
+        }
+    }
 
     #[test]
     fn files_keep_their_folders_apart_and_their_endings() {

@@ -1,15 +1,17 @@
 //! The slices of a series are alike: where all that a header is made of has the same bytes as in a file before, only what changes from slice to slice is
 //! read, and the rest is taken over.
 
+use std::ops::Range;
+
 use dicom::dictionary_std::tags as t;
 
 use super::bytes::Wrapping;
-use super::fields::{OF_SLICE, is_of_mosaics, slice, slice_frame};
+use super::fields::{OF_SLICE, WANTED, is_of_mosaics, slice, slice_frame};
 use super::header::Header;
 use super::level::Level;
 use super::multiframe;
 use super::pack::Template;
-use super::scan::{Element, Scan};
+use super::scan::{self, Element, Scan};
 
 /// A larger header is not held for the files that follow.
 const MAX_BYTES: usize = 1 << 18;
@@ -25,10 +27,13 @@ pub(super) struct Scanned {
 
 /// A file before, the header of an image of one frame that has no functional groups.
 pub(super) struct Recent {
+    /// Up to the value of its pixels.
     bytes: Vec<u8>,
     scanned: Scanned,
     /// Which of the elements may have another value.
     is_free: Vec<bool>,
+    /// Where these values stand, and those that nothing is read of, in order.
+    free: Vec<Range<usize>>,
     pub header: Header,
     /// Where its series stands in the list, and the first header of that.
     pub series: u32,
@@ -72,7 +77,35 @@ impl Recent {
             }
             is_free.push(is_top && e.value().is_some() && (OF_SLICE.binary_search(&e.tag).is_ok() || is_of_mosaics(e.tag)));
         }
-        Some(Recent { bytes: bytes.get(..end)?.to_vec(), scanned, is_free, header, series, template: template() })
+        let mut recent =
+            Recent { bytes: bytes.get(..end)?.to_vec(), scanned, is_free, free: Vec::new(), header, series, template: template() };
+        recent.find_free();
+        Some(recent)
+    }
+
+    fn find_free(&mut self) {
+        self.free = scan::unread(&self.bytes, &WANTED);
+        self.free.extend(self.scanned.elements.iter().zip(&self.is_free).filter(|(_, is_free)| **is_free).filter_map(|(e, _)| e.value()));
+        self.free.sort_unstable_by_key(|value| value.start);
+    }
+
+    /// Whether a file has the same bytes up to its pixels but for values that may change or are not read, which are as long as here: then all of its elements
+    /// stand where they do here. As [`Recent::take`], without a scan. Whatever else a file could be is told by bytes that are the same too.
+    pub fn take_same(&mut self, bytes: &[u8]) -> bool {
+        let Some(bytes) = bytes.get(..self.bytes.len()).filter(|b| b.get(128..132) == Some(b"DICM")) else { return false };
+        let mut at = 0;
+        let is_same = self.free.iter().all(|value| {
+            let before = at..value.start;
+            at = value.end;
+            bytes.get(before.clone()) == self.bytes.get(before)
+        });
+        if !is_same || bytes[at..] != self.bytes[at..] {
+            return false;
+        }
+        let top = Level::new(bytes, &self.scanned.elements, self.scanned.is_big_endian);
+        slice(&mut self.header, &top);
+        slice_frame(&mut self.header.frames[0], &top);
+        true
     }
 
     /// Whether a file is like it: then `header` is that of the file, but for the pseudonym of its instance, which is not made yet.
@@ -90,6 +123,8 @@ impl Recent {
                     _ => false,
                 }
         };
+        let end = s.pixel.map_or(0, |p| p.offset as usize);
+        let Some(start) = bytes.get(..end).filter(|_| end <= MAX_BYTES) else { return false };
         if !is_alike || !s.elements.iter().zip(&mine.elements).zip(&self.is_free).all(same) {
             return false;
         }
@@ -97,6 +132,11 @@ impl Recent {
         slice(&mut self.header, &top);
         slice_frame(&mut self.header.frames[0], &top);
         self.header.pixel = s.pixel;
+        // The next file is more like this one than like the one before.
+        self.bytes.clear();
+        self.bytes.extend_from_slice(start);
+        self.scanned.elements.clone_from(&s.elements);
+        self.find_free();
         true
     }
 }
@@ -107,14 +147,12 @@ mod tests {
     use dicom::core::Tag;
     use proptest::prelude::*;
 
-    use super::super::fields::WANTED;
     use super::super::header::checked;
     use super::super::names::Names;
-    use super::super::scan;
     use super::*;
 
     /// Elements of an image, in order, with values that some take; those that vary from slice to slice are among them.
-    const VALUES: [(Tag, &[u8; 2], [&[u8]; 3]); 19] = [
+    const VALUES: [(Tag, &[u8; 2], [&[u8]; 3]); 21] = [
         (t::IMAGE_TYPE, b"CS", [b"ORIGINAL\\PRIMARY", b"DERIVED\\MOSAIC", b""]),
         (t::SOP_CLASS_UID, b"UI", [b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.7\0"]),
         (t::SOP_INSTANCE_UID, b"UI", [b"1.2.3\0", b"1.02.34\0", b""]),
@@ -129,6 +167,8 @@ mod tests {
         (t::SERIES_INSTANCE_UID, b"UI", [b"1.7\0", b"1.8\0", b""]),
         (t::INSTANCE_NUMBER, b"IS", [b"7 ", b"10", b"no"]),
         (t::IMAGE_POSITION_PATIENT, b"DS", [b"0\\0\\-1.5", b"0\\0", b"1\\2\\3e2 "]),
+        (t::SLICE_LOCATION, b"DS", [b"-1.5", b"-2.5", b"7 "]),
+        (t::IMAGE_COMMENTS, b"LT", [b"none", b"some", b"\x10\0\x10\0AS"]),
         (t::NUMBER_OF_FRAMES, b"IS", [b"1 ", b"2 ", b""]),
         (t::ROWS, b"US", [&[4, 0], &[5, 0], b""]),
         (t::COLUMNS, b"US", [&[4, 0], &[0, 0], b""]),
@@ -144,7 +184,10 @@ mod tests {
     fn file(choice: &[usize]) -> Vec<u8> {
         let elements = VALUES.iter().zip(choice).filter_map(|((tag, vr, values), n)| Some(element(*tag, vr, values.get(*n)?)));
         let pixels = [&t::PIXEL_DATA.0.to_le_bytes()[..], &t::PIXEL_DATA.1.to_le_bytes(), b"OW\0\0", &[2, 0, 0, 0, 9, 9]].concat();
-        elements.chain([pixels]).flatten().collect()
+        let uid: &[u8] = if choice[2] == 0 { b"1.2.3\0" } else { b"1.2.4\0" };
+        let meta = [element(Tag(2, 3), b"UI", uid), element(Tag(2, 0x10), b"UI", b"1.2.840.10008.1.2.1\0")].concat();
+        let magic = [&[0; 128][..], b"DICM", &meta].concat();
+        [magic].into_iter().chain(elements).chain([pixels]).flatten().collect()
     }
 
     fn scanned(bytes: &[u8]) -> Option<Scan<'_>> {
@@ -161,7 +204,13 @@ mod tests {
     /// What a file before makes of it, where it is alike.
     fn alike(before: &[u8], bytes: &[u8], names: &Names) -> Option<Header> {
         let mut recent = Recent::of(before, Scanned::of(scanned(before)?), header(before, names)?, 0, Template::default)?;
+        let before = recent.header.clone();
+        let same = recent.take_same(bytes).then(|| recent.header.clone());
+        recent.header = before;
         recent.take(bytes, &scanned(bytes)?).then(|| {
+            assert!(same.is_none_or(|h| h == recent.header), "without a scan it is read as with one");
+            // It has taken the place of the one before.
+            assert_eq!(recent.take_same(bytes), bytes.get(128..132) == Some(b"DICM"));
             names.hide_instance(&mut recent.header);
             recent.header
         })
@@ -199,6 +248,9 @@ mod tests {
             let bytes = with(tag);
             assert_eq!(alike(&first, &bytes, &names), header(&bytes, &names), "{tag}");
         }
+        let mut recent =
+            Recent::of(&first, Scanned::of(scanned(&first).unwrap()), header(&first, &names).unwrap(), 0, Template::default).unwrap();
+        assert!(recent.take_same(&with(t::SLICE_LOCATION)) && recent.take_same(&with(t::IMAGE_COMMENTS)));
         for tag in [t::SERIES_INSTANCE_UID, t::PATIENT_ID, t::ROWS, t::IMAGE_TYPE, Tag(0x0019, 0x100c)] {
             assert_eq!(alike(&first, &with(tag), &names), None, "{tag}");
         }

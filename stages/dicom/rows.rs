@@ -1,6 +1,7 @@
 //! Headers → rows of the index: which files form which series and volume, under which name. The headers carry their own ids or pseudonyms already. Series
 //! are made side by side, each with its headers in memory for as long as it takes.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
@@ -88,8 +89,15 @@ pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
     let shared = by_series.keys().filter(|(study, series)| studies.insert(series, study).is_some()).map(|(_, series)| *series).collect();
     let root = std::path::absolute(&catalog.root).unwrap_or_else(|_| catalog.root.clone());
     let m = Making { catalog, names, root, shared, lost };
-    let parts: Vec<Made> = by_series.par_iter().map(|(series, entries)| m.series(*series, entries)).collect();
+    let of_series = |(series, entries): (&(&str, &str), &Vec<&Entry>)| {
+        let mut part = m.series(*series, entries);
+        part.instances.sort_by(in_order);
+        part
+    };
+    let parts: Vec<Made> = by_series.par_iter().map(of_series).collect();
     let mut made = Made::default();
+    made.instances.reserve(parts.iter().map(|p| p.instances.len()).sum());
+    made.indexed.reserve(parts.iter().map(|p| p.indexed.len()).sum());
     for part in parts {
         made.series.extend(part.series);
         made.instances.extend(part.instances);
@@ -102,15 +110,20 @@ pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
     made.find_references();
     niftis.iter().for_each(|e| m.nifti(e, &mut made));
     made.series.par_sort_by(|a, b| (&a.series, a.volume).cmp(&(&b.series, b.volume)));
-    made.instances.par_sort_by(|a, b| {
-        (&a.series, a.volume, a.instance_number, &a.instance).cmp(&(&b.series, b.volume, b.instance_number, &b.instance))
-    });
+    made.instances.par_sort_by(in_order);
     made
+}
+
+fn in_order(a: &InstanceRow, b: &InstanceRow) -> Ordering {
+    (&a.series, a.volume, a.instance_number, &a.instance).cmp(&(&b.series, b.volume, b.instance_number, &b.instance))
 }
 
 impl Made {
     /// Labels that name instances only refer to the series that these are in.
     fn find_references(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
         let wanted: HashSet<&String> = self.pending.iter().flat_map(|(_, instances)| instances).collect();
         let found: HashMap<&str, &str> =
             self.instances.iter().filter(|i| wanted.contains(&i.instance)).map(|i| (i.instance.as_str(), i.series.as_str())).collect();

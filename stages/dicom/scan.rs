@@ -3,6 +3,7 @@
 //! Byte order and VR encoding are taken from the first element, because the transfer syntax in the meta group is sometimes wrong.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use dicom::core::Tag;
 use dicom::dictionary_std::tags;
@@ -24,7 +25,7 @@ const NESTED: u32 = u32::MAX;
 
 impl Element {
     /// Where its value stands; `None` for a sequence or an item.
-    pub fn value(&self) -> Option<std::ops::Range<usize>> {
+    pub fn value(&self) -> Option<Range<usize>> {
         (self.start != NESTED).then(|| self.start as usize..self.start as usize + self.end as usize)
     }
 
@@ -157,7 +158,7 @@ pub fn meta(bytes: &[u8]) -> Option<Meta<'_>> {
         // A preamble with the magic in place but nothing behind it is a broken DICOM file, not another format.
         return (start == 132).then_some(Meta { end: start, ..Meta::default() });
     }
-    let mut c = Cursor { bytes, pos: start, file_len: bytes.len() as u64, is_big: false };
+    let mut c = Cursor { bytes, pos: start, file_len: bytes.len() as u64, is_big: false, skipped: None };
     let mut found = Meta::default();
     while bytes.get(c.pos..c.pos + 2) == Some(&[2, 0]) {
         let Ok(h) = c.header(true) else { break };
@@ -199,7 +200,7 @@ pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<
     };
     let is_big_endian = first[0] == 0 && first[1] != 0;
     let is_explicit = first[4].is_ascii_uppercase() && first[5].is_ascii_uppercase();
-    let mut c = Cursor { bytes, pos: start, file_len, is_big: is_big_endian };
+    let mut c = Cursor { bytes, pos: start, file_len, is_big: is_big_endian, skipped: None };
     let mut elements = Vec::with_capacity(64);
     let mut pixel = None;
     match c.level(None, is_explicit, 0, wanted, &mut elements, &mut pixel) {
@@ -207,6 +208,31 @@ pub fn scan<'a>(bytes: &'a [u8], file_len: u64, wanted: &Wanted) -> Result<Scan<
         Err(Stop::NeedsMore) => Err(Fault::NeedsMore),
         Err(Stop::Broken(why)) => Err(Fault::Broken { why, so_far: elements }),
     }
+}
+
+/// Where values stand that nothing is read of: with others as long in their place a file is scanned to the same elements. Not all of them, and in order.
+/// - `bytes`: up to the value of the pixel data
+pub fn unread(bytes: &[u8], wanted: &Wanted) -> Vec<Range<usize>> {
+    let start = meta(bytes).map_or(0, |m| m.end);
+    let Some(first) = bytes.get(start..start + 8) else { return Vec::new() };
+    let (is_big, is_explicit) = (first[0] == 0 && first[1] != 0, first[4].is_ascii_uppercase() && first[5].is_ascii_uppercase());
+    let mut c = Cursor { bytes, pos: start, file_len: u64::MAX, is_big, skipped: Some(instance_of_meta(bytes).into_iter().collect()) };
+    let _ = c.level(None, is_explicit, 0, wanted, &mut Vec::new(), &mut None);
+    c.skipped.unwrap_or_default()
+}
+
+/// The value of MediaStorageSOPInstanceUID.
+fn instance_of_meta(bytes: &[u8]) -> Option<Range<usize>> {
+    let mut c = Cursor { bytes, pos: 132, file_len: u64::MAX, is_big: false, skipped: None };
+    while bytes.get(c.pos..c.pos + 2) == Some(&[2, 0]) {
+        let h = c.header(true).ok()?;
+        let value = c.pos..c.pos.checked_add(h.length as usize).filter(|end| *end <= bytes.len())?;
+        if h.tag == tags::MEDIA_STORAGE_SOP_INSTANCE_UID {
+            return Some(value);
+        }
+        c.pos = value.end;
+    }
+    None
 }
 
 /// A text value without padding (space, NUL).
@@ -252,6 +278,8 @@ struct Cursor<'a> {
     pos: usize,
     file_len: u64,
     is_big: bool,
+    /// Where the values of plain elements stand that were stepped over, if that is asked for.
+    skipped: Option<Vec<Range<usize>>>,
 }
 
 impl<'a> Cursor<'a> {
@@ -363,6 +391,8 @@ impl<'a> Cursor<'a> {
             self.pos = next;
             if wanted.values.has(tag) {
                 self.keep(Element { tag, start: start as u32, end: length as u32 }, out)?;
+            } else if let Some(skipped) = &mut self.skipped {
+                skipped.push(start..next);
             }
         }
         Ok(())
