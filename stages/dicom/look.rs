@@ -201,7 +201,7 @@ impl Look<'_> {
             b.extend_from_slice(&meta);
             let limit = header_limit(source.len());
             // Where the stream is damaged, what came before counts as all there is.
-            let _ = source.unfolding(wrapping, body)?.take((n.min(limit).saturating_sub(body)) as u64).read_to_end(b);
+            read_pieces(source.unfolding(wrapping, body)?.take((n.min(limit).saturating_sub(body)) as u64), b);
             if n > limit && b.len() == limit { Err(header_too_long(limit)) } else { Ok(()) }
         });
         Ok(match header {
@@ -348,6 +348,22 @@ fn ends_with_any(file: &str, endings: &[&str]) -> bool {
     endings.iter().any(ends)
 }
 
+/// Appends what there is of a stream that may be damaged. Where it breaks a decoder drops the whole of what it was asked for: pieces of one size give the same
+/// beginning whatever the memory at hand.
+fn read_pieces(mut stream: impl Read, out: &mut Vec<u8>) {
+    loop {
+        let at = out.len();
+        out.resize(at + PIECE_BYTES, 0);
+        let n = stream.read(&mut out[at..]).unwrap_or(0);
+        out.truncate(at + n);
+        if n == 0 {
+            return;
+        }
+    }
+}
+
+const PIECE_BYTES: usize = 1 << 10;
+
 /// Reads on until there are `n` bytes, or all.
 fn grow(source: &Source, n: usize, buffer: &mut Vec<u8>) -> std::io::Result<()> {
     let have = buffer.len();
@@ -376,4 +392,30 @@ fn other_kind(start: &[u8]) -> Option<Outcome> {
         return Some(Outcome::Skipped { class: "archive file".into(), why });
     }
     start.starts_with(b"\0\x05\x16\x07\0\x02").then(|| skipped("macOS file attributes"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_a_damaged_stream_does_not_depend_on_the_memory_at_hand() {
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        let text: Vec<u8> = (0..40_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 20).to_le_bytes()).collect();
+        gz.write_all(&text).unwrap();
+        let mut packed = gz.finish().unwrap();
+        packed[20_000..20_400].fill(0xff);
+        let source = Source::of_raw(packed);
+        let read = |mut out: Vec<u8>| {
+            read_pieces(source.unfolding(Wrapping::Gzip, 0).unwrap(), &mut out);
+            out
+        };
+        let fresh = read(Vec::new());
+        assert!(source.unfolding(Wrapping::Gzip, 0).unwrap().read_to_end(&mut Vec::new()).is_err());
+        assert_eq!(fresh[..1000], text[..1000]);
+        assert!([4 << 10, 1 << 20].iter().all(|n| read(Vec::with_capacity(*n)) == fresh));
+    }
 }

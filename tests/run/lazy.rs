@@ -112,7 +112,8 @@ fn a_training_on_voxels_that_are_not_written_ends_with_the_same_weights() {
       validation: { every_epochs: 1 }
 "#;
     let trained = |keep: &str| {
-        let b = bench(&format!("{}{net}", CHAIN.trim_end().replace("padded: { uses: pad,", &format!("padded: {{ uses: pad, keep: {keep},"))));
+        let b =
+            bench(&format!("{}{net}", CHAIN.trim_end().replace("padded: { uses: pad,", &format!("padded: {{ uses: pad, keep: {keep},"))));
         b.add_case(2);
         b.run(&[]).expect(0);
         let all = manifests(&b);
