@@ -13,14 +13,16 @@ use voxmill_stages::table::RecordBatch;
 
 use crate::cli::{
     AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs,
-    PlanFormat, QueryArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
+    PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
-use crate::{cache as shelves, convert, deidentify, forget, infer, language, problem, publish, query, report as pages, status, summary};
+use crate::{
+    cache as shelves, convert, deidentify, forget, infer, language, problem, publish, query, replay, report as pages, status, summary,
+};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -373,6 +375,11 @@ pub fn report(a: &ReportArgs, defs: &'static [StageDef]) -> u8 {
         }
         Err(e) => fault(&e),
     }
+}
+
+pub fn replay(a: &ReplayArgs, defs: &'static [StageDef]) -> u8 {
+    let done = load(&a.file, defs).map_err(Fault::Told).and_then(|plan| replay::main(&plan, a));
+    done.map_or_else(|e| fault(&e), |()| 0)
 }
 
 pub fn forget(a: &ForgetArgs, defs: &'static [StageDef]) -> u8 {

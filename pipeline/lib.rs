@@ -35,6 +35,7 @@ pub mod forget;
 pub mod lineage;
 pub mod query;
 pub mod questions;
+pub mod replay;
 pub mod report;
 pub mod trace;
 

@@ -39,6 +39,8 @@ Tables of the newest artifacts of this pipeline (where its nodes make them):
   files       path, verdict, why
   split       case, patient, fold, part
   history     epoch, step, lr, loss, val_dice, class_dice
+  patches     epoch, step, slot, case, start_z, start_y, start_x, size_z, size_y,
+              size_x, augment (every patch that a training saw)
   scores      case, part, class, dice, hd95_mm, missed, spurious, truth_ml,
               prediction_ml
 A table that several nodes make is called NODE_TABLE. `show tables` lists them,

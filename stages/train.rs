@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::geometry::Zyx;
-use voxmill_schemas::tables::HistoryRow;
+use voxmill_schemas::tables::{HistoryRow, PatchRow};
 
 use crate::error::Error;
 use crate::fit::card::{Card, WEIGHTS};
@@ -72,7 +72,7 @@ fn cpu() -> String {
 impl Stage for Train {
     const INFO: Info = Info {
         name: "train",
-        version: 1,
+        version: 2,
         scope: Scope::Set,
         ports: &[
             Port { name: "cases", kind: Kind::Volume, required: true, about: "preprocessed volumes with labels" },
@@ -187,7 +187,38 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
     trained.weights.save(&cx.draft.join(WEIGHTS))?;
     card.write(cx.draft)?;
     table::write_rows(cx.draft, &trained.history)?;
+    write_patches(&terms, cx)?;
     Ok(facts(&terms, &trained))
+}
+
+/// Epochs of patches that are told at a time.
+const EPOCHS_AT_ONCE: u64 = 16;
+
+/// Which voxels of which case were in which step. The plan is a pure function, so it is told once all steps are done, whatever they were stopped by.
+fn write_patches(t: &Terms, cx: &Cx) -> Result<(), Error> {
+    let (plan, epochs) = (t.plan, t.epochs as u64);
+    let of_step = |epoch: u64, step: u64| {
+        let patches = plan.step(epoch, step).into_iter().enumerate();
+        patches.map(move |(slot, at)| PatchRow {
+            epoch: epoch as i64 + 1,
+            step: (epoch * plan.steps + step) as i64 + 1,
+            slot: slot as i64,
+            case: t.parts.train[at.case as usize].case.0.clone(),
+            start_z: at.region.start.z,
+            start_y: at.region.start.y,
+            start_x: at.region.start.x,
+            size_z: at.region.size.z as i64,
+            size_y: at.region.size.y as i64,
+            size_x: at.region.size.x as i64,
+            augment: serde_json::to_string(&at.augment).expect("plain data"),
+        })
+    };
+    let portions = (0..epochs).step_by(EPOCHS_AT_ONCE as usize).map(|first| {
+        cx.check_cancelled()?;
+        let epochs = first..(first + EPOCHS_AT_ONCE).min(epochs);
+        Ok(epochs.flat_map(|e| (0..plan.steps).flat_map(move |s| of_step(e, s))).collect())
+    });
+    table::write_portions(cx.draft, portions)
 }
 
 /// What the plan needs to know of the training cases: their labels are read once.
@@ -290,7 +321,10 @@ mod tests {
         let t = Trial::new(3);
         let (one, facts) = run(&t, "one", "memo1", 1);
         let (four, same) = run(&t, "four", "memo4", 4);
-        assert_eq!(trial::bytes(&one).keys().collect::<Vec<_>>(), ["history.parquet", "model.json", "weights.safetensors"]);
+        assert_eq!(
+            trial::bytes(&one).keys().collect::<Vec<_>>(),
+            ["history.parquet", "model.json", "patches.parquet", "weights.safetensors"]
+        );
         assert_eq!(trial::bytes(&one), trial::bytes(&four));
         assert_eq!(facts.facts, same.facts);
         assert_eq!((facts.facts["steps"].as_u64(), facts.facts["cases"]["val"].as_u64()), (Some(9), Some(1)));

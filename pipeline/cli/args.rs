@@ -292,6 +292,20 @@ pub struct SawArgs {
     pub answer: AnswerArgs,
 }
 
+/// What `voxmill replay` is told.
+#[derive(Args)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// The node that trains, or the first digits of a model's key
+    pub model: String,
+    /// The step, from 1 over all epochs (column `step` of the table `patches`)
+    pub step: u64,
+    /// The folder for what is made
+    #[arg(long, short, default_value = "replayed")]
+    pub output: PathBuf,
+}
+
 /// What `voxmill forget` is told.
 #[derive(Args)]
 pub struct ForgetArgs {

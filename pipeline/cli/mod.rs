@@ -51,6 +51,9 @@ enum Command {
     Diff(DiffArgs),
     /// Which patients and cases a model was trained on, or which models saw a patient
     Saw(SawArgs),
+    /// Make the batch of a training step again, as NIfTI
+    #[command(after_long_help = crate::replay::HELP)]
+    Replay(ReplayArgs),
     /// Take a patient out of the workspace: a plan first, then the deed, a search and a receipt
     #[command(after_long_help = crate::forget::HELP)]
     Forget(ForgetArgs),
@@ -119,6 +122,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Why(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::why(plan, &a.node, a.case.as_deref())),
         Command::Diff(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::diff(plan, &a.old, &a.new)),
         Command::Saw(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::saw(plan, a.model.as_deref(), a.patient.as_deref())),
+        Command::Replay(a) => commands::replay(&a, defs),
         Command::Forget(a) => commands::forget(&a, defs),
         Command::Report(a) => commands::report(&a, defs),
         Command::Cache { command } => commands::cache(&command, defs),

@@ -129,6 +129,29 @@ rows! {
 }
 
 rows! {
+    /// One patch that a training saw: which voxels of which case, in which step, and what was done to them. `voxmill replay` makes it again.
+    PatchRow = "patches" {
+        /// From 1.
+        epoch: i64,
+        /// From 1, over all epochs.
+        step: i64,
+        /// Its place in the batch, from 0.
+        slot: i64,
+        case: String,
+        /// The first voxel that is read; it may lie before the volume, which ends in zeros.
+        start_z: i64,
+        start_y: i64,
+        start_x: i64,
+        /// Larger than the patch where it is turned or bent.
+        size_z: i64,
+        size_y: i64,
+        size_x: i64,
+        /// What was drawn for it, a JSON list in the order in which it is done.
+        augment: String,
+    }
+}
+
+rows! {
     /// One epoch of a training.
     HistoryRow = "history" {
         /// From 1.

@@ -44,6 +44,18 @@ pub fn write_rows<R: Row>(dir: &Path, rows: &[R]) -> Result<(), Error> {
     write(dir, R::TABLE, &R::to_batch(rows))
 }
 
+/// Writes rows that come in portions, each a row group of the file: for tables that are not held in memory.
+pub fn write_portions<R: Row>(dir: &Path, portions: impl Iterator<Item = Result<Vec<R>, Error>>) -> Result<(), Error> {
+    let path = dir.join(format!("{}.parquet", R::TABLE));
+    let file = std::io::BufWriter::new(std::fs::File::create(&path).map_err(Error::io("write", &path))?);
+    let wrong = |e| table_error("write", &path, e);
+    let mut writer = ArrowWriter::try_new(file, R::schema(), Some(properties(zstd()))).map_err(wrong)?;
+    for rows in portions {
+        writer.write(&R::to_batch(&rows?)).and_then(|()| writer.flush()).map_err(wrong)?;
+    }
+    writer.close().map(|_| ()).map_err(wrong)
+}
+
 /// Writes one file whole or not at all: beside, synced, renamed. For what must outlive a crash without a draft around it.
 pub fn write_durably(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
     // A compressor for each column takes longer to make than a few rows to write.
@@ -78,17 +90,20 @@ fn to_bytes(path: &Path, batch: &RecordBatch) -> Result<Vec<u8>, Error> {
 }
 
 fn packed(path: &Path, batch: &RecordBatch, compression: Compression) -> Result<Vec<u8>, Error> {
-    let properties = WriterProperties::builder()
-        .set_created_by("voxmill".into())
-        .set_compression(compression)
-        .set_max_row_group_row_count(Some(ROWS_OF_A_GROUP))
-        .build();
     let made = (|| {
-        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties(compression)))?;
         writer.write(batch)?;
         writer.into_inner()
     })();
     made.map_err(|e| table_error("write", path, e))
+}
+
+fn properties(compression: Compression) -> WriterProperties {
+    WriterProperties::builder()
+        .set_created_by("voxmill".into())
+        .set_compression(compression)
+        .set_max_row_group_row_count(Some(ROWS_OF_A_GROUP))
+        .build()
 }
 
 /// One Parquet file as one batch.

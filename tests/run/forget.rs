@@ -115,7 +115,7 @@ fn a_patient_leaves_and_the_others_stay() {
         let m: Value = serde_json::from_slice(&text).unwrap();
         assert!(m["case"] != who.as_str() && !sets.contains(&m["recipe"]["stage"].as_str().unwrap()));
         let is_rewritten = match m["recipe"]["stage"].as_str().unwrap() {
-            "train" => path.ends_with("artifact.json"),
+            "train" => path.ends_with("artifact.json") || path.ends_with("patches.parquet"),
             "split" => true,
             _ => false,
         };

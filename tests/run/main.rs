@@ -13,6 +13,7 @@ mod lazy;
 mod lineage;
 mod out;
 mod publish;
+mod replay;
 mod report;
 mod reuse;
 mod stack;
