@@ -3,6 +3,7 @@
 
 pub mod annotate;
 pub mod assemble;
+pub mod contrast;
 pub mod crop_foreground;
 pub mod deidentify;
 pub mod dicom;
@@ -26,6 +27,8 @@ pub mod pad;
 pub mod recommend;
 pub mod resample;
 pub mod sample;
+pub mod scale;
+pub mod smooth;
 pub mod split;
 pub mod stack;
 pub mod stage;
@@ -42,6 +45,7 @@ use stage::StageDef;
 pub const STAGES: &[StageDef] = &[
     StageDef::of::<annotate::Annotate>(),
     StageDef::of::<assemble::Assemble>(),
+    StageDef::of::<contrast::Contrast>(),
     StageDef::of::<crop_foreground::CropForeground>(),
     StageDef::of::<deidentify::Deidentify>(),
     StageDef::of::<evaluate::Evaluate>(),
@@ -55,6 +59,8 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<pad::Pad>(),
     StageDef::of::<recommend::Recommend>(),
     StageDef::of::<resample::Resample>(),
+    StageDef::of::<scale::Scale>(),
+    StageDef::of::<smooth::Smooth>(),
     StageDef::of::<split::Split>(),
     StageDef::of::<stack::Stack>(),
     #[cfg(feature = "model")]

@@ -1,17 +1,21 @@
 //! Gaussian blur, axis by axis, with the integrated (`erf`) kernel of MONAI's `GaussianSmooth`.
 
 use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use super::plan::{Part, Voxel};
 
 /// What the kernel meets beyond the edge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Edge {
     /// Zeros, and a kernel as it is cut: borders darken (MONAI `GaussianSmooth`).
     Zero,
     /// The edge repeated, and a kernel that sums to 1: a constant stays that constant.
+    #[default]
     Repeat,
 }
 

@@ -11,6 +11,7 @@ use crate::ops::intensity::Map;
 use crate::ops::orient::Turn;
 use crate::ops::resample::{Interpolation, LabelInterpolation};
 use crate::ops::respace::respaced;
+use crate::ops::smooth::Edge;
 use crate::stage::Cx;
 use crate::store::{Limits, Store};
 
@@ -64,6 +65,7 @@ fn step(kind: usize, o: &Outline, a: [f64; 3], flags: [bool; 3]) -> Step {
             Step::Map { maps: vec![Map::Replace { from: [-3000.0, -2000.0], to: -500.0 }, window], unit: "normalised".into() }
         }
         4 => Step::Map { maps: vec![Map::Normalize { mean: 12.5, std: 33.0, nonzero: flags[0] }], unit: "normalised".into() },
+        5 => Step::Smooth { sigma: Zyx::from_array(a), edge: if flags[0] { Edge::Zero } else { Edge::Repeat }, padding: o.about.padding },
         _ => {
             let start = Zyx::from_array(a).zip(size).map(|(a, n)| ((a - 0.5) * n as f64) as i64);
             let extent = Zyx::from_array(a).zip(size).map(|(a, n)| 1 + ((1.3 - a) * n as f64) as usize);
@@ -102,7 +104,7 @@ proptest! {
     fn a_box_of_a_lazy_volume_has_the_bits_of_the_written_one(
         turn in prop_oneof![Just(0.0), Just(0.3)],
         dtype in 0usize..3,
-        draws in proptest::collection::vec((0usize..6, prop::array::uniform3(0.0..1.0f64), any::<[bool; 3]>()), 1..5),
+        draws in proptest::collection::vec((0usize..7, prop::array::uniform3(0.0..1.0f64), any::<[bool; 3]>()), 1..5),
         boxes in proptest::collection::vec((prop::array::uniform3(-0.3..1.0f64), prop::array::uniform3(0.05..0.9f64)), 3),
     ) {
         let dir = tempfile::tempdir().unwrap();

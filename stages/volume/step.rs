@@ -46,6 +46,15 @@ pub enum Step {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         padding: Option<[f64; 2]>,
     },
+    /// A Gaussian blur on the grid as it is, in float32. Labels stay.
+    Smooth {
+        /// Standard deviation in voxels; 0 leaves an axis alone.
+        sigma: Zyx<f64>,
+        edge: Edge,
+        /// Values that are no tissue, stay what they are and must not be mixed into it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        padding: Option<[f64; 2]>,
+    },
     /// A box, which may stick out: a crop, a pad. Where a value does not fit the type of the voxels they become float32.
     Cut { region: Region, fill: Filling },
     /// Each value by itself, in float32. What was padding is none any more.
@@ -129,6 +138,24 @@ impl Step {
                     _ => How::Resample { plan: Box::new(Plan::new(&from, to, *image, Outside::Edge)), blur, labels },
                 }
             }
+            Step::Smooth { sigma, edge, padding } => {
+                if !sigma.to_array().iter().all(|s| (0.0..1e3).contains(s)) {
+                    return refuse(format!("a blur of {sigma:?} voxels"));
+                }
+                let (grid, blur) = (before.geometry, Blur::new(size, *sigma, *edge));
+                after.dtype = Dtype::F32;
+                let labels = Box::new(Plan::labels(&grid, &grid, LabelInterpolation::Nearest, Outside::Edge));
+                match padding {
+                    Some(range) => {
+                        How::Padded { padded: Box::new(Padded::new(&grid, &grid, Interpolation::Linear, Some(blur), *range)), labels }
+                    }
+                    None => How::Resample {
+                        plan: Box::new(Plan::new(&grid, &grid, Interpolation::Linear, Outside::Edge)),
+                        blur: Some(blur),
+                        labels,
+                    },
+                }
+            }
             Step::Cut { region, fill } => {
                 let bounded = region.start.to_array().iter().all(|s| s.unsigned_abs() < 1 << 32);
                 if !bounded || region.size.checked_count().is_none_or(|n| n == 0) {
@@ -159,7 +186,7 @@ impl Step {
 impl Ready {
     /// Whether labels go through untouched.
     pub fn leaves_labels(&self) -> bool {
-        matches!(self.how, How::Map(_))
+        matches!(self.how, How::Map(_)) || self.before.geometry == self.after.geometry
     }
 
     /// Maps of an intensity step: what stands before may do them on its way.
