@@ -1,15 +1,16 @@
 //! Brings the intensities of each volume to a common scale, channel by channel: by its own statistics, in which padding takes no part, or by those of a set.
 
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::tables::FingerprintChannelRow;
 
 use crate::error::Error;
-use crate::ops::intensity;
+use crate::ops::intensity::{self, Map};
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Progress, Stage, default_memory_bytes};
 use crate::table;
-use crate::volume::{Volume, Voxels};
+use crate::volume::{Outline, Step, StoredVolume, Volume, Voxels};
 
 /// Normalises each channel by its own statistics, or (`ct`) by those of the training cases. Pixel padding takes no part and becomes the lowest value.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +29,57 @@ pub struct Normalize {
     /// For `percentiles`: the percentile that becomes 1.
     #[serde(default = "upper")]
     pub upper: f64,
+    /// For `zscore`: subtract this instead of the mean, in the volume's unit; one number, or a list of one a channel (MONAI `NormalizeIntensity`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subtrahend: Option<PerChannel>,
+    /// For `zscore`: divide by this instead of the standard deviation; one number, or a list of one a channel. 0 divides by 1, as in MONAI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divisor: Option<PerChannel>,
+    /// Statistics of each channel on its own; `false`: of all channels together (what MONAI does unless told).
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub channel_wise: bool,
+    /// Take statistics from voxels of these classes alone and change every voxel by them (TorchIO `ZNormalization` with a mask). The classes are those of the
+    /// labels at the port `mask`, else of the volume's own; an empty list is any class. May be left out where the port is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<Vec<String>>,
+    /// With a mask: what voxels outside it become afterwards, for example 0 (nnU-Net's `use_mask_for_norm`). Left out: they are changed like the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<f64>,
+}
+
+/// A number for every channel, or one each in their order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PerChannel {
+    /// For all.
+    One(f64),
+    /// One a channel.
+    Each(Vec<f64>),
+}
+
+impl PerChannel {
+    fn numbers(&self) -> &[f64] {
+        match self {
+            PerChannel::One(n) => std::slice::from_ref(n),
+            PerChannel::Each(all) => all,
+        }
+    }
+
+    /// That of a channel. As many as there are channels have been checked for.
+    fn of(&self, channel: usize) -> f64 {
+        match self {
+            PerChannel::One(n) => *n,
+            PerChannel::Each(all) => all[channel],
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(v: &bool) -> bool {
+    *v
 }
 
 /// How a channel is normalised.
@@ -51,31 +103,57 @@ fn upper() -> f64 {
 }
 
 impl Normalize {
+    /// Both constants, the same for every channel, on a volume without padding: each value by itself, whatever the others are.
+    fn steps(&self, of: &Outline) -> Option<Vec<Step>> {
+        let (Some(PerChannel::One(mean)), Some(PerChannel::One(std))) = (&self.subtrahend, &self.divisor) else { return None };
+        if of.about.padding.is_some() || self.outside.is_some() {
+            return None;
+        }
+        let map = Map::Normalize { mean: *mean as f32, std: divisor(*std), nonzero: self.nonzero };
+        Some(vec![Step::Map { maps: vec![map], unit: "normalised".into() }])
+    }
+
+    /// Refuses a list of constants that does not go with the channels.
+    fn check_channels(&self, channels: &[String]) -> Result<(), Error> {
+        for (what, given) in [("subtrahend", &self.subtrahend), ("divisor", &self.divisor)] {
+            if let Some(PerChannel::Each(all)) = given
+                && (all.len() != channels.len() || !self.channel_wise)
+            {
+                let expected = format!("one a channel ({}) and `channel_wise`, or one number", channels.join(", "));
+                return Err(Error::Input { what: format!("`{what}`"), found: format!("a list of {}", all.len()), expected });
+            }
+        }
+        Ok(())
+    }
+
     /// The volume and the names of channels in which nothing differs.
     /// - `of_set`: what a fingerprint says of each channel, for `ct`
-    fn apply(&self, v: Volume, of_set: &[FingerprintChannelRow]) -> Result<(Volume, Vec<String>), Error> {
-        let mut values = match v.voxels {
-            Voxels::F32(x) => x,
-            other => other.to_f32().into_owned(),
-        };
+    /// - `mask`: `[z, y, x]`, where statistics are taken
+    fn apply(&self, v: Volume, of_set: &[FingerprintChannelRow], mask: Option<&[bool]>) -> Result<(Volume, Vec<String>), Error> {
+        self.check_channels(&v.channels)?;
+        let mut values = v.voxels.into_f32();
         let mut flat = Vec::new();
         let padding = v.about.padding;
         let is_padding = |v: f32| padding.is_some_and(|[low, high]| (low..=high).contains(&(v as f64)));
         let skips = |v: f32| (self.nonzero && v == 0.0) || is_padding(v);
-        for (name, values) in v.channels.iter().zip(values.chunks_exact_mut(v.geometry.size.count().max(1))) {
+        let n = v.geometry.size.count().max(1);
+        let keeps = |i: usize, v: f32| !skips(v) && mask.is_none_or(|m| m[i % n]);
+        let (names, block) = if self.channel_wise { (v.channels.clone(), n) } else { (vec![v.channels.join(", ")], values.len().max(1)) };
+        for (c, (name, values)) in names.iter().zip(values.chunks_exact_mut(block)).enumerate() {
             if !values.iter().any(|v| v.is_finite()) {
                 return Err(Error::Input { what: format!("channel {name}"), found: "no finite voxel".into(), expected: "an image".into() });
             }
             let padded: Vec<bool> = if padding.is_some() { values.iter().map(|v| is_padding(*v)).collect() } else { Vec::new() };
             let spread = match self.method {
-                Method::Zscore => intensity::zscore(values, |_, v| !skips(v)).1,
+                Method::Zscore => self.zscore(c, values, skips, keeps),
                 Method::Ct => {
                     let row = of_set.iter().find(|r| r.channel == *name).ok_or_else(|| unknown(name, of_set))?;
                     by_set(values, row, skips);
                     row.percentile_99_5 - row.percentile_00_5
                 }
                 Method::Percentiles => {
-                    match intensity::percentiles(values.iter().copied().filter(|v| !skips(*v)), &[self.lower, self.upper]) {
+                    let kept = values.iter().enumerate().filter(|(i, v)| keeps(*i, **v)).map(|(_, v)| *v);
+                    match intensity::percentiles(kept, &[self.lower, self.upper]) {
                         // Everything is 0 and left as it is.
                         None => 0.0,
                         Some(ends) => {
@@ -90,6 +168,9 @@ impl Normalize {
             // Padding is no tissue: it becomes the lowest value of what is, so that nothing stands out.
             let lowest = values.iter().zip(&padded).filter(|(v, p)| !**p && v.is_finite()).map(|(v, _)| *v).reduce(f32::min);
             values.iter_mut().zip(&padded).filter(|(_, p)| **p).for_each(|(v, _)| *v = lowest.unwrap_or(0.0));
+            if let Some((mask, outside)) = mask.zip(self.outside) {
+                values.iter_mut().enumerate().filter(|(i, _)| !mask[i % n]).for_each(|(_, v)| *v = outside as f32);
+            }
             if spread == 0.0 {
                 flat.push(name.clone());
             }
@@ -99,6 +180,59 @@ impl Normalize {
         about.padding = None;
         Ok((Volume { voxels: Voxels::F32(values), about, ..v }, flat))
     }
+
+    /// MONAI's `NormalizeIntensity` of one channel, or of all in one. Gives the standard deviation of what `keeps` accepts.
+    fn zscore(
+        &self,
+        channel: usize,
+        values: &mut [f32],
+        skips: impl Fn(f32) -> bool + Sync,
+        keeps: impl Fn(usize, f32) -> bool + Sync,
+    ) -> f64 {
+        let (mean, std, n) = intensity::mean_std(values, keeps);
+        if n == 0 {
+            return 0.0;
+        }
+        let mean = self.subtrahend.as_ref().map_or(mean, |s| s.of(channel)) as f32;
+        let by = divisor(self.divisor.as_ref().map_or(std, |d| d.of(channel)));
+        values.par_iter_mut().filter(|v| !skips(**v)).for_each(|v| *v = (*v - mean) / by);
+        std
+    }
+
+    /// Where statistics are taken. `None`: everywhere.
+    /// - `at_port`: the labels at the port `mask`
+    fn mask(&self, own: &Volume, at_port: Option<&Volume>) -> Result<Option<Vec<bool>>, Error> {
+        if at_port.is_none() && self.within.is_none() {
+            return Ok(None);
+        }
+        let (of, whose) = at_port.map_or((own, "the volume"), |m| (m, "the volume at the port `mask`"));
+        let refuse = |found: String, expected: &str| Error::Input { what: "mask".into(), found, expected: expected.into() };
+        let labels = of.labels.as_ref().ok_or_else(|| refuse(format!("{whose} has no labels"), "labels"))?;
+        if !of.geometry.same_grid(&own.geometry, 1e-3) {
+            return Err(refuse(format!("a grid of {} voxels", of.geometry.size), "the grid of the volume: resample both alike"));
+        }
+        let mut wanted = [false; 256];
+        let names = self.within.as_deref().unwrap_or(&[]);
+        if names.is_empty() {
+            wanted[1..].fill(true);
+        }
+        for name in names {
+            let known = || labels.classes.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let id = labels.classes.get(name).ok_or_else(|| refuse(format!("no class {name}"), &format!("one of {}", known())))?;
+            wanted[*id as usize] = true;
+        }
+        let mask: Vec<bool> = labels.voxels.iter().map(|l| wanted[*l as usize]).collect();
+        if !mask.contains(&true) {
+            let named = if names.is_empty() { "any class".into() } else { names.join(", ") };
+            return Err(refuse(format!("no voxel of {named}"), "a class with voxels"));
+        }
+        Ok(Some(mask))
+    }
+}
+
+/// What is divided by: 1 instead of 0.
+fn divisor(std: f64) -> f32 {
+    if std as f32 == 0.0 { 1.0 } else { std as f32 }
 }
 
 /// nnU-Net's `CTNormalization`, in float32.
@@ -131,6 +265,7 @@ impl Stage for Normalize {
                 required: false,
                 about: "for `method: ct`: the statistics of the training cases",
             },
+            Port { name: "mask", kind: Kind::Volume, required: false, about: "labels on the same grid: statistics are taken inside them" },
         ],
         gives: Kind::Volume,
         summary: "bring the intensities of each volume to a common scale by its own statistics or those of the training cases",
@@ -139,23 +274,50 @@ impl Stage for Normalize {
     };
 
     fn check(&self) -> Vec<Finding> {
+        let mut out = Vec::new();
         let is_percent = |p: f64| (0.0..=100.0).contains(&p);
-        if is_percent(self.lower) && is_percent(self.upper) && self.lower < self.upper {
-            return Vec::new();
+        if !(is_percent(self.lower) && is_percent(self.upper) && self.lower < self.upper) {
+            out.push(Finding::error("lower", format!("percentiles {} to {}", self.lower, self.upper), "0 ≤ lower < upper ≤ 100"));
         }
-        vec![Finding::error("lower", format!("percentiles {} to {}", self.lower, self.upper), "0 ≤ lower < upper ≤ 100")]
+        for (field, given) in [("subtrahend", &self.subtrahend), ("divisor", &self.divisor)] {
+            let Some(given) = given else { continue };
+            if self.method != Method::Zscore {
+                out.push(Finding::error(field, "a constant has no effect with this method", "`method: zscore`, or leave it out"));
+            }
+            if given.numbers().is_empty() || !given.numbers().iter().all(|n| n.is_finite()) {
+                out.push(Finding::error(field, "no number", "a finite number, or a list of one a channel"));
+            }
+            if matches!(given, PerChannel::Each(_)) && !self.channel_wise {
+                out.push(Finding::error(field, "a list needs channels of their own", "one number, or `channel_wise: true`"));
+            }
+        }
+        if self.method == Method::Ct && (!self.channel_wise || self.within.is_some()) {
+            let field = if self.channel_wise { "within" } else { "channel_wise" };
+            out.push(Finding::error(field, "`ct` takes the statistics of a set, channel by channel", "leave it out, or another method"));
+        }
+        if self.outside.is_some_and(|v| !v.is_finite()) {
+            out.push(Finding::error("outside", "the value is no number", "a finite number"));
+        }
+        out
     }
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let input = inputs.one("volume");
-        let v = Volume::read(&input.dir)?;
+        let stored = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
+        if let Some(steps) = self.steps(&stored.outline()).filter(|_| inputs.maybe("mask").is_none()) {
+            return stored.then(steps, cx);
+        }
+        let v = stored.whole()?;
+        let at_port = inputs.maybe("mask").map(|m| Volume::read(&m.dir)).transpose()?;
+        let mask = self.mask(&v, at_port.as_ref())?;
+        drop(at_port);
         cx.check_cancelled()?;
         let of_set = match inputs.maybe("fingerprint") {
             Some(f) if self.method == Method::Ct => table::rows_of(&table::open(&f.dir)?)?,
             _ => Vec::new(),
         };
-        let (v, flat) = self.apply(v, &of_set)?;
+        let (v, flat) = self.apply(v, &of_set, mask.as_deref())?;
         if !flat.is_empty() {
             (cx.progress)(Progress::Warn(format!("every voxel of channel {} has one value", flat.join(", "))));
         }
@@ -163,10 +325,19 @@ impl Stage for Normalize {
         Ok(v.facts())
     }
 
-    /// Input and float32 output, a copy for percentiles, and a quarter more for chunks on their way to the disk.
+    /// Constants look at no voxel.
+    fn is_step(&self) -> bool {
+        let is_one = |c: &Option<PerChannel>| matches!(c, Some(PerChannel::One(_)));
+        is_one(&self.subtrahend) && is_one(&self.divisor) && self.within.is_none() && self.outside.is_none()
+    }
+
+    /// Input, mask and float32 output, a copy for percentiles, and a quarter more for chunks on their way to the disk.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         let copies = if self.method == Method::Percentiles { 9 } else { 5 };
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + copies * e.voxels)
+        let mask = Extent::of(inputs, "mask").map_or(0, |m| m.bytes + 2 * m.label_bytes);
+        let own = if self.within.is_some() { 2 } else { 1 };
+        Extent::of(inputs, "volume")
+            .map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + own * e.label_bytes + mask + copies * e.voxels)
     }
 }
 
@@ -176,7 +347,7 @@ mod tests {
     use voxmill_schemas::geometry::{Geometry, Zyx};
 
     use super::*;
-    use crate::volume::About;
+    use crate::volume::{About, Labels, apply};
 
     fn of_set() -> Vec<FingerprintChannelRow> {
         let row = |channel: &str, mean, std| FingerprintChannelRow {
@@ -209,7 +380,7 @@ mod tests {
         };
         let v = Volume { geometry, channels: vec!["T1".into(), "T2".into()], voxels: Voxels::F32(values), labels: None, about };
         let stage: Normalize = serde_json::from_value(with).unwrap();
-        stage.apply(v, &of_set()).map(|(v, flat)| (v.voxels.to_f32().into_owned(), flat))
+        stage.apply(v, &of_set(), None).map(|(v, flat)| (v.voxels.to_f32().into_owned(), flat))
     }
 
     #[test]
@@ -251,6 +422,77 @@ mod tests {
         let (v, _) = padded(serde_json::json!({ "method": "ct" }), image, Some([3000., 3000.])).unwrap();
         assert_eq!(v[..5], [-6., 0., 1., -6., -6.], "padding is no bone");
         assert!(unknown("T1", &[]).to_string().contains("a node `fingerprint`"));
+    }
+
+    fn labelled(values: Vec<f32>, labels: Vec<u8>) -> Volume {
+        let geometry = Geometry::axis_aligned(Zyx::new(1, 1, labels.len()), Zyx::splat(1.0));
+        let classes = [("Brain".to_string(), 1), ("Skull".to_string(), 2)].into_iter().collect();
+        let channels = (0..values.len() / labels.len()).map(|c| format!("T{c}")).collect();
+        let labels = Some(Labels { classes, voxels: labels });
+        Volume { geometry, channels, voxels: Voxels::F32(values), labels, about: About::of(geometry) }
+    }
+
+    fn stage(with: serde_json::Value) -> Normalize {
+        serde_json::from_value(with).unwrap()
+    }
+
+    #[test]
+    fn constants_stand_in_for_statistics_and_alone_make_a_step() {
+        // MONAI: NormalizeIntensity(subtrahend=2, divisor=4); divisor=0 divides by 1; without a divisor by the population deviation.
+        let on = |with, values: &[f32]| stage(with).apply(labelled(values.to_vec(), vec![0; 4]), &[], None).unwrap().0.voxels.into_f32();
+        let x = [0.0, 2.0, 4.0, 10.0];
+        let both = serde_json::json!({ "method": "zscore", "subtrahend": 2, "divisor": 4 });
+        assert_eq!(on(both.clone(), &x), [-0.5, 0.0, 0.5, 2.0]);
+        assert_eq!(on(serde_json::json!({ "method": "zscore", "subtrahend": 2, "divisor": 0 }), &x), [-2.0, 0.0, 2.0, 8.0]);
+        let mean: f64 = x.iter().map(|v| *v as f64).sum::<f64>() / 4.0;
+        let var = x.iter().map(|v| (*v as f64 - mean).powi(2)).sum::<f64>() / 4.0;
+        let got = on(serde_json::json!({ "method": "zscore", "subtrahend": 1 }), &x);
+        assert!(got.iter().zip(x).all(|(a, v)| (*a as f64 - (v as f64 - 1.0) / var.sqrt()).abs() < 1e-6), "{got:?}");
+        let two = labelled([x, x].concat(), vec![0; 4]);
+        let lists = serde_json::json!({ "method": "zscore", "subtrahend": [0, 2], "divisor": [2, 4] });
+        let got = stage(lists.clone()).apply(two.clone(), &[], None).unwrap().0.voxels.into_f32();
+        assert_eq!(got, [0.0, 1.0, 2.0, 5.0, -0.5, 0.0, 0.5, 2.0]);
+        assert!(stage(lists).apply(labelled(x.to_vec(), vec![0; 4]), &[], None).unwrap_err().to_string().contains("a list of 2"));
+        for nonzero in [false, true] {
+            let mut with = both.clone();
+            with["nonzero"] = nonzero.into();
+            let s = stage(with);
+            let steps = s.steps(&Outline::of(&two)).unwrap();
+            assert!(s.is_step());
+            assert_eq!(apply(two.clone(), steps).unwrap().voxels, s.apply(two.clone(), &[], None).unwrap().0.voxels);
+        }
+        assert!(!stage(serde_json::json!({ "method": "zscore", "subtrahend": 2 })).is_step());
+        assert_eq!(stage(serde_json::json!({ "method": "percentiles", "subtrahend": 2 })).check().len(), 1);
+        assert_eq!(stage(serde_json::json!({ "method": "zscore", "divisor": [1], "channel_wise": false })).check().len(), 1);
+    }
+
+    #[test]
+    fn channels_share_their_statistics_where_asked() {
+        let v = labelled(vec![0.0, 2.0, 4.0, 6.0], vec![0, 0]);
+        let s = stage(serde_json::json!({ "method": "zscore", "channel_wise": false }));
+        let got = s.apply(v, &[], None).unwrap().0.voxels.into_f32();
+        assert!(got.iter().zip([-3.0, -1.0, 1.0, 3.0]).all(|(a, b)| (a - b / 5f32.sqrt()).abs() < 1e-6), "{got:?}");
+    }
+
+    #[test]
+    fn statistics_inside_a_mask_change_every_voxel() {
+        let v = labelled(vec![10.0, 1.0, 3.0, 50.0, 1.0, 3.0, 9.0, 9.0], vec![0, 1, 1, 2]);
+        let brain = stage(serde_json::json!({ "method": "zscore", "within": ["Brain"] }));
+        let mask = brain.mask(&v, None).unwrap().unwrap();
+        let got = brain.apply(v.clone(), &[], Some(&mask)).unwrap().0.voxels.into_f32();
+        assert_eq!(got[..4], [8.0, -1.0, 1.0, 48.0]);
+        let blank = stage(serde_json::json!({ "method": "zscore", "within": ["Brain"], "outside": 0 }));
+        assert_eq!(blank.apply(v.clone(), &[], Some(&mask)).unwrap().0.voxels.into_f32()[..4], [0.0, -1.0, 1.0, 0.0]);
+        let any = stage(serde_json::json!({ "method": "percentiles", "within": [], "lower": 0, "upper": 100 }));
+        assert_eq!(any.mask(&v, None).unwrap().unwrap(), [false, true, true, true]);
+        let none = stage(serde_json::json!({ "method": "zscore" }));
+        assert_eq!((none.mask(&v, None).unwrap(), none.mask(&v, Some(&v)).unwrap().is_some()), (None, true));
+        let said = |with, at: Option<&Volume>| stage(with).mask(&v, at).unwrap_err().to_string();
+        assert!(said(serde_json::json!({ "method": "zscore", "within": ["Liver"] }), None).contains("one of Brain, Skull"));
+        let empty = labelled(vec![0.0; 4], vec![0; 4]);
+        assert!(said(serde_json::json!({ "method": "zscore" }), Some(&empty)).contains("no voxel of any class"));
+        let other = labelled(vec![0.0; 3], vec![1; 3]);
+        assert!(said(serde_json::json!({ "method": "zscore" }), Some(&other)).contains("grid"));
     }
 
     #[test]
