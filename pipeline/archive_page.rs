@@ -7,6 +7,7 @@ use std::fmt::Write;
 use voxmill_schemas::tables::{ArchiveRow, FileRow};
 
 use crate::convert::told::{Files, Tally};
+use crate::thumbs::MOST;
 
 pub const STYLE: &str = include_str!("archive_page.css");
 pub const SCRIPT: &str = include_str!("archive_page.js");
@@ -139,7 +140,11 @@ fn series(out: &mut String, p: &Page) {
         }
         *out += "\n";
     }
-    *out += "</table></div></section>\n";
+    *out += "</table></div>";
+    if p.thumbs.len() == MOST {
+        let _ = write!(out, "<p>Pictures of the first {MOST} volumes.</p>");
+    }
+    *out += "</section>\n";
 }
 
 fn files(out: &mut String, verdicts: &[FileRow]) {

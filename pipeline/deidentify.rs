@@ -1,17 +1,21 @@
 //! `voxmill deidentify ARCHIVE OUT`: DICOM in, DICOM out, without a pipeline. Every file that is seen gets a verdict, and the counts add up.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::json;
+use voxmill_schemas::artifact::Scope;
 use voxmill_schemas::tables::DeidentifiedRow;
 use voxmill_stages::dicom::deid::archive::{self, Counts, Item};
 use voxmill_stages::dicom::deid::{BurnedIn, Dates, Private, Profile, Rules};
 use voxmill_stages::dicom::{name_file, survey, walk};
 use voxmill_stages::error::Error;
+use voxmill_stages::stage::Progress;
 
 use crate::cli::{BurnedInArg, DatesKept, DeidentifyArgs, print};
 use crate::convert::place;
+use crate::progress::{Progressing, Style};
+use crate::run::NodeEnd;
 use crate::session::Fault;
 
 pub const HELP: &str = "\
@@ -20,7 +24,7 @@ sequences too; UIDs and ids become keyed pseudonyms, the same over the whole arc
 Pixels, transfer syntax and geometry stay. Reports, plans, documents and waveforms are not written. A second run writes only what is new or different.
 
 Zips, tars and compressed files are looked into, and each of their members is a file of the archive: verdicts, counts and exit codes are those of
-`voxmill convert --to dicom`. Doses, parametric maps, whole slides and videos, of which no volume is made, are written as well.
+`voxmill convert --to dicom`. Whole slides and videos, of which no volume is made, are written as well.
 
   voxmill deidentify archive out --key-file study.key --new-key --retain-dates shift --retain-characteristics";
 
@@ -62,7 +66,19 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     std::fs::create_dir_all(&a.out).map_err(Error::io("make folder", &a.out))?;
     let _lock = place::lock(&a.out.join(place::LOCK), &|| cancel.load(Ordering::Relaxed))?;
     let rules = Rules::new(profile, names);
-    let mut rows = archive::run(&items, &a.out, &rules, &step)?;
+    let ui = Progressing::new(Style::choose(a.quiet, false), ["files"].into_iter());
+    let bar = (ui.style == Style::Bars).then(|| ui.node("files", Scope::Set, items.len()));
+    let (done, of) = (AtomicU64::new(0), items.len() as u64);
+    let mut rows = archive::run(&items, &a.out, &rules, &|bytes| {
+        let done = done.fetch_add(1, Ordering::Relaxed);
+        if let Some(bar) = bar.as_ref().filter(|_| done % 64 == 0) {
+            bar.news(Progress::Steps { done, of });
+        }
+        step(bytes)
+    })?;
+    if let Some(bar) = bar {
+        bar.finish(&NodeEnd { made: rows.len(), ..NodeEnd::default() });
+    }
     let mut counts = Counts::of(&rows);
     seen.classes.insert("NIfTI".into(), n_nifti);
     counts.untried(&seen.classes, seen.failed.len() as u64);

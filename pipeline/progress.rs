@@ -35,7 +35,7 @@ impl Style {
 /// The display of a run.
 pub struct Progressing {
     pub style: Style,
-    /// What failed is said at the end by whoever asked for the run.
+    /// What failed, and what is doubtful of a case, is said at the end by whoever asked for the run.
     pub is_told_later: bool,
     bars: MultiProgress,
     width: usize,
@@ -174,7 +174,7 @@ impl Bar<'_> {
 
     pub fn warn(&self, text: &str) {
         self.of.event(&serde_json::json!({"event": "warning", "node": self.name, "text": text}));
-        if matches!(self.of.style, Style::Bars | Style::Lines) {
+        if matches!(self.of.style, Style::Bars | Style::Lines) && !self.of.is_told_later {
             self.of.line(&format!("  {:w$} warning: {text}", self.name, w = self.of.width));
         }
     }

@@ -10,17 +10,20 @@ use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 use voxmill_stages::error::Error;
 use voxmill_stages::stage::Input;
-use voxmill_stages::store::Store;
 use voxmill_stages::volume::StoredVolume;
 
 /// Longest edge of a picture in pixels.
 const EDGE: usize = 96;
+/// A page with more of them no browser likes to open.
+pub const MOST: usize = 1000;
 /// Shares of the values that become black and white.
 const BLACK: f64 = 0.01;
 const WHITE: f64 = 0.99;
 
-/// A picture of each artifact, at its first row (a series of many repeats is one, or its repeats look alike); one that cannot be read has none. `memo`: a folder where pictures are kept by the key of their volume; it may be lost.
-pub fn of(memo: &Path, store: &Store, volumes: &[(usize, Input)]) -> BTreeMap<usize, Vec<u8>> {
+/// A picture of each artifact, of the first [`MOST`], at its first row (a series of many repeats is one, or its repeats look alike); one that cannot be read
+/// has none. Each is read past the shelves: memory does not grow with the archive.
+/// - `memo`: a folder where pictures are kept by the key of their volume; it may be lost
+pub fn of(memo: &Path, volumes: &[(usize, Input)]) -> BTreeMap<usize, Vec<u8>> {
     static N: AtomicU64 = AtomicU64::new(0);
     // What is not remembered is made again.
     let _ = std::fs::create_dir_all(memo);
@@ -29,7 +32,7 @@ pub fn of(memo: &Path, store: &Store, volumes: &[(usize, Input)]) -> BTreeMap<us
         if let Ok(png) = std::fs::read(&path) {
             return Some((*row, png));
         }
-        let png = middle(item, store).ok()?;
+        let png = middle(item).ok()?;
         let beside = path.with_extension(format!("{}-{}.new", std::process::id(), N.fetch_add(1, Ordering::Relaxed)));
         if std::fs::write(&beside, &png).and_then(|()| std::fs::rename(&beside, &path)).is_err() {
             let _ = std::fs::remove_file(&beside);
@@ -37,15 +40,15 @@ pub fn of(memo: &Path, store: &Store, volumes: &[(usize, Input)]) -> BTreeMap<us
         Some((*row, png))
     };
     let mut met = HashSet::new();
-    let first: Vec<&(usize, Input)> = volumes.iter().filter(|(_, item)| met.insert(item.manifest.key)).collect();
+    let first: Vec<&(usize, Input)> = volumes.iter().filter(|(_, item)| met.insert(item.manifest.key)).take(MOST).collect();
     first.into_par_iter().filter_map(picture).collect()
 }
 
-fn middle(item: &Input, store: &Store) -> Result<Vec<u8>, Error> {
+fn middle(item: &Input) -> Result<Vec<u8>, Error> {
     let volume = StoredVolume::open(&item.dir, item.manifest.key)?;
     let size = volume.geometry.size;
     let region = Region { start: Zyx::new((size.z / 2) as i64, 0, 0), size: Zyx::new(1, size.y, size.x) };
-    let slice = volume.first_channel(region, 0.0, store)?;
+    let slice = volume.first_channel(region, 0.0)?;
     let (grey, rows, columns) = grey(&slice, size.y, size.x);
     Ok(png(&grey, rows, columns))
 }

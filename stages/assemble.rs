@@ -111,7 +111,7 @@ const PORT: &str = "series";
 impl Stage for Assemble {
     const INFO: Info = Info {
         name: "assemble",
-        version: 3,
+        version: 4,
         scope: Scope::Case,
         ports: &[Port { name: PORT, kind: Kind::Table, required: true, about: "the index of an archive" }],
         gives: Kind::Volume,
@@ -381,12 +381,13 @@ fn repeats_of(volumes: &[SeriesRow]) -> Repeats {
     Repeats { times_s: all(&|v| v.time_s), b_values: all(&|v| v.b_value), volumes: volumes.iter().map(|v| v.volume).collect() }
 }
 
-/// What a voxel value means. RescaleType and, for PET, Units say so; CT without them is in HU (PS3.3 C.8.2.1).
+/// What a voxel value means. RescaleType and, for PET, Units say so; CT without them is in HU (PS3.3 C.8.2.1). Who the patient is is no unit.
 fn unit(headers: &[Header]) -> String {
     let first = &headers[0];
     let is_rescaled =
         headers.iter().flat_map(|h| &h.frames).any(|f| f.slope.is_some_and(|s| s != 1.0) || f.intercept.is_some_and(|i| i != 0.0));
-    match (first.unit.as_str(), first.modality.as_str()) {
+    let said = if first.identity.is_in(&first.unit) { "" } else { first.unit.as_str() };
+    match (said, first.modality.as_str()) {
         ("" | "US", "CT") => "HU".into(),
         ("" | "US", _) if is_rescaled => "rescaled".into(),
         ("" | "US", _) => "stored".into(),

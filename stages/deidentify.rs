@@ -58,7 +58,7 @@ pub struct Deidentify {
 impl Stage for Deidentify {
     const INFO: Info = Info {
         name: "deidentify",
-        version: 2,
+        version: 3,
         scope: Scope::Set,
         ports: &[Port { name: "series", kind: Kind::Table, required: true, about: "the index that knows the files" }],
         gives: Kind::Files,

@@ -60,7 +60,7 @@ pub enum Deidentify {
 impl Stage for Index {
     const INFO: Info = Info {
         name: "index",
-        version: 5,
+        version: 6,
         scope: Scope::Set,
         ports: &[],
         gives: Kind::Table,

@@ -81,10 +81,10 @@ pub struct ConvertArgs {
     /// Colour images
     #[arg(long, value_name = "POLICY", default_value = "channels")]
     pub colour: ConvertColour,
-    /// Volumes of one series at one place (time points, b-values): a file each, or one with a fourth axis
+    /// Volumes of one series at one place (time points, b-values)
     #[arg(long, value_name = "POLICY", default_value = "stack")]
     pub repeats: ConvertRepeats,
-    /// Where two labels claim a voxel: leave the labels of that image out, or give it to the first or last name
+    /// Where two labels claim a voxel
     #[arg(long, value_name = "POLICY", default_value = "error", requires = "labels")]
     pub overlap: ConvertOverlap,
     /// Where what is needed for the next run is kept [default: OUT/.voxmill; it may be deleted]
@@ -456,19 +456,25 @@ pub enum ConvertGaps {
 }
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum ConvertColour {
+    /// Leave the series out
     Refuse,
     /// Red, green and blue
     Channels,
 }
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum ConvertRepeats {
+    /// A file each
     Separate,
+    /// One file with a fourth axis
     Stack,
 }
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum ConvertOverlap {
+    /// Leave the labels of that image out, and say so
     Error,
+    /// The first name by the alphabet gets the voxel
     First,
+    /// The last one does
     Last,
 }
 #[derive(Clone, Copy, ValueEnum)]

@@ -80,7 +80,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
             file.clone_from(place);
         }
     }
-    let thumbs = thumbs::of(&session.workspace.join("memo/thumbs"), &session.store, &told.made);
+    let thumbs = thumbs::of(&session.workspace.join("memo/thumbs"), &told.made);
     let page = archive_page::html(&Page {
         title: "What became of the archive",
         about: &wanted.said(),

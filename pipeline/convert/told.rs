@@ -172,6 +172,10 @@ impl Told {
         if wanted.has_labels() {
             print(&format!("labels  {}", sum(self.labels())));
         }
+        let noted = self.rows.iter().filter(|r| r.verdict == "converted" && !r.notes.is_empty()).count();
+        if noted > 0 {
+            print(&format!("notes   {noted} of what was converted: see the report and the sidecars"));
+        }
         if self.removed > 0 {
             print(&format!("removed {} files of an earlier run that are no longer made", self.removed));
         }

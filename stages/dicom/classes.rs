@@ -118,7 +118,7 @@ pub fn of(h: &Header) -> Class {
 
 /// Whether files of a skipped class, by its name, have pixels that are no slices.
 pub fn has_other_pixels(class: &str) -> bool {
-    ["RT dose", "parametric map", "whole slide image", "endoscopy video", "microscopy video", "video"].contains(&class)
+    ["whole slide image", "endoscopy video", "microscopy video", "video"].contains(&class)
 }
 
 #[cfg(test)]

@@ -178,8 +178,15 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     let segments = top.items(t::SEGMENT_SEQUENCE).map(|i| i.free_text(t::SEGMENT_LABEL, &charset));
     let rois = top.items(t::STRUCTURE_SET_ROI_SEQUENCE).map(|i| i.free_text(t::ROI_NAME, &charset));
     let labels: Vec<String> = segments.chain(rois).filter(|l| !l.is_empty()).collect();
-    let identity = if labels.is_empty() { Identity::default() } else { identity(&top, &charset) };
-    let coded_labels = if identity.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
+    let body_part = top.text(t::BODY_PART_EXAMINED);
+    let unit = [mapped_unit, top.text(t::RESCALE_TYPE), top.text(t::UNITS), top.text(t::DOSE_UNITS).replace("GY", "Gy")]
+        .into_iter()
+        .find(|u| !u.is_empty())
+        .unwrap_or_default();
+    // Most files say nothing that a person could have typed a name into.
+    let is_typed = !labels.is_empty() || !is_usual(BODY_PARTS, &body_part) || !is_usual(UNITS, &unit);
+    let identity = if is_typed { identity(&top, &charset) } else { Identity::default() };
+    let coded_labels = if identity.is_empty() || labels.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
     let mut h = Header {
         transfer_syntax: if s.transfer_syntax.is_empty() { shown } else { s.transfer_syntax }.into(),
         is_big_endian: s.is_big_endian,
@@ -192,7 +199,7 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         patient: top.free_text(t::PATIENT_ID, &charset),
         modality: top.text(t::MODALITY),
         description: top.free_text(t::SERIES_DESCRIPTION, &charset),
-        body_part: top.text(t::BODY_PART_EXAMINED),
+        body_part,
         manufacturer: top.free_text(t::MANUFACTURER, &charset),
         // A structure set says it further down (PS3.3 C.8.8.5).
         frame_of_reference: std::iter::once(top)
@@ -214,10 +221,7 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         is_signed,
         padding: padding(t::PIXEL_PADDING_VALUE),
         padding_limit: padding(t::PIXEL_PADDING_RANGE_LIMIT),
-        unit: [mapped_unit, top.text(t::RESCALE_TYPE), top.text(t::UNITS), top.text(t::DOSE_UNITS).replace("GY", "Gy")]
-            .into_iter()
-            .find(|u| !u.is_empty())
-            .unwrap_or_default(),
+        unit,
         has_modality_lut: top.items(t::MODALITY_LUT_SEQUENCE).next().is_some(),
         imager_spacing_mm: top.vector(t::IMAGER_PIXEL_SPACING),
         frame_times_ms: [t::FRAME_TIME_VECTOR, t::FRAME_TIME]
@@ -246,6 +250,21 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
     };
     slice(&mut h, &top);
     h
+}
+
+/// Parts of the body that files name most (PS3.16 CID 4030, 4031), and units of values (PS3.3 C.8.9.1, C.11.1).
+#[rustfmt::skip]
+const BODY_PARTS: &[&str] = &[
+    "", "ABDOMEN", "ANKLE", "ARM", "BODY", "BRAIN", "BREAST", "CHEST", "CSPINE", "ELBOW", "EXTREMITY", "FOOT", "HAND", "HEAD", "HEADNECK", "HEART",
+    "HIP", "KNEE", "LEG", "LIVER", "LSPINE", "LUNG", "NECK", "PELVIS", "PROSTATE", "SHOULDER", "SKULL", "SPINE", "TSPINE", "WHOLEBODY", "WRIST",
+];
+#[rustfmt::skip]
+const UNITS: &[&str] = &[
+    "", "HU", "US", "OD", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "BQML", "CNTS", "NONE", "GML", "CM2ML", "PROPCNTS", "Gy", "RELATIVE", "normalized",
+];
+
+fn is_usual(list: &[&str], text: &str) -> bool {
+    list.contains(&text)
 }
 
 /// What the file says of who the patient is.

@@ -106,6 +106,12 @@ impl Names {
                 h.hidden_labels += 1;
             }
         }
+        // Codes of the standard, where nobody has typed them.
+        for text in [&mut h.body_part, &mut h.unit] {
+            if identity.is_in(text) {
+                text.clear();
+            }
+        }
         h.patient = self.of("patient", &patient_of(h));
         h.study = self.of("study", &h.study);
         h.series = self.of("series", &h.series);
@@ -227,6 +233,14 @@ mod tests {
         assert_eq!((h.labels[0].as_str(), h.labels[2].as_str(), h.hidden_labels), ("Femur", "Small intestine", 2));
         assert!(h.labels[1].starts_with(HIDDEN_LABEL) && h.labels[1].len() == 14 && h.labels[1] == h.labels[3], "{:?}", h.labels);
         assert!(h.identity.is_empty() && h.coded_labels.is_empty(), "nothing behind has an identity to lose");
+    }
+
+    #[test]
+    fn what_should_be_a_code_and_holds_a_name_goes() {
+        let mut h = Header { body_part: "KNEE DOE".into(), unit: "HU".into(), ..Header::default() };
+        h.identity.add_name("Doe^Jane");
+        Names::keyed(b"k").hide(&mut h);
+        assert_eq!((h.body_part.as_str(), h.unit.as_str()), ("", "HU"));
     }
 
     #[test]

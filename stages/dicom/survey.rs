@@ -30,7 +30,7 @@ pub struct Survey {
     pub classes: BTreeMap<String, u64>,
     /// Names of labels that told who the patient is.
     pub hidden_labels: u64,
-    /// Skipped files with pixels that are no slices (doses, maps, whole slides, videos).
+    /// Skipped files with pixels that are no slices (whole slides, videos).
     pub others: Vec<Other>,
     /// What each file goes by, and its place in the archive; only where that was asked for.
     pub places: Vec<(String, String)>,

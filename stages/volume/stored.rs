@@ -136,7 +136,7 @@ impl StoredVolume {
         labels: Option<&mut [u8]>,
     ) -> Result<(), Error> {
         assert_eq!(voxels.len(), self.channels.len() * region.size.count(), "the caller gives room for the region");
-        self.image_into(region, outside, store, voxels)?;
+        self.image_into(region, outside, Some(store), voxels)?;
         let Some(labels) = labels else { return Ok(()) };
         assert_eq!(labels.len(), region.size.count(), "the caller gives room for the region");
         let sticks_out = !Region::whole(self.geometry.size).contains(&region);
@@ -146,22 +146,23 @@ impl StoredVolume {
         match &self.label_array {
             Some(array) => {
                 let shards = array.shards();
-                let fetch = |channel: usize, at: Zyx<usize>| self.through(store, &shards, LABELS, channel, at);
+                let fetch = |channel: usize, at: Zyx<usize>| self.through(Some(store), &shards, LABELS, channel, at);
                 self.fill(array, region, &fetch, labels, |from, to| to.copy_from_slice(from))
             }
             None => Ok(()),
         }
     }
 
-    /// The first channel alone: of a series with many time points no other brick is touched. `[z, y, x]` of the region
-    pub fn first_channel(&self, region: Region, outside: f32, store: &Store) -> Result<Vec<f32>, Error> {
+    /// The first channel alone: of a series with many time points no other brick is touched. Read once and past the shelves, which are for what is read
+    /// again. `[z, y, x]` of the region
+    pub fn first_channel(&self, region: Region, outside: f32) -> Result<Vec<f32>, Error> {
         let mut voxels = vec![0.0; region.size.count()];
-        self.image_into(region, outside, store, &mut voxels)?;
+        self.image_into(region, outside, None, &mut voxels)?;
         Ok(voxels)
     }
 
     /// - `voxels`: `[c, z, y, x]` of the region, of as many of the first channels as there is room for
-    fn image_into(&self, region: Region, outside: f32, store: &Store, voxels: &mut [f32]) -> Result<(), Error> {
+    fn image_into(&self, region: Region, outside: f32, store: Option<&Store>, voxels: &mut [f32]) -> Result<(), Error> {
         if !Region::whole(self.geometry.size).contains(&region) {
             voxels.fill(outside);
         }
@@ -196,10 +197,10 @@ impl StoredVolume {
         Ok(Some(labels))
     }
 
-    /// A brick by way of the shelves; `None` for one of zeros.
+    /// A brick, by way of the shelves where there are any; `None` for one of zeros.
     fn through(
         &self,
-        store: &Store,
+        store: Option<&Store>,
         shards: &OpenShards,
         number: u32,
         channel: usize,
@@ -210,7 +211,10 @@ impl StoredVolume {
         }
         let index = [channel, at.z, at.y, at.x].map(|i| i as u32);
         let decode = || Ok(shards.brick(channel, at).map_err(|f| self.fault(f))?.expect("present in the index"));
-        store.brick(&Brick { artifact: self.key, array: number, index }, decode).map(Some)
+        match store {
+            Some(store) => store.brick(&Brick { artifact: self.key, array: number, index }, decode).map(Some),
+            None => decode().map(|bytes| Some(Arc::new(bytes))),
+        }
     }
 
     /// A box of the array that is stored, as it is. It lies inside, and may be empty.

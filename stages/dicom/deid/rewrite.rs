@@ -288,7 +288,7 @@ fn plain(
             tally.kept += 1;
             write(&values::age(value))?;
         }
-        Do::Keep if echoes(vr, value, job.echoes) => {
+        Do::Keep if echoes(h.tag, vr, value, job.echoes) => {
             tally.echoes += 1;
             write(if values::is_text(vr) { values::dummy(vr) } else { b"" })?;
         }
@@ -307,8 +307,18 @@ fn short_pseudonym(names: &Names, kind: &str, value: &[u8]) -> String {
     long.chars().take(16).collect()
 }
 
-/// Whether a value that would stay holds a name or an id of the patient.
-fn echoes(vr: &[u8; 2], value: &[u8], echoes: &[Vec<u8>]) -> bool {
+/// Whether a value that would stay holds a name or an id of the patient. Of a code that should be one of the standard's it is a whole word: the codes that
+/// say how pixels are read are none of anybody's.
+fn echoes(tag: u32, vr: &[u8; 2], value: &[u8], echoes: &[Vec<u8>]) -> bool {
+    if vr == b"CS" {
+        let says_how = tag >> 16 == 0x0028 || tag == 0x0008_0060;
+        let word = |w: &[u8]| echoes.iter().any(|e| e.eq_ignore_ascii_case(w));
+        return !says_how
+            && !echoes.is_empty()
+            && value
+                .split(|b| *b == b'\\')
+                .any(|part| word(values::trimmed(part)) || part.split(|b| !b.is_ascii_alphanumeric()).any(word));
+    }
     let may_hold = values::is_text(vr) || matches!(vr, b"UN" | b"OB");
     if echoes.is_empty() || !may_hold || value.len() > MAX_ECHO_BYTES {
         return false;
@@ -342,7 +352,7 @@ fn private(b: Bytes, h: &Head, level: &mut Level, job: &Job, out: &mut Vec<u8>, 
     if !is_listed || is_hidden {
         return Ok(false);
     }
-    if echoes(b"UN", value, job.echoes) {
+    if echoes(h.tag, b"UN", value, job.echoes) {
         tally.echoes += 1;
         return Ok(false);
     }

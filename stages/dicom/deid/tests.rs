@@ -122,6 +122,15 @@ fn nothing_of_any_attribute_of_the_table_is_left_on_any_level() {
     }
 }
 
+/// Scanners let people type body parts; a code that merely begins like a name is a code.
+#[test]
+fn a_code_that_is_a_name_goes_and_the_codes_that_pixels_need_stay() {
+    let secrets =
+        vec![text(0x0018_0015, b"CS", "KNEE_MUELLER"), text(0x0018_0020, b"CS", "SE\\ZEBEDEES"), text(0x0028_0004, b"CS", "MUELLER ")];
+    let m = made(&image(EXPLICIT, secrets), &rules(Profile::default()));
+    assert!(!holds(&m.head, b"KNEE") && holds(&m.head, b"SE\\ZEBEDEES") && holds(&m.head, b"MUELLER "));
+}
+
 #[test]
 fn a_sequence_of_type_2_stays_empty_whatever_its_length_says() {
     let mut bytes = image(EXPLICIT, vec![]);
