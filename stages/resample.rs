@@ -9,7 +9,7 @@ use voxmill_schemas::geometry::{Geometry, Zyx};
 use crate::error::Error;
 use crate::ops::padded::Padded;
 use crate::ops::resample::{Interpolation, LabelInterpolation};
-use crate::ops::respace::respaced;
+use crate::ops::respace::{coarse_axis, refilled, respaced};
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
 use crate::volume::{About, Labels, Outline, Step, StoredVolume, Volume, Voxels, apply};
 
@@ -18,8 +18,10 @@ use crate::volume::{About, Labels, Outline, Step, StoredVolume, Volume, Voxels, 
 #[serde(deny_unknown_fields)]
 pub struct Resample {
     /// Millimetres from voxel to voxel: one number for every axis, or `{ z: …, y: …, x: … }`. An axis that is 0, null or left out keeps its spacing, and so
-    /// does one that lies within 0.001 mm of the wish. The first voxel stays where it is; a tilted gantry is straightened unless `keep_tilt`.
-    pub spacing_mm: SpacingMm,
+    /// does one that lies within 0.001 mm of the wish. The first voxel stays where it is; a tilted gantry is straightened unless `keep_tilt`. Left out where
+    /// the port `like` is connected: the volume then gets the grid of that one, wherever it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spacing_mm: Option<SpacingMm>,
     /// How image values are found: `linear`, `nearest` (keeps the voxel type) or `cubic` (B-spline of order 3; may overshoot).
     #[serde(default = "linear")]
     pub interpolation: Interpolation,
@@ -33,6 +35,23 @@ pub struct Resample {
     /// Keep the shear of a tilted gantry instead of cutting straight slices through it.
     #[serde(default)]
     pub keep_tilt: bool,
+    /// Fill the same box, outer faces included, instead of keeping the first voxel (nnU-Net, ITK): the size is round(n·old/new) and the spacing what then fits,
+    /// which may differ from `spacing_mm` by a few per cent. A tilted gantry keeps its tilt.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub keep_extent: bool,
+    /// Where one axis is more than three times as coarse as the finest, interpolate within its slices only and take the nearest slice along it, image and labels
+    /// alike (nnU-Net's rule for anisotropic volumes, of the volume or else of its new grid). With `interpolation: cubic`, `labels: linear` and `keep_extent`
+    /// the grids and numbers are nnU-Net's, but that values which overshoot are kept.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub separate_z: bool,
+    /// What lies beyond the volume on the grid of `like`, in the volume's unit; labels are background there. Left out, the edge goes on (MONAI
+    /// `ResampleToMatch`). A volume with pixel padding has padding there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<f64>,
+}
+
+fn is_no(v: &bool) -> bool {
+    !*v
 }
 
 fn linear() -> Interpolation {
@@ -106,13 +125,38 @@ impl<'de> Deserialize<'de> for SpacingMm {
 }
 
 impl Resample {
-    fn grid(&self, from: &Geometry) -> Result<Geometry, Error> {
-        respaced(from, self.spacing_mm.0, self.keep_tilt)
+    /// As asked for; 0 keeps an axis.
+    fn wanted_mm(&self) -> Zyx<f64> {
+        self.spacing_mm.map_or(Zyx::splat(0.0), |s| s.0)
+    }
+
+    /// - `like`: the grid of the volume at that port
+    fn grid(&self, from: &Geometry, like: Option<&Geometry>) -> Result<Geometry, Error> {
+        let refuse = |found: &str| {
+            let (what, found) = ("the new grid".into(), found.into());
+            Err(Error::Input { what, found, expected: "either `spacing_mm`, or a volume at the port `like`".into() })
+        };
+        match (like, self.spacing_mm) {
+            (Some(_), Some(_)) => refuse("`spacing_mm` beside the port `like`"),
+            (Some(_), None) if self.keep_extent || self.separate_z => refuse("`keep_extent` or `separate_z` beside the port `like`"),
+            (Some(like), None) => Ok(*like),
+            (None, None) => refuse("neither of the two"),
+            (None, Some(mm)) => self.respaced(from, mm.0),
+        }
+    }
+
+    fn respaced(&self, from: &Geometry, mm: Zyx<f64>) -> Result<Geometry, Error> {
+        if self.keep_extent { refilled(from, mm) } else { respaced(from, mm, self.keep_tilt) }
     }
 
     /// - `has_padding`: whether a voxel has one of these values
-    fn steps(&self, of: &Outline, has_padding: impl FnOnce([f64; 2]) -> Result<bool, Error>) -> Result<Vec<Step>, Error> {
-        let (from, to) = (of.geometry, self.grid(&of.geometry)?);
+    fn steps(
+        &self,
+        of: &Outline,
+        like: Option<&Geometry>,
+        has_padding: impl FnOnce([f64; 2]) -> Result<bool, Error>,
+    ) -> Result<Vec<Step>, Error> {
+        let (from, to) = (of.geometry, self.grid(&of.geometry, like)?);
         if from.same_grid(&to, 1e-3) {
             return Ok(Vec::new());
         }
@@ -123,7 +167,25 @@ impl Resample {
             _ => None,
         };
         let sigma = from.spacing_mm().zip(to.spacing_mm()).map(coarser);
-        Ok(vec![Step::Resample { to, image: self.interpolation, labels: self.labels, sigma, padding }])
+        let outside = self.outside.map(|v| v as f32).filter(|_| like.is_some());
+        let apart = if self.separate_z && like.is_none() { coarse_axis(from.spacing_mm(), to.spacing_mm()) } else { None };
+        let Some(axis) = apart else {
+            return Ok(vec![Step::Resample { to, image: self.interpolation, labels: self.labels, sigma, padding, outside }]);
+        };
+        // Within the slices first, then the nearest of them.
+        let without = |v: Zyx<f64>| {
+            let mut v = v.to_array();
+            v[axis] = 0.0;
+            Zyx::from_array(v)
+        };
+        let sheets = self.respaced(&from, without(self.wanted_mm()))?;
+        let within =
+            Step::Resample { to: sheets, image: self.interpolation, labels: self.labels, sigma: without(sigma), padding, outside: None };
+        let (image, labels) = (Interpolation::Nearest, LabelInterpolation::Nearest);
+        let across = Step::Resample { to, image, labels, sigma: Zyx::splat(0.0), padding: None, outside: None };
+        let is_same = |a: &Geometry, b: &Geometry| a.same_grid(b, 1e-3);
+        let steps = [(is_same(&from, &sheets), within), (is_same(&sheets, &to), across)];
+        Ok(steps.into_iter().filter(|(same, _)| !same).map(|(_, s)| s).collect())
     }
 }
 
@@ -141,7 +203,7 @@ impl Resample {
         }
         let z = v.about.z_positions_mm.clone();
         let (size, own_mm) = (v.geometry.size, v.geometry.spacing_mm().z);
-        let step_mm = if self.spacing_mm.0.z > 0.0 { self.spacing_mm.0.z } else { own_mm };
+        let step_mm = if self.wanted_mm().z > 0.0 { self.wanted_mm().z } else { own_mm };
         let planes = (z[z.len() - 1] / step_mm + 1e-3).floor() as usize + 1;
         let new_size = Zyx { z: planes, ..size };
         check_size(new_size, v.channels.len())?;
@@ -196,7 +258,10 @@ impl Stage for Resample {
         name: "resample",
         version: 3,
         scope: Scope::Case,
-        ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what gets another spacing, labels included" }],
+        ports: &[
+            Port { name: "volume", kind: Kind::Volume, required: true, about: "what gets another spacing, labels included" },
+            Port { name: "like", kind: Kind::Volume, required: false, about: "a volume of the same case, whose grid it gets" },
+        ],
         gives: Kind::Volume,
         summary: "bring a volume to another spacing, labels with it",
         example: "uses: resample\nfrom: masks\nwith: { spacing_mm: { z: 1, y: 1, x: 1 } }\n",
@@ -205,7 +270,7 @@ impl Stage for Resample {
 
     fn check(&self) -> Vec<Finding> {
         let mut out = Vec::new();
-        let mm = self.spacing_mm.0;
+        let mm = self.wanted_mm();
         for (axis, s) in [("z", mm.z), ("y", mm.y), ("x", mm.x)] {
             let field = format!("spacing_mm.{axis}");
             if !(s >= 0.0 && s.is_finite()) {
@@ -218,7 +283,13 @@ impl Stage for Resample {
                 out.push(Finding::warning(&field, format!("a spacing of {s} mm is unusual"), "spacings are in millimetres"));
             }
         }
-        if mm == Zyx::splat(0.0) {
+        if self.spacing_mm.is_some() && self.outside.is_some() {
+            out.push(Finding::error("outside", "a spacing leads nowhere beyond the volume", "leave it out: it goes with the port `like`"));
+        }
+        if self.outside.is_some_and(|v| !v.is_finite()) {
+            out.push(Finding::error("outside", "the value is no number", "a finite number"));
+        }
+        if self.spacing_mm.is_some() && mm == Zyx::splat(0.0) {
             out.push(Finding::warning("spacing_mm", "every axis keeps its spacing", "give at least one axis, or leave the stage out"));
         }
         out
@@ -229,14 +300,19 @@ impl Stage for Resample {
         let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
         let of = v.outline();
+        let like = inputs.maybe("like").map(|l| StoredVolume::open(&l.dir, l.manifest.key)).transpose()?;
+        if let Some(l) = &like {
+            l.outline().check_regular()?;
+        }
+        let like = like.map(|l| l.geometry);
         if of.about.is_regular() {
-            cx.check_size(self.grid(&of.geometry)?.size, of.channels.len())?;
-            return v.then(self.steps(&of, |range| Ok(has_padding(&v.whole()?, range)))?, cx);
+            cx.check_size(self.grid(&of.geometry, like.as_ref())?.size, of.channels.len())?;
+            return v.then(self.steps(&of, like.as_ref(), |range| Ok(has_padding(&v.whole()?, range)))?, cx);
         }
         // Evened out, slices are others, even where there are as many of them as before: no step of a chain.
         let v = self.straightened(v.whole()?, &|size, channels| cx.check_size(size, channels))?;
-        cx.check_size(self.grid(&v.geometry)?.size, v.channels.len())?;
-        let steps = self.steps(&Outline::of(&v), |range| Ok(has_padding(&v, range)))?;
+        cx.check_size(self.grid(&v.geometry, like.as_ref())?.size, v.channels.len())?;
+        let steps = self.steps(&Outline::of(&v), like.as_ref(), |range| Ok(has_padding(&v, range)))?;
         let v = apply(v, steps)?;
         cx.check_cancelled()?;
         v.write(cx.draft, None)?;
@@ -250,7 +326,11 @@ impl Stage for Resample {
     /// Input and output side by side; what blur and cubic need between them.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         let Some(e) = Extent::of(inputs, "volume") else { return default_memory_bytes(inputs) };
-        let growth = e.spacing_mm.zip(self.spacing_mm.0).map(|(old, new)| if new > 0.0 { old / new } else { 1.0 });
+        let to = Extent::of(inputs, "like").filter(|_| self.spacing_mm.is_none());
+        let growth = match to {
+            Some(to) => to.size.zip(e.size).map(|(new, old)| new as f64 / old.max(1) as f64),
+            None => e.spacing_mm.zip(self.wanted_mm()).map(|(old, new)| if new > 0.0 { old / new } else { 1.0 }),
+        };
         let scaled = |n: u64, k: f64| (n as f64 * k).min(1e18) as u64;
         let all = growth.z * growth.y * growth.x;
         let output = scaled(4 * e.voxels + e.label_bytes, all);
@@ -291,7 +371,7 @@ mod tests {
     }
 
     fn on(s: &Resample, v: Volume) -> Volume {
-        let steps = s.steps(&Outline::of(&v), |range| Ok(has_padding(&v, range))).unwrap();
+        let steps = s.steps(&Outline::of(&v), None, |range| Ok(has_padding(&v, range))).unwrap();
         apply(v, steps).unwrap()
     }
 
@@ -366,6 +446,52 @@ mod tests {
         assert!(stage(serde_json::json!({ "spacing_mm": 700 })).check().iter().all(|f| f.is_warning));
         assert!(stage(serde_json::json!({ "spacing_mm": 1 })).check().is_empty());
     }
+
+    #[test]
+    fn slices_far_apart_are_resampled_apart_with_the_numbers_of_nnunet() {
+        // skimage.transform.resize(slice, (7, 4), 3, mode="edge", anti_aliasing=False, clip=False) of each slice, then map_coordinates of order 0 along z at
+        // (k + ½)·4/9 − ½, as nnU-Net v2 does; rows 0, 3 and 6 of slices 0, 3 and 8.
+        let geometry = Geometry::axis_aligned(Zyx::new(4, 5, 6), Zyx::new(9.0, 1.4, 1.0));
+        let voxels = Voxels::I16((0..120).map(|i| (i * 7919 % 211) as i16).collect());
+        let v = Volume { geometry, channels: vec!["CT".into()], voxels, labels: None, about: About::of(geometry) };
+        let with = serde_json::json!({ "spacing_mm": { "z": 4, "y": 1, "x": 1.5 }, "interpolation": "cubic", "keep_extent": true, "separate_z": true });
+        let v = on(&stage(with), v);
+        assert_eq!(v.geometry.size, Zyx::new(9, 7, 4));
+        let x = v.voxels.to_f32();
+        #[rustfmt::skip]
+        let wanted = [
+            (0, [29.7407, 24.1769, 110.9239, 101.1449, 109.3514, 105.5939, 201.1882, 18.9406, 129.944, 155.4642, 92.0217, 113.3267]),
+            (3, [175.4012, 194.9547, 65.2953, 93.3958, 93.569, 88.1227, 173.8773, 168.431, 114.1512, 139.663, 75.7178, 101.2403]),
+            (8, [127.3289, 171.2116, 93.0456, 121.1968, 61.569, 56.1227, 141.8773, 136.431, 75.7368, 105.1556, 27.7946, 56.084]),
+        ];
+        for (z, wanted) in wanted {
+            let got: Vec<f32> = [0, 3, 6].iter().flat_map(|y| &x[(z * 7 + y) * 4..][..4]).copied().collect();
+            assert!(got.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-3), "{z}: {got:?}");
+        }
+        assert!((x.iter().map(|v| *v as f64).sum::<f64>() - 26249.793382).abs() < 1e-2);
+    }
+
+    #[test]
+    fn the_grid_of_another_volume_is_taken_over_and_what_lies_beyond_is_said() {
+        let v = volume();
+        let mut like = v.geometry;
+        like.size = Zyx::new(3, 4, 3);
+        like.origin = v.geometry.to_lps(Zyx::new(0.0, 0.0, 3.0));
+        let s = stage(serde_json::json!({ "interpolation": "nearest", "outside": -1024 }));
+        let steps = s.steps(&Outline::of(&v), Some(&like), |_| Ok(false)).unwrap();
+        let on_like = apply(v.clone(), steps).unwrap();
+        assert_eq!(on_like.geometry, like);
+        let Voxels::I16(x) = &on_like.voxels else { panic!("nearest keeps the type") };
+        assert_eq!((&x[..3], &x[24..27]), (&[0, 0, -1024][..], &[200, 200, -1024][..]));
+        assert_eq!(on_like.labels.unwrap().voxels[..3], [1, 1, 0], "background beyond");
+        let edge = stage(serde_json::json!({}));
+        let steps = edge.steps(&Outline::of(&v), Some(&like), |_| Ok(false)).unwrap();
+        assert_eq!(apply(v.clone(), steps).unwrap().voxels.to_f32()[26], 200.0);
+        assert!(edge.grid(&v.geometry, None).unwrap_err().to_string().contains("neither"));
+        assert!(stage(serde_json::json!({ "spacing_mm": 1 })).grid(&v.geometry, Some(&like)).is_err());
+        assert_eq!(stage(serde_json::json!({ "spacing_mm": 1, "outside": 0 })).check().len(), 1);
+    }
+
     #[test]
     fn memory_grows_with_the_output() {
         let hash = voxmill_schemas::artifact::ContentHash::of(b"");

@@ -22,10 +22,13 @@ pub struct Padded {
 impl Padded {
     /// - `how`: linear or cubic; `blur`: before an axis gets coarser
     /// - `range`: values from the first to the second are padding
-    pub fn new(from: &Geometry, to: &Geometry, how: Interpolation, blur: Option<Blur>, range: [f64; 2]) -> Self {
+    /// - `beyond`: what lies outside the input is padding too, else the edge goes on
+    pub fn new(from: &Geometry, to: &Geometry, how: Interpolation, blur: Option<Blur>, range: [f64; 2], beyond: bool) -> Self {
         let plan = |how| Plan::new(from, to, how, Outside::Edge);
         let cubic = (how == Interpolation::Cubic).then(|| plan(how));
-        Self { range, blur, linear: plan(Interpolation::Linear), nearest: plan(Interpolation::Nearest), cubic }
+        let outside = if beyond { Outside::Value(range[0] as f32) } else { Outside::Edge };
+        let nearest = Plan::new(from, to, Interpolation::Nearest, outside);
+        Self { range, blur, linear: plan(Interpolation::Linear), nearest, cubic }
     }
 
     /// Whether a value is no tissue.

@@ -72,6 +72,44 @@ pub fn respaced(g: &Geometry, spacing_mm: Zyx<f64>, keep_shear: bool) -> Result<
     Ok(Geometry::from_affine_ras_xyz(Zyx::new(size[2], size[1], size[0]), to))
 }
 
+/// The grid of `g` with steps of about `spacing_mm` that fills the same box, outer faces included (nnU-Net, ITK): the size is round(n·old/new), half to even, and
+/// the spacing what n·old/size then is. Axes keep their directions, shear included; 0 or less keeps an axis.
+pub fn refilled(g: &Geometry, spacing_mm: Zyx<f64>) -> Result<Geometry, Error> {
+    if g.is_degenerate() {
+        return Err(Error::Geometry { what: "respacing".into(), why: format!("the axes {:?} do not span space", g.axes_mm) });
+    }
+    let wanted = g.spacing_mm().zip(spacing_mm).zip(g.size).map(|((own, wanted), n): ((f64, f64), usize)| {
+        if wanted > 0.0 { (n as f64 * own / wanted).round_ties_even().max(1.0) } else { n as f64 }
+    });
+    if !wanted.to_array().iter().all(|n| *n <= MAX_AXIS) {
+        let why = format!("{wanted:?} voxels are more than {MAX_AXIS} along an axis: spacings are in millimetres");
+        return Err(Error::Geometry { what: "respacing".into(), why });
+    }
+    let size = wanted.map(|n| n as usize);
+    let step = g.size.zip(size).map(|(n, m)| n as f64 / m as f64);
+    let origin = g.to_lps(step.map(|s| 0.5 * s - 0.5));
+    Ok(Geometry { size, origin, axes_mm: g.axes_mm.zip(step).map(|(axis, s)| axis.scale(s)) })
+}
+
+/// Ratio of spacings from which on nnU-Net calls a volume anisotropic.
+const ANISOTROPIC: f64 = 3.0;
+/// Ratios of spacings closer than this differ by rounding alone.
+const EQUAL: f64 = 1e-6;
+
+/// The axis (0 is z) that nnU-Net resamples apart from the others: where the largest spacing is more than three times the smallest, the axis that has it, if one
+/// alone does. Of the volume as it is, else as it shall be (nnU-Net v2 `determine_do_sep_z_and_axis`).
+pub fn coarse_axis(from_mm: Zyx<f64>, to_mm: Zyx<f64>) -> Option<usize> {
+    [from_mm, to_mm]
+        .into_iter()
+        .map(Zyx::to_array)
+        .find_map(|mm| {
+            let (low, high) = mm.iter().fold((f64::INFINITY, 0.0f64), |(low, high), s| (low.min(*s), high.max(*s)));
+            let axes: Vec<usize> = (0..3).filter(|a| mm[*a] > high * (1.0 - EQUAL)).collect();
+            (high / low > ANISOTROPIC + EQUAL).then_some(axes)
+        })
+        .and_then(|axes| (axes.len() == 1).then(|| axes[0]))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -99,6 +137,28 @@ mod tests {
             let far = |g: &Geometry| g.to_lps(g.size.map(|n| n as f64 - 1.0)).0[0];
             prop_assert!((far(&g) - far(&r)).abs() <= 0.5 * r.spacing_mm().x + 1e-9);
         }
+    }
+
+    #[test]
+    fn a_refilled_box_keeps_its_outer_faces() {
+        let g = tilted();
+        let r = refilled(&g, Zyx::new(3.0, 0.7, 0.0)).unwrap();
+        assert_eq!(r.size, Zyx::new(7, 11, 8));
+        for (a, b) in [(Zyx::splat(-0.5), Zyx::splat(-0.5)), (g.size.map(|n| n as f64 - 0.5), r.size.map(|n| n as f64 - 0.5))] {
+            assert!((g.to_lps(a) - r.to_lps(b)).norm() < 1e-9);
+        }
+        assert!(refilled(&g, Zyx::splat(1e-5)).is_err());
+        assert!(refilled(&g, Zyx::splat(0.0)).unwrap().same_grid(&g, 1e-12));
+    }
+
+    #[test]
+    fn one_axis_much_coarser_than_the_others_goes_apart() {
+        let one = Zyx::splat(1.0);
+        assert_eq!(coarse_axis(Zyx::new(5.0, 0.7, 0.7), one), Some(0));
+        assert_eq!(coarse_axis(Zyx::new(0.7, 0.7, 2.2), one), Some(2));
+        assert_eq!(coarse_axis(Zyx::new(2.1, 0.7, 0.7), one), None, "three times is not more than three times");
+        assert_eq!(coarse_axis(Zyx::new(5.0, 5.0, 0.7), Zyx::new(6.0, 1.0, 1.0)), None, "two coarse axes of the volume decide");
+        assert_eq!(coarse_axis(one, Zyx::new(1.0, 4.0, 1.0)), Some(1));
     }
 
     fn tilted() -> Geometry {

@@ -35,6 +35,16 @@ impl Dtype {
     pub fn from_name(name: &str) -> Option<Self> {
         [Dtype::U8, Dtype::I16, Dtype::U16, Dtype::F32].into_iter().find(|d| d.name() == name)
     }
+    /// Whether a value is one of this type's, to the bit.
+    pub fn holds(self, value: f32) -> bool {
+        let fits = |low: f32, high: f32| value.fract() == 0.0 && (low..=high).contains(&value);
+        match self {
+            Dtype::U8 => fits(0.0, 255.0),
+            Dtype::I16 => fits(-32768.0, 32767.0),
+            Dtype::U16 => fits(0.0, 65535.0),
+            Dtype::F32 => true,
+        }
+    }
     pub fn bytes(self) -> usize {
         match self {
             Dtype::U8 => 1,

@@ -58,7 +58,12 @@ fn step(kind: usize, o: &Outline, a: [f64; 3], flags: [bool; 3]) -> Step {
             }
             let labels = if flags[0] { LabelInterpolation::Nearest } else { LabelInterpolation::Linear };
             let sigma = if flags[1] && how != Interpolation::Nearest { Zyx::from_array(a) } else { Zyx::splat(0.0) };
-            Step::Resample { to, image: how, labels, sigma, padding: o.about.padding.filter(|_| how != Interpolation::Nearest) }
+            if flags[2] {
+                to.origin = to.origin - to.axes_mm.x.scale(3.0 * a[2]);
+            }
+            let outside = flags[2].then_some(if flags[0] { -7.0 } else { 0.25 });
+            let padding = o.about.padding.filter(|_| how != Interpolation::Nearest);
+            Step::Resample { to, image: how, labels, sigma, padding, outside }
         }
         3 => {
             let window = Map::Window { low: -500.0, high: 700.0, to_low: 0.0, to_high: 1.0, clip: flags[0] };

@@ -45,6 +45,9 @@ pub enum Step {
         /// Values that are no tissue and must not be mixed into it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         padding: Option<[f64; 2]>,
+        /// What lies beyond the volume, with background as labels; in a volume with padding that is padding. `None`: the edge goes on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        outside: Option<f32>,
     },
     /// A Gaussian blur on the grid as it is, in float32. Labels stay.
     Smooth {
@@ -94,7 +97,7 @@ pub(super) struct Ready {
 #[derive(Clone, Debug)]
 enum How {
     Turn(Turn),
-    Resample { plan: Box<Plan>, blur: Option<Blur>, labels: Box<Plan> },
+    Resample { plan: Box<Plan>, blur: Option<Blur>, beyond: f32, labels: Box<Plan> },
     Padded { padded: Box<Padded>, labels: Box<Plan> },
     Cut { region: Region, filling: Filling },
     Map(Vec<Map>),
@@ -116,7 +119,7 @@ impl Step {
                 after.geometry = turn.geometry(&before.geometry);
                 How::Turn(*turn)
             }
-            Step::Resample { to, image, labels, sigma, padding } => {
+            Step::Resample { to, image, labels, sigma, padding, outside } => {
                 if to.size.checked_count().is_none_or(|n| n == 0) || to.is_degenerate() {
                     return refuse(format!("{} voxels on axes {:?} are no grid", to.size, to.axes_mm));
                 }
@@ -127,15 +130,18 @@ impl Step {
                 after.geometry = *to;
                 let blurs = sigma.to_array().iter().any(|s| *s > 0.0);
                 let blur = blurs.then(|| Blur::new(size, *sigma, Edge::Repeat));
-                let labels = Box::new(Plan::labels(&from, to, *labels, Outside::Edge));
-                if *image != Interpolation::Nearest {
+                let (beyond, background) = outside.map_or((Outside::Edge, Outside::Edge), |v| (Outside::Value(v), Outside::Value(0.0)));
+                let labels = Box::new(Plan::labels(&from, to, *labels, background));
+                if *image != Interpolation::Nearest || outside.is_some_and(|v| !before.dtype.holds(v)) {
                     after.dtype = Dtype::F32;
                 }
                 match padding {
                     Some(range) if *image != Interpolation::Nearest => {
-                        How::Padded { padded: Box::new(Padded::new(&from, to, *image, blur, *range)), labels }
+                        How::Padded { padded: Box::new(Padded::new(&from, to, *image, blur, *range, outside.is_some())), labels }
                     }
-                    _ => How::Resample { plan: Box::new(Plan::new(&from, to, *image, Outside::Edge)), blur, labels },
+                    _ => {
+                        How::Resample { plan: Box::new(Plan::new(&from, to, *image, beyond)), blur, beyond: outside.unwrap_or(0.0), labels }
+                    }
                 }
             }
             Step::Smooth { sigma, edge, padding } => {
@@ -146,12 +152,14 @@ impl Step {
                 after.dtype = Dtype::F32;
                 let labels = Box::new(Plan::labels(&grid, &grid, LabelInterpolation::Nearest, Outside::Edge));
                 match padding {
-                    Some(range) => {
-                        How::Padded { padded: Box::new(Padded::new(&grid, &grid, Interpolation::Linear, Some(blur), *range)), labels }
-                    }
+                    Some(range) => How::Padded {
+                        padded: Box::new(Padded::new(&grid, &grid, Interpolation::Linear, Some(blur), *range, false)),
+                        labels,
+                    },
                     None => How::Resample {
                         plan: Box::new(Plan::new(&grid, &grid, Interpolation::Linear, Outside::Edge)),
                         blur: Some(blur),
+                        beyond: 0.0,
                         labels,
                     },
                 }
@@ -162,14 +170,12 @@ impl Step {
                     return refuse(format!("a box of {} at {:?}", region.size, region.start));
                 }
                 after.geometry = before.geometry.crop(*region);
-                let fits = |value: f32, low: f32, high: f32| value.fract() == 0.0 && (low..=high).contains(&value);
                 // The type stays where it can hold the value.
-                after.dtype = match (before.dtype, fill) {
-                    (Dtype::U8, Filling::Value(v)) if !fits(*v, 0.0, 255.0) => Dtype::F32,
-                    (Dtype::I16, Filling::Value(v)) if !fits(*v, -32768.0, 32767.0) => Dtype::F32,
-                    (Dtype::U16, Filling::Value(v)) if !fits(*v, 0.0, 65535.0) => Dtype::F32,
-                    (dtype, _) => dtype,
-                };
+                if let Filling::Value(v) = fill
+                    && !before.dtype.holds(*v)
+                {
+                    after.dtype = Dtype::F32;
+                }
                 How::Cut { region: *region, filling: *fill }
             }
             Step::Map { maps, unit } => {
@@ -226,10 +232,16 @@ impl Ready {
             How::Turn(turn) => same_type!(&voxels, x => self.each(x, have, region, |part, out| {
                 out.copy_from_slice(&turn.cut(part, size, region));
             })),
-            How::Resample { plan, blur: None, .. } => match &voxels {
+            How::Resample { plan, blur: None, beyond, .. } => match &voxels {
                 Voxels::F32(x) => Voxels::F32(self.each(x, have, region, |part, out| plan.run(part, region, then, out))),
                 other if self.after.dtype != Dtype::F32 => {
-                    same_type!(other, x => self.each(x, have, region, |part, out| plan.pick(part, region, Default::default(), out)))
+                    // It holds the value: `ready` has looked.
+                    match other {
+                        Voxels::U8(x) => Voxels::U8(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond as u8, out))),
+                        Voxels::I16(x) => Voxels::I16(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond as i16, out))),
+                        Voxels::U16(x) => Voxels::U16(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond as u16, out))),
+                        Voxels::F32(x) => Voxels::F32(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond, out))),
+                    }
                 }
                 other => Voxels::F32(any_type!(other, x => self.each(x, have, region, |part, out| plan.run(part, region, then, out)))),
             },
