@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Port, Scope};
+use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use crate::error::Error;
@@ -12,7 +13,7 @@ use crate::ops::morphology::{Neighbours, largest_component};
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
 use crate::volume::{Filling, Step, StoredVolume, Volume};
 
-/// Cuts a volume and its labels to the box around the foreground (MONAI `CropForeground` with `allow_smaller`: the box ends with the image).
+/// Cuts a volume and its labels to the box around the foreground (MONAI `CropForeground`). The box ends with the image unless it may stick out.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CropForeground {
@@ -28,6 +29,20 @@ pub struct CropForeground {
     /// Voxels kept around the box, if the margin is not in millimetres.
     #[serde(default)]
     pub margin_voxels: usize,
+    /// Let a margin stick out of the image and fill what is missing with `value`, so that it is the same on all sides (MONAI's `allow_smaller: false`).
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub stick_out: bool,
+    /// Grow each axis of the box to the next multiple of this many voxels, half of what is missing before it (MONAI `k_divisible`). It may stick out of the
+    /// image, where `value` fills. 0 or 1 leaves an axis as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divisible_by: Option<Zyx<usize>>,
+    /// What voxels beyond the image hold; labels are background there. Left out: the smallest value of the volume, air in CT (MONAI fills with 0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+}
+
+fn is_no(v: &bool) -> bool {
+    !*v
 }
 
 /// Air and lung lie below, everything else above.
@@ -57,15 +72,33 @@ impl CropForeground {
         let margin = v.geometry.spacing_mm().map(|s| self.margin_voxels.max((self.margin_mm / s - 1e-6).ceil().max(0.0) as usize));
         // No axis needs more margin than it has voxels.
         let margin = margin.zip(size).map(|(m, n): (usize, usize)| m.min(n));
-        Ok(grow(found, margin).intersect(&Region::whole(size)).expect("the box holds a voxel of the image"))
+        let grown = grow(found, margin);
+        let grown = if self.stick_out { grown } else { grown.intersect(&Region::whole(size)).expect("the box holds a voxel of the image") };
+        Ok(self.divisible_by.map_or(grown, |k| divisible(grown, k)))
     }
 
     fn steps(&self, v: &Volume) -> Result<Vec<Step>, Error> {
         v.check_regular()?;
         let region = self.region(v)?;
         let whole = region == Region::whole(v.geometry.size);
-        Ok(if whole { Vec::new() } else { vec![Step::Cut { region, fill: Filling::Edge }] })
+        if whole {
+            return Ok(Vec::new());
+        }
+        let fill = match self.value {
+            // Nothing is filled in.
+            _ if Region::whole(v.geometry.size).contains(&region) => Filling::Edge,
+            Some(value) => Filling::Value(value as f32),
+            None => Filling::Value(intensity::range(&v.voxels.to_f32()).map_or(0.0, |(low, _)| low)),
+        };
+        Ok(vec![Step::Cut { region, fill }])
     }
+}
+
+/// The box grown about its middle to multiples of `k`; an odd voxel goes to the far end.
+fn divisible(region: Region, k: Zyx<usize>) -> Region {
+    let size = region.size.zip(k).map(|(n, k)| n.next_multiple_of(k.max(1)));
+    let start = region.start.zip(size.zip(region.size)).map(|(s, (new, old))| s - ((new - old) / 2) as i64);
+    Region { start, size }
 }
 
 /// The threshold that parts a histogram of 256 bins into two groups as far apart as can be (Otsu, IEEE SMC 9, 1979). 0 without a finite value.
@@ -111,6 +144,12 @@ impl Stage for CropForeground {
         if !(self.margin_mm >= 0.0 && self.margin_mm.is_finite()) {
             out.push(Finding::error("margin_mm", format!("a margin of {} mm", self.margin_mm), "0 or more millimetres"));
         }
+        if self.divisible_by.is_some_and(|k| k.to_array().iter().any(|k| *k > 4096)) {
+            out.push(Finding::error("divisible_by", "a multiple of more than 4096 voxels", "voxels, for example 16"));
+        }
+        if self.value.is_some_and(|v| !v.is_finite()) {
+            out.push(Finding::error("value", "the value is no number", "a finite number"));
+        }
         if self.margin_mm > 0.0 && self.margin_voxels > 0 {
             out.push(Finding::error("margin_voxels", "the margin is given twice", "either `margin_mm` or `margin_voxels`"));
         }
@@ -122,6 +161,9 @@ impl Stage for CropForeground {
         let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         let steps = self.steps(&v.whole()?)?;
         cx.bytes(input.manifest.bytes);
+        if let Some(Step::Cut { region, .. }) = steps.first() {
+            cx.check_size(region.size, v.channels.len())?;
+        }
         cx.check_cancelled()?;
         v.then(steps, cx)
     }
@@ -141,7 +183,7 @@ impl Stage for CropForeground {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use voxmill_schemas::geometry::{Geometry, Zyx};
+    use voxmill_schemas::geometry::Geometry;
 
     use super::*;
     use crate::volume::{About, Labels, Voxels, apply};
@@ -202,6 +244,26 @@ mod tests {
         let size = |v| cropped(v, volume("HU")).unwrap().geometry.size;
         assert_eq!(size(serde_json::json!({ "body": true, "margin_mm": 2 })), Zyx::new(4, 6, 6));
         assert_eq!(size(serde_json::json!({ "body": true, "margin_voxels": 100 })), Zyx::new(4, 6, 8));
+    }
+
+    #[test]
+    fn a_box_may_stick_out_and_grow_to_multiples_as_in_monai() {
+        // The body lies at (1, 2, 3), 2×2×2 voxels of 4×6×8. MONAI: CropForeground(margin=2, allow_smaller=False) starts at (−1, 0, 1), 6 voxels an axis.
+        let out = cropped(serde_json::json!({ "body": true, "margin_voxels": 2, "stick_out": true, "value": 0 }), volume("HU")).unwrap();
+        assert_eq!((out.geometry.size, out.geometry.origin.0), (Zyx::splat(6), [1.0, 0.0, -5.0]));
+        let Voxels::I16(x) = &out.voxels else { panic!("the type holds the value") };
+        assert_eq!((&x[..36], x[36 + 2 * 6 + 2], x[2 * 36 + 2 * 6 + 2]), (&[0; 36][..], -1000, 40));
+        assert_eq!(out.labels.unwrap().voxels[2 * 36 + 2 * 6 + 2], 1);
+        // k_divisible=4: 2 voxels become 4, one of the two that are missing before: start (0, 1, 2).
+        let four = serde_json::json!({ "z": 4, "y": 4, "x": 4 });
+        let v = cropped(serde_json::json!({ "body": true, "divisible_by": four }), volume("HU")).unwrap();
+        assert_eq!((v.geometry.size, v.geometry.origin.0), (Zyx::splat(4), [2.0, 1.0, 0.0]));
+        // An odd voxel more goes to the far end; air fills what no value was given for.
+        let v = cropped(serde_json::json!({ "body": true, "divisible_by": { "z": 5, "y": 1, "x": 0 } }), volume("HU")).unwrap();
+        assert_eq!((v.geometry.size, v.geometry.origin.0), (Zyx::new(5, 2, 2), [3.0, 2.0, 0.0]));
+        assert!(v.voxels.to_f32()[16..].iter().all(|v| *v == -1000.0));
+        let bad = serde_json::json!({ "body": true, "divisible_by": { "z": 9000, "y": 1, "x": 1 } });
+        assert_eq!(stage(bad).check().len(), 1);
     }
 
     #[test]
