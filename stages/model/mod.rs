@@ -8,6 +8,7 @@ mod dynunet;
 mod kernels;
 pub mod loss;
 pub mod optimiser;
+mod overlap;
 mod predictor;
 pub mod schedule;
 mod target;

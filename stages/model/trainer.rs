@@ -47,6 +47,11 @@ impl Trainer {
         let Network::Dynunet(config) = network;
         let heads = config.deep_supervision.0 + 1;
         predictor::refuse_errors(loss.findings(classes, heads).into_iter().chain(optimiser.findings()))?;
+        if let Some(w) = loss.class_weights.as_ref().filter(|w| w.len() != classes) {
+            return Err(Error::Model {
+                why: format!("loss.class_weights has {} numbers for {classes} classes, background included", w.len()),
+            });
+        }
         let net = predictor::build(network, channels, classes, &device.training())?;
         Ok(Self {
             network: network.clone(),

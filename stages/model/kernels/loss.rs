@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::model::loss::{FocalForm, Loss};
+use crate::model::overlap::{Overlap, overlap};
 
 /// What the logits of one head are measured with.
 #[derive(Clone, Debug)]
@@ -58,19 +59,63 @@ impl HeadLoss {
     pub fn value_and_gradient(&self, logits: &[f32]) -> (f32, Vec<f32>) {
         let sample = self.classes * self.positions;
         let mut gradient = vec![0f32; logits.len()];
-        let mut value = 0.0;
-        for (b, (logits, gradient)) in logits.chunks_exact(sample).zip(gradient.chunks_exact_mut(sample)).enumerate() {
-            let pieces = Pieces::of(gradient, self.positions);
-            let parts: Vec<Sums> = pieces.each(|first, rows| self.measure(b, first, logits, rows));
-            let sums = parts.iter().fold(Sums::new(self.classes), |mut all, part| {
+        let all = |parts: &[Sums]| {
+            parts.iter().fold(Sums::new(self.classes), |mut all, part| {
                 all.add(part);
                 all
-            });
-            value += self.value(&sums);
-            let slopes = self.dice_slopes(&sums);
-            Pieces::of(gradient, self.positions).each(|first, rows| self.derive(b, first, logits, &slopes, rows));
+            })
+        };
+        let of_samples: Vec<Sums> = logits
+            .chunks_exact(sample)
+            .zip(gradient.chunks_exact_mut(sample))
+            .enumerate()
+            .map(|(b, (logits, gradient))| {
+                all(&Pieces::of(gradient, self.positions).each(|first, rows| self.measure(b, first, logits, rows)))
+            })
+            .collect();
+        let whole = all(&of_samples);
+        let groups = if self.loss.batch { std::slice::from_ref(&whole) } else { &of_samples };
+        let overlaps: Vec<Overlap> = groups.iter().map(|s| overlap(&self.loss, &s.overlap, self.first(), self.box_voxels)).collect();
+        let entropy_weight = self.entropy_weight();
+        let share = 1.0 / groups.len() as f64;
+        let value = overlaps.iter().map(|o| o.value * share).sum::<f64>() + self.value(&whole);
+        for (b, (logits, gradient)) in logits.chunks_exact(sample).zip(gradient.chunks_exact_mut(sample)).enumerate() {
+            let of_group = &overlaps[if self.loss.batch { 0 } else { b }];
+            let slopes: Vec<[f32; 2]> = of_group.slopes.iter().map(|s| s.map(|s| (s * share * self.weight) as f32)).collect();
+            Pieces::of(gradient, self.positions).each(|first, rows| self.derive(b, first, logits, &slopes, entropy_weight, rows));
         }
         ((value * self.weight) as f32, gradient)
+    }
+
+    /// Σg of every class that counts, for each group of voxels (the others are 0): [Σpg, Σp, Σg].
+    pub fn truth_sums(&self) -> Vec<Vec<[f64; 3]>> {
+        let of_sample = |b: usize| -> Vec<[f64; 3]> {
+            let class = |c: usize| &self.one_hot[(b * self.classes + c) * self.positions..][..self.positions];
+            (self.first()..self.classes).map(|c| [0.0, 0.0, class(c).iter().map(|v| f64::from(*v)).sum()]).collect()
+        };
+        let samples: Vec<_> = (0..self.n).map(of_sample).collect();
+        if !self.loss.batch {
+            return samples;
+        }
+        let sum = |c: usize| samples.iter().map(|s| s[c][2]).sum::<f64>();
+        vec![(0..self.classes - self.first()).map(|c| [0.0, 0.0, sum(c)]).collect()]
+    }
+
+    /// What a voxel of a class counts in the cross-entropy.
+    fn class_weight(&self, class: usize) -> f32 {
+        self.loss.class_weights.as_ref().map_or(1.0, |w| w.get(class).copied().unwrap_or(1.0) as f32)
+    }
+
+    /// What the cross-entropy divides by: the weights of all voxels.
+    pub fn entropy_weight(&self) -> f64 {
+        if self.loss.class_weights.is_none() {
+            return (self.n * self.positions) as f64;
+        }
+        let of_class =
+            |(i, row): (usize, &[f32])| f64::from(self.class_weight(i % self.classes)) * row.iter().map(|v| f64::from(*v)).sum::<f64>();
+        let sum: f64 = self.one_hot.chunks_exact(self.positions).enumerate().map(of_class).sum();
+        // A batch of voxels that all count nothing.
+        if sum > 0.0 { sum } else { 1.0 }
     }
 
     fn first(&self) -> usize {
@@ -82,31 +127,15 @@ impl HeadLoss {
         (self.n * (self.classes - self.first()) * self.positions) as f64
     }
 
-    /// The share of one sample in the loss.
+    /// The losses that are means over voxels.
     fn value(&self, sums: &Sums) -> f64 {
         let l = &self.loss;
-        let smooth = l.smooth / self.box_voxels as f64;
-        let kept = &sums.overlap[self.first()..];
-        let dice = kept.iter().map(|[both, p, g]| 1.0 - (2.0 * both + smooth) / (p + g + smooth)).sum::<f64>();
         let foreground = (self.n * (self.classes - 1) * self.positions) as f64;
-        l.dice * dice / (self.n * kept.len()) as f64
-            + l.focal * sums.focal / self.elements()
-            + l.cross_entropy * sums.cross_entropy / (self.n * self.positions) as f64
-            + l.boundary * sums.boundary / foreground
-    }
-
-    /// d Dice / d p = slope[0] + slope[1] · g for each class of a sample, the head's weight in it.
-    fn dice_slopes(&self, sums: &Sums) -> Vec<[f32; 2]> {
-        let smooth = self.loss.smooth / self.box_voxels as f64;
-        let share = self.weight * self.loss.dice / (self.n * (self.classes - self.first())) as f64;
-        let slope = |(c, [both, p, g]): (usize, &[f64; 3])| {
-            if c < self.first() {
-                return [0.0; 2];
-            }
-            let whole = p + g + smooth;
-            [(share * (2.0 * both + smooth) / (whole * whole)) as f32, (-2.0 * share / whole) as f32]
-        };
-        sums.overlap.iter().enumerate().map(slope).collect()
+        let mut value = 0.0;
+        for (weight, sum, divisor) in [(l.focal, sums.focal, self.elements()), (l.boundary, sums.boundary, foreground)] {
+            value += weight * sum / divisor;
+        }
+        if l.cross_entropy > 0.0 { value + l.cross_entropy * sums.cross_entropy / self.entropy_weight() } else { value }
     }
 
     /// First pass over the positions from `first` on: leaves the softmax in `rows` and gives the sums.
@@ -115,6 +144,7 @@ impl HeadLoss {
         let l = &self.loss;
         let truth = &self.one_hot[b * self.classes * self.positions..][..self.classes * self.positions];
         let (mut x, mut g) = (vec![0f32; self.classes], vec![0f32; self.classes]);
+        let weights: Vec<f32> = (0..self.classes).map(|c| self.class_weight(c)).collect();
         for i in 0..rows[0].len() {
             for c in 0..self.classes {
                 (x[c], g[c]) = (logits[c * self.positions + first + i], truth[c * self.positions + first + i]);
@@ -127,7 +157,7 @@ impl HeadLoss {
                     *sum += f64::from(v);
                 }
                 if l.cross_entropy > 0.0 {
-                    sums.cross_entropy -= f64::from(g[c] * (x[c] - log_sum));
+                    sums.cross_entropy -= f64::from(weights[c] * g[c] * (x[c] - log_sum));
                 }
                 if l.boundary > 0.0 && c > 0 {
                     sums.boundary += f64::from(p * self.distance_at(b, c, first + i));
@@ -145,11 +175,13 @@ impl HeadLoss {
     }
 
     /// Second pass: turns the softmax in `rows` into the gradient.
-    fn derive(&self, b: usize, first: usize, logits: &[f32], slopes: &[[f32; 2]], rows: &mut [&mut [f32]]) {
+    fn derive(&self, b: usize, first: usize, logits: &[f32], slopes: &[[f32; 2]], entropy_weight: f64, rows: &mut [&mut [f32]]) {
         let l = &self.loss;
+        let is_weighted = l.class_weights.is_some();
         let truth = &self.one_hot[b * self.classes * self.positions..][..self.classes * self.positions];
         let focal = (self.weight * l.focal / self.elements()) as f32;
-        let entropy = (self.weight * l.cross_entropy / (self.n * self.positions) as f64) as f32;
+        let entropy = if l.cross_entropy > 0.0 { (self.weight * l.cross_entropy / entropy_weight) as f32 } else { 0.0 };
+        let weights: Vec<f32> = (0..self.classes).map(|c| self.class_weight(c)).collect();
         let boundary = (self.weight * l.boundary / (self.n * (self.classes - 1) * self.positions) as f64) as f32;
         let (mut x, mut g, mut p, mut slope) =
             (vec![0f32; self.classes], vec![0f32; self.classes], vec![0f32; self.classes], vec![0f32; self.classes]);
@@ -165,8 +197,10 @@ impl HeadLoss {
                 }
                 mean += slope[c] * p[c];
             }
+            // Σ w·g: 1 where every class counts the same.
+            let drawn: f32 = if is_weighted { g.iter().zip(&weights).map(|(g, w)| g * w).sum() } else { 1.0 };
             for c in 0..self.classes {
-                rows[c][i] = p[c] * (slope[c] - mean) + entropy * (p[c] - g[c]);
+                rows[c][i] = p[c] * (slope[c] - mean) + entropy * (p[c] * drawn - weights[c] * g[c]);
             }
             if focal > 0.0 {
                 let kept = self.first();
