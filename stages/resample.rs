@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::ops::padded::Padded;
 use crate::ops::resample::{Interpolation, LabelInterpolation};
 use crate::ops::respace::{coarse_axis, refilled, respaced};
+use crate::ops::spline::PLANES;
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
 use crate::volume::{About, Labels, Outline, Step, StoredVolume, Volume, Voxels, apply};
 
@@ -256,7 +257,7 @@ fn integers<T>(values: Vec<f32>, narrow: impl Fn(f32) -> T) -> Vec<T> {
 impl Stage for Resample {
     const INFO: Info = Info {
         name: "resample",
-        version: 3,
+        version: 4,
         scope: Scope::Case,
         ports: &[
             Port { name: "volume", kind: Kind::Volume, required: true, about: "what gets another spacing, labels included" },
@@ -335,7 +336,11 @@ impl Stage for Resample {
         let all = growth.z * growth.y * growth.x;
         let output = scaled(4 * e.voxels + e.label_bytes, all);
         let between = match self.interpolation {
-            Interpolation::Cubic => scaled(8 * e.voxels, growth.y * growth.x),
+            // The planes that a cubic holds at once; which axis they lie across depends on the turn.
+            Interpolation::Cubic => {
+                let depth = e.size.to_array().into_iter().min().unwrap_or(1).max(1);
+                scaled(8 * e.voxels, growth.y * growth.x * (PLANES as f64 / depth as f64).min(1.0))
+            }
             _ => 0,
         };
         let blur = if self.anti_alias { 8 * e.voxels } else { 0 };

@@ -77,7 +77,7 @@ impl Frames {
 impl Stage for Stack {
     const INFO: Info = Info {
         name: "stack",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[
             Port { name: "first", kind: Kind::Volume, required: true, about: "the volume whose grid, labels and place stay" },

@@ -1,6 +1,9 @@
 //! Cubic B-spline interpolation (order 3) as scipy's `map_coordinates` with mode `nearest` and MONAI with an integer mode do it: 12 voxels of repeated edge at
 //! both ends, a recursive filter with pole √3 − 2 that turns values into coefficients, then four taps an axis (Unser, IEEE Signal Processing Magazine 1999).
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
@@ -31,10 +34,41 @@ impl Axes {
         Self { from, at: Zyx::new(at(2, to.z), at(1, to.y), at(0, to.x)), outside }
     }
 
-    /// The voxels that a region of the output reads: the filter runs along whole axes.
-    pub fn needs(&self, _region: Region) -> Option<Region> {
-        Some(Region::whole(self.from))
+    /// The voxels that a region of the output reads: whole rows and columns, of the planes that the blocks of its first and its last plane take.
+    pub fn needs(&self, region: Region) -> Option<Region> {
+        let at = &self.at.z[region.start.z as usize..][..region.size.z];
+        let blocks = at.iter().map(|p| block(*p, self.from.z));
+        let (low, high) = (blocks.clone().min()?, blocks.max()?);
+        let planes = voxels(&window(low, self.from.z), self.from.z).start..voxels(&window(high, self.from.z), self.from.z).end;
+        Some(Region { start: Zyx::new(planes.start as i64, 0, 0), size: Zyx { z: planes.len(), ..self.from } })
     }
+}
+
+/// Coefficients along z are made in blocks of so many, which begin at multiples of it: a block is the same whatever region asks for it.
+const BLOCK: usize = 32;
+/// So many values before and after a block the filter starts anew: what it begins with has faded to |pole|²⁰ < 4e-12 where the block begins.
+const HALO: usize = 20;
+/// Planes that are in memory at once, at most.
+pub const PLANES: usize = BLOCK + 3 + 2 * HALO;
+
+/// The block that holds the first coefficient of a point's four; the three after the block are made with it.
+fn block(p: f64, n: usize) -> usize {
+    taps(p, n + 2 * PAD).0 / BLOCK
+}
+
+/// The padded values that a block is made from.
+fn window(block: usize, n: usize) -> Range<usize> {
+    (block * BLOCK).saturating_sub(HALO)..((block + 1) * BLOCK + 3 + HALO).min(n + 2 * PAD)
+}
+
+/// Where a padded value comes from.
+fn inside(i: usize, n: usize) -> usize {
+    i.saturating_sub(PAD).min(n - 1)
+}
+
+/// The voxels behind padded values.
+fn voxels(window: &Range<usize>, n: usize) -> Range<usize> {
+    inside(window.start, n)..inside(window.end - 1, n) + 1
 }
 
 /// Cubic resampling between parallel grids, axis by axis.
@@ -42,7 +76,7 @@ impl Axes {
 /// - part: covers what [`Axes::needs`] says of `region`
 /// - out: `[z, y, x]` of `region`
 ///
-/// Costs 8 bytes a voxel of `[from.z, region.y, region.x]` beside input and output.
+/// Costs 8 bytes a voxel of `[min(from.z, PLANES), region.y, region.x]` beside input and output.
 pub fn separable<T: Voxel, U: Stored>(part: Part<T>, axes: &Axes, region: Region, maps: &[Map], lanes: Lanes, out: &mut [U]) {
     if out.is_empty() {
         return;
@@ -51,43 +85,75 @@ pub fn separable<T: Voxel, U: Stored>(part: Part<T>, axes: &Axes, region: Region
     let first = region.start.map(|s| s as usize);
     let (at_z, at_y, at_x) = (&axes.at.z[first.z..][..to.z], &axes.at.y[first.y..][..to.y], &axes.at.x[first.x..][..to.x]);
     let plane = to.y * to.x;
-    // [from.z, to.y, to.x]
-    let mut inner = vec![0.0f64; from.z * plane];
-    inner.par_chunks_mut(plane).enumerate().for_each_init(Room::default, |room, (z, inner)| {
-        room.wide.resize(from.y * to.x, 0.0);
-        for y in (0..from.y).step_by(SIDE) {
-            let rows: [&[T]; SIDE] = std::array::from_fn(|k| part.row(z, (y + k).min(from.y - 1)).0);
-            abreast(lanes, rows, &mut room.line);
-            filter(lanes, &mut room.line, SIDE);
-            room.out.resize(to.x * SIDE, 0.0);
-            evaluate(lanes, &room.line, SIDE, at_x, &mut room.out);
-            let rows = SIDE.min(from.y - y);
-            apart(lanes, &room.out, to.x, &mut room.wide[y * to.x..][..rows * to.x]);
-        }
-        padded(&mut room.line, room.wide.chunks_exact(to.x), to.x);
-        filter(lanes, &mut room.line, to.x);
-        evaluate(lanes, &room.line, to.x, at_y, inner);
-    });
-    // Rows of the output by their y, so that each y can go through z on its own.
-    let mut by_y: Vec<Vec<&mut [U]>> = (0..to.y).map(|_| Vec::with_capacity(to.z)).collect();
-    out.chunks_exact_mut(to.x).enumerate().for_each(|(i, row)| by_y[i % to.y].push(row));
     let beyond_x: Vec<usize> = (0..to.x).filter(|x| outside.covers(at_x[*x], from.x)).collect();
-    by_y.into_par_iter().enumerate().for_each_init(Room::default, |room, (y, rows)| {
-        padded(&mut room.line, (0..from.z).map(|z| &inner[z * plane + y * to.x..][..to.x]), to.x);
-        filter(lanes, &mut room.line, to.x);
-        room.out.resize(to.x, 0.0);
-        let mut scratch = Vec::new();
-        for (row, p) in rows.into_iter().zip(at_z) {
-            U::fill(row, &mut scratch, maps, lanes, |row| {
-                if outside.covers(*p, from.z) || outside.covers(at_y[y], from.y) {
-                    return row.fill(outside.value());
-                }
-                evaluate(lanes, &room.line, to.x, std::slice::from_ref(p), &mut room.out);
-                lanes::narrow(lanes, &room.out, row);
-                beyond_x.iter().for_each(|x| row[*x] = outside.value());
-            });
-        }
-    });
+    // Planes `[to.y, to.x]` of neighbouring input z, of which the first is `from_z`.
+    let (mut held, mut from_z) = (VecDeque::<Vec<f64>>::new(), 0);
+    let mut rest = out;
+    for at_z in at_z.chunk_by(|a, b| block(*a, from.z) == block(*b, from.z)) {
+        let (out, after) = std::mem::take(&mut rest).split_at_mut(at_z.len() * plane);
+        rest = after;
+        let window = window(block(at_z[0], from.z), from.z);
+        let planes = voxels(&window, from.z);
+        let kept = (from_z..from_z + held.len()).contains(&planes.start).then(|| planes.start - from_z);
+        let mut spare: Vec<Vec<f64>> = held.drain(..kept.unwrap_or(held.len())).collect();
+        from_z = planes.start;
+        let mut fresh: Vec<Vec<f64>> = (from_z + held.len()..planes.end).map(|_| spare.pop().unwrap_or_else(|| vec![0.0; plane])).collect();
+        drop(spare);
+        let next = from_z + held.len();
+        fresh.par_iter_mut().enumerate().for_each_init(Room::default, |room, (i, inner)| {
+            in_plane(part, next + i, from, at_y, at_x, lanes, room, inner);
+        });
+        held.extend(fresh);
+        // Rows of the output by their y, so that each y can go through z on its own.
+        let mut by_y: Vec<Vec<&mut [U]>> = (0..to.y).map(|_| Vec::with_capacity(at_z.len())).collect();
+        out.chunks_exact_mut(to.x).enumerate().for_each(|(i, row)| by_y[i % to.y].push(row));
+        by_y.into_par_iter().enumerate().for_each_init(Room::default, |room, (y, rows)| {
+            room.line.clear();
+            window.clone().for_each(|i| room.line.extend_from_slice(&held[inside(i, from.z) - from_z][y * to.x..][..to.x]));
+            filter(lanes, &mut room.line, to.x);
+            room.out.resize(to.x, 0.0);
+            let mut scratch = Vec::new();
+            for (row, p) in rows.into_iter().zip(at_z) {
+                U::fill(row, &mut scratch, maps, lanes, |row| {
+                    if outside.covers(*p, from.z) || outside.covers(at_y[y], from.y) {
+                        return row.fill(outside.value());
+                    }
+                    evaluate(lanes, &room.line, window.start, from.z, to.x, std::slice::from_ref(p), &mut room.out);
+                    lanes::narrow(lanes, &room.out, row);
+                    beyond_x.iter().for_each(|x| row[*x] = outside.value());
+                });
+            }
+        });
+    }
+}
+
+/// A plane of the input at the places of the output along y and x.
+/// - out: `[at_y, at_x]`
+#[allow(clippy::too_many_arguments)]
+fn in_plane<T: Voxel>(
+    part: Part<T>,
+    z: usize,
+    from: Zyx<usize>,
+    at_y: &[f64],
+    at_x: &[f64],
+    lanes: Lanes,
+    room: &mut Room,
+    out: &mut [f64],
+) {
+    let n = at_x.len();
+    room.wide.resize(from.y * n, 0.0);
+    for y in (0..from.y).step_by(SIDE) {
+        let rows: [&[T]; SIDE] = std::array::from_fn(|k| part.row(z, (y + k).min(from.y - 1)).0);
+        abreast(lanes, rows, &mut room.line);
+        filter(lanes, &mut room.line, SIDE);
+        room.out.resize(n * SIDE, 0.0);
+        evaluate(lanes, &room.line, 0, from.x, SIDE, at_x, &mut room.out);
+        let rows = SIDE.min(from.y - y);
+        apart(lanes, &room.out, n, &mut room.wide[y * n..][..rows * n]);
+    }
+    padded(&mut room.line, room.wide.chunks_exact(n), n);
+    filter(lanes, &mut room.line, n);
+    evaluate(lanes, &room.line, 0, from.y, n, at_y, out);
 }
 
 /// Rows of a plane that go through the filter side by side.
@@ -218,12 +284,12 @@ fn prefilter(c: &mut [f64], lanes: usize) {
         return;
     }
     c.iter_mut().for_each(|v| *v *= 6.0);
-    // c⁺[0] of the mirrored signal. Terms beyond the 60th are below the last bit of the first.
+    // c⁺[0] of the mirrored signal, without the terms that are far below its last bit.
     let last = POLE.powi(n as i32 - 1);
     let mut first: Vec<f64> = (0..lanes).map(|l| c[l] + last * c[(n - 1) * lanes + l]).collect();
     for i in 1..(n - 1) {
         let w = POLE.powi(i as i32) + POLE.powi(2 * (n as i32 - 1) - i as i32);
-        if i > 60 && w.abs() < 1e-40 {
+        if w.abs() < 1e-20 {
             break;
         }
         first.iter_mut().zip(&c[i * lanes..]).for_each(|(f, v)| *f += w * v);
@@ -254,15 +320,44 @@ fn taps(p: f64, padded: usize) -> (usize, [f64; 4]) {
 }
 
 on_lanes! {
-    /// The spline at each of `at`, along the slow axis of padded coefficients `[n + 24, abreast]`, into `[at, abreast]`.
-    pub fn evaluate(c: &[f64], abreast: usize, at: &[f64], out: &mut [f64]) {
-        let n = c.len() / abreast;
+    /// The spline at each of `at`, along the slow axis of padded coefficients `[.., abreast]`, into `[at, abreast]`.
+    /// - begin: which of the `n + 24` coefficients of the axis is the first of `c`
+    pub fn evaluate(c: &[f64], begin: usize, n: usize, abreast: usize, at: &[f64], out: &mut [f64]) {
         for (p, out) in at.iter().zip(out.chunks_exact_mut(abreast)) {
-            let (first, w) = taps(*p, n);
-            let [a, b, c, d]: [&[f64]; 4] = std::array::from_fn(|k| &c[(first + k) * abreast..][..abreast]);
+            let (first, w) = taps(*p, n + 2 * PAD);
+            let [a, b, c, d]: [&[f64]; 4] = std::array::from_fn(|k| &c[(first - begin + k) * abreast..][..abreast]);
             for (o, (((a, b), c), d)) in out.iter_mut().zip(a.iter().zip(b).zip(c).zip(d)) {
                 *o = w[0] * a + w[1] * b + w[2] * c + w[3] * d;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::matrix::Affine;
+
+    #[test]
+    fn blocks_along_z_are_the_filter_along_all_of_it_and_read_no_more_than_their_planes() {
+        let (from, to) = (Zyx::new(190, 3, 4), Zyx::new(400, 3, 4));
+        let values: Vec<i16> = (0..from.count()).map(|i| ((i.wrapping_mul(2_654_435_761) >> 12) % 4000) as i16 - 1000).collect();
+        let mut map: Affine = [[0.0; 4]; 4];
+        map.iter_mut().enumerate().for_each(|(i, row)| row[i] = if i == 2 { 0.47 } else { 1.0 });
+        let axes = Axes::new(&map, from, to, Outside::Edge);
+        let mut out = vec![0f32; to.count()];
+        separable(Part::whole(&values, from), &axes, Region::whole(to), &[], Lanes::here(), &mut out);
+        let c = Coefficients::of(&values, from);
+        for (o, v) in out.iter().enumerate() {
+            let p = Zyx::new((o / 12) as f64 * 0.47, (o / 4 % 3) as f64, (o % 4) as f64);
+            assert!((v - c.at(p, Outside::Edge)).abs() < 1e-3, "voxel {o}");
+        }
+        let middle = Region { start: Zyx::new(200, 0, 0), size: Zyx { z: 20, ..to } };
+        let needs = axes.needs(middle).expect("a box");
+        assert!(needs.size.z <= PLANES + BLOCK && needs.size.z < from.z, "{needs:?}");
+        let cut = &values[needs.start.z as usize * 12..][..needs.size.count()];
+        let mut part = vec![0f32; middle.size.count()];
+        separable(Part { voxels: cut, region: needs }, &axes, middle, &[], Lanes::here(), &mut part);
+        assert!(part == out[200 * 12..][..part.len()], "to the bit");
     }
 }

@@ -1,4 +1,4 @@
-# Times what others take for the recipe of `preprocess`: one JSON line each that is installed. Arguments: size z y x, threads.
+# Times what others take for the recipe of `preprocess`: one JSON line each that is installed. Arguments: size z y x, threads, names of the peers (none: all).
 import json, os, sys, time
 
 z, y, x, threads = map(int, sys.argv[1:5])
@@ -84,6 +84,8 @@ def nnunet():
 
 
 for peer in (simpleitk, torch, monai, monai_augment, nnunet):
+    if sys.argv[5:] and peer.__name__ not in sys.argv[5:]:
+        continue
     try:
         peer()
     except ImportError as e:

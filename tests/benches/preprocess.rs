@@ -10,13 +10,11 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
 use voxmill_schemas::region::Region;
-use voxmill_stages::ops::augment::{Augment, Sample, Step, apply};
 use voxmill_stages::ops::intensity::Map;
 use voxmill_stages::ops::plan::{Part, Plan};
 use voxmill_stages::ops::resample::{Interpolation, Outside};
 use voxmill_stages::ops::respace::respaced;
 use voxmill_stages::ops::separable::Stored;
-use voxmill_stages::ops::warp::Bend;
 
 const ROUNDS: usize = 9;
 const WINDOW: [Map; 1] = [Map::Window { low: -1000.0, high: 1000.0, to_low: 0.0, to_high: 1.0, clip: true }];
@@ -73,25 +71,6 @@ fn measure<U: Stored>(path: &str, plan: &Plan, ct: &[i16], pools: &[ThreadPool; 
     best[1]
 }
 
-/// A patch of 128³ from a box of 160³: turned, zoomed and bent in one interpolation, then a gamma curve.
-fn augmented(pools: &[ThreadPool; 2]) -> f64 {
-    let (from, size) = (Zyx::splat(160), Zyx::splat(128));
-    let box_of = || Sample { size: from, channels: 1, voxels: (0..from.count()).map(|i| (i % 997) as f32 / 997.0).collect(), labels: None };
-    let (s, c) = 0.3f64.sin_cos();
-    let to_input = Zyx::new(Zyx::new(1.1, 0.0, 0.0), Zyx::new(0.0, c, s), Zyx::new(0.0, -s, c));
-    let bend = Some(Bend { sigma: 6.0, magnitude: 150.0, seed: 7 });
-    let steps = Augment(vec![Step::Affine { to_input, size, bend }, Step::Gamma { gamma: 1.3, invert: false, retain_stats: false }]);
-    let mut best = [f64::INFINITY; 2];
-    for _ in 0..5 {
-        for (best, pool) in best.iter_mut().zip(pools) {
-            let sample = box_of();
-            *best = best.min(ms(|| drop(black_box(pool.install(|| apply(&steps, sample))))));
-        }
-    }
-    line("augmented 128³: 2 threads", best[1], "ms", "1 thread, speed", best[0] / best[1]);
-    best[1]
-}
-
 fn line(metric: &str, value: f64, unit: &str, against: &str, ratio: f64) {
     println!(r#"{{"bench":"preprocess","metric":"{metric}","value":{value:.1},"unit":"{unit}","against":"{against}","ratio":{ratio:.2}}}"#);
 }
@@ -114,21 +93,21 @@ fn main() {
     measure::<half::f16>("linear", &plan(&to, Interpolation::Linear), &ct, &pools, ROUNDS);
     measure::<f32>("turned", &plan(&turned, Interpolation::Linear), &ct, &pools, ROUNDS);
     let oblique = measure::<f32>("oblique", &plan(&askew, Interpolation::Linear), &ct, &pools, ROUNDS / 2);
-    let augmented = augmented(&pools);
     let cubic = measure::<f32>("cubic", &plan(&to, Interpolation::Cubic), &ct, &pools, ROUNDS / 2);
 
     let Ok(python) = std::env::var("VOXMILL_PYTHON") else { return eprintln!("no peers: VOXMILL_PYTHON names no interpreter") };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/benches/peers.py");
-    let done = Command::new(&python).arg(script).args(size.to_array().map(|n| n.to_string())).arg("2").output();
+    let done = Command::new(&python)
+        .arg(script)
+        .args(size.to_array().map(|n| n.to_string()))
+        .args(["2", "simpleitk", "torch", "monai", "nnunet"])
+        .output();
     let said = done.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     for peer in said.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()) {
         let name = peer["peer"].as_str().unwrap_or("a peer");
-        let metric = |path: &str| if path == "augmented" { "augmented 128³".into() } else { format!("{path} int16 to float32") };
-        let own = [("linear", linear), ("oblique", oblique), ("cubic", cubic), ("augmented", augmented)]
-            .into_iter()
-            .find(|(path, _)| peer["path"] == *path);
+        let own = [("linear", linear), ("oblique", oblique), ("cubic", cubic)].into_iter().find(|(path, _)| peer["path"] == *path);
         match (own, peer["ms"].as_f64()) {
-            (Some((path, ms)), Some(theirs)) => line(&metric(path), ms, "ms", &format!("{name}, speed"), theirs / ms),
+            (Some((path, ms)), Some(theirs)) => line(&format!("{path} int16 to float32"), ms, "ms", &format!("{name}, speed"), theirs / ms),
             _ => eprintln!("{name} is not there: {}", peer["missing"]),
         }
     }
