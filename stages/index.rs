@@ -60,7 +60,7 @@ pub enum Deidentify {
 impl Stage for Index {
     const INFO: Info = Info {
         name: "index",
-        version: 6,
+        version: 7,
         scope: Scope::Set,
         ports: &[],
         gives: Kind::Table,

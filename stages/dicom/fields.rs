@@ -183,10 +183,8 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         .into_iter()
         .find(|u| !u.is_empty())
         .unwrap_or_default();
-    // Most files say nothing that a person could have typed a name into.
-    let is_typed = !labels.is_empty() || !is_usual(BODY_PARTS, &body_part) || !is_usual(UNITS, &unit);
-    let identity = if is_typed { identity(&top, &charset) } else { Identity::default() };
-    let coded_labels = if identity.is_empty() || labels.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
+    let identity = identity(&top, &charset);
+    let coded_labels = if labels.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
     let mut h = Header {
         transfer_syntax: if s.transfer_syntax.is_empty() { shown } else { s.transfer_syntax }.into(),
         is_big_endian: s.is_big_endian,
@@ -263,8 +261,9 @@ const UNITS: &[&str] = &[
     "", "HU", "US", "OD", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "BQML", "CNTS", "NONE", "GML", "CM2ML", "PROPCNTS", "Gy", "RELATIVE", "normalized",
 ];
 
-fn is_usual(list: &[&str], text: &str) -> bool {
-    list.contains(&text)
+/// Whether a person could have typed a name into what the header keeps; most files say nothing of the kind.
+pub(super) fn is_typed(h: &Header) -> bool {
+    !h.labels.is_empty() || !BODY_PARTS.contains(&h.body_part.as_str()) || !UNITS.contains(&h.unit.as_str())
 }
 
 /// What the file says of who the patient is.

@@ -142,9 +142,12 @@ impl Opened<'_> {
         Ok(true)
     }
 
-    /// The same for bytes that are values already.
+    /// The same for bytes that are values already, and for single bits.
     pub fn read_bytes(&self, frame: usize, out: &mut [u8]) -> Result<bool, Error> {
         let h = self.header;
+        if h.bits_allocated == 1 && h.pixel.is_some_and(|p| p.length.is_some()) {
+            return self.native_bits(frame, out).map(|()| true);
+        }
         let is_plain = h.bits_allocated == 8 && h.bits_stored == 8 && h.samples == 1 && !self.is_swapped();
         let Some(offset) = self.native_offset(frame).filter(|_| is_plain) else { return Ok(false) };
         self.source.read_into(offset, out).map_err(|e| self.unread(frame, e))?;
@@ -226,26 +229,38 @@ impl Opened<'_> {
         Ok(true)
     }
 
-    /// Single bits are one stream over all frames, least significant first (PS3.5 8.1.1); compressed ones are packed frame by frame.
+    /// Single bits are one stream over all frames, least significant first (PS3.5 8.1.1). They are read a piece at a time: beside the pixels next to nothing is held.
+    fn native_bits(&self, frame: usize, out: &mut [u8]) -> Result<(), Error> {
+        /// A multiple of eight.
+        const PIECE_PIXELS: usize = 1 << 18;
+        let pixel = self.header.pixel.expect("checked when the file was opened");
+        let mut at = out.len() as u64 * frame as u64;
+        for piece in out.chunks_mut(PIECE_PIXELS) {
+            let (from, to) = (at / 8, (at + piece.len() as u64).div_ceil(8));
+            let bytes = self.source.read_at(pixel.offset + from, (to - from) as usize).map_err(|e| self.unread(frame, e))?;
+            let first = (at % 8) as usize;
+            (first..).zip(piece.iter_mut()).for_each(|(b, out)| *out = bytes[b / 8] >> (b % 8) & 1);
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Compressed single bits are packed frame by frame.
     fn single_bits(&self, frame: usize, n: usize) -> Result<Vec<u8>, Error> {
         let h = self.header;
         let pixel = h.pixel.expect("checked when the file was opened");
-        let (bytes, first) = if pixel.length.is_some() {
-            let start = n as u64 * frame as u64;
-            let (from, to) = (start / 8, (start + n as u64).div_ceil(8));
-            let bytes = self.source.read_at(pixel.offset + from, (to - from) as usize).map_err(|e| self.unread(frame, e))?;
-            (bytes, (start % 8) as usize)
-        } else {
-            let is_packed = codec::packs_bits(&h.transfer_syntax);
-            let eights = Header { rows: 1, columns: n.div_ceil(8) as u32, ..h.clone() };
-            let bytes = Header { bits_allocated: 8, bits_stored: 8, high_bit: 7, ..if is_packed { eights } else { h.clone() } };
-            let samples = self.decoded(frame, &bytes)?;
-            if !is_packed {
-                return Ok(samples.bytes.iter().map(|b| *b & 1).collect());
-            }
-            (samples.bytes, 0)
-        };
-        Ok((first..first + n).map(|b| bytes[b / 8] >> (b % 8) & 1).collect())
+        if pixel.length.is_some() {
+            let mut out = vec![0; n];
+            return self.native_bits(frame, &mut out).map(|()| out);
+        }
+        let is_packed = codec::packs_bits(&h.transfer_syntax);
+        let eights = Header { rows: 1, columns: n.div_ceil(8) as u32, ..h.clone() };
+        let bytes = Header { bits_allocated: 8, bits_stored: 8, high_bit: 7, ..if is_packed { eights } else { h.clone() } };
+        let samples = self.decoded(frame, &bytes)?;
+        if !is_packed {
+            return Ok(samples.bytes.iter().map(|b| *b & 1).collect());
+        }
+        Ok((0..n).map(|b| samples.bytes[b / 8] >> (b % 8) & 1).collect())
     }
 
     /// - `h`: how the frame's bytes are described to the codec

@@ -82,7 +82,11 @@ pub struct Header {
     pub labels: Vec<String>,
     /// How many of `labels` were replaced, because they held what tells who the patient is.
     pub hidden_labels: u32,
-    /// Labels only, until the header is hidden: what the file says of who the patient is, and the labels that are the words of a public code.
+    /// Under pseudonyms: which of `labels` are not asked again, being replaced or the words of a public code.
+    pub is_settled: Vec<bool>,
+    /// Under pseudonyms: the marks of who the patient is ([`Identity::marks`]), one after another.
+    pub marks: String,
+    /// Until the header is hidden: what the file says of who the patient is, and the labels that are the words of a public code.
     #[serde(skip)]
     pub identity: Identity,
     #[serde(skip)]

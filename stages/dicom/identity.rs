@@ -1,4 +1,7 @@
-//! What a file says of who the patient is, and whether a free text repeats any of it. Held while a header is read and no longer.
+//! What a file says of who the patient is, and whether a free text repeats any of it. Held while a header is read and no longer: what is kept are keyed marks,
+//! by which whoever has the key tells whether a text of another file repeats it.
+
+use std::collections::{BTreeSet, HashSet};
 
 /// A shorter part of a name, or id, is found in words that mean something else.
 const SHORTEST: usize = 3;
@@ -6,6 +9,10 @@ const SHORTEST: usize = 3;
 const LONG: usize = 6;
 /// From this length on an id is.
 const LONG_ID: usize = 4;
+/// More of a text is not held against marks, longer words and ids are none, and more of an element is not read: files are hostile, and names have 64 characters.
+const MAX_TEXT_CHARS: usize = 256;
+const MAX_WORD_CHARS: usize = 64;
+const MAX_ELEMENT_CHARS: usize = 4096;
 
 /// Values of identity elements, in small letters.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,11 +30,12 @@ impl Identity {
 
     /// PN: components, alphabetic, ideographic and phonetic, one or several.
     pub fn add_name(&mut self, name: &str) {
-        self.names.extend(words(name).into_iter().filter(|w| w.chars().count() >= SHORTEST || !w.is_ascii()));
+        self.names.extend(words(&start(name)).into_iter().filter(|w| w.chars().count() >= SHORTEST || !w.is_ascii()));
     }
 
     /// LO, SH: one or several.
     pub fn add_id(&mut self, id: &str) {
+        let id = start(id);
         let ids = id.split('\\').map(|id| id.trim_matches([' ', '\0']).to_lowercase());
         self.ids.extend(ids.filter(|id| id.chars().count() >= SHORTEST));
     }
@@ -42,6 +50,15 @@ impl Identity {
         }
     }
 
+    /// Marks of all of it, sorted: how it counts in a text (`w`: as a word, `s`: anywhere, `d`: among the digits), its length, and its hash.
+    pub fn marks(&self, hash: &dyn Fn(&str) -> String) -> BTreeSet<String> {
+        let counts = |w: &str, n: usize| if w.chars().count() >= n || !w.is_ascii() { 's' } else { 'w' };
+        let is_word = |w: &&String| w.chars().count() <= MAX_WORD_CHARS;
+        let names = self.names.iter().filter(is_word).map(|n| mark(counts(n, LONG), n, hash));
+        let ids = self.ids.iter().filter(is_word).map(|id| mark(counts(id, LONG_ID), id, hash));
+        names.chain(ids).chain(self.dates.iter().map(|d| mark('d', d, hash))).collect()
+    }
+
     /// Whether a text repeats any of it. Short parts of names count as whole words only (`Hip` is in `hippocampus`), long ones wherever they stand.
     pub fn is_in(&self, text: &str) -> bool {
         let lower = text.to_lowercase();
@@ -53,6 +70,30 @@ impl Identity {
             || self.ids.iter().any(|id| has_word(id) || (is_long(id, LONG_ID) && lower.contains(id.as_str())))
             || self.dates.iter().any(|d| digits.contains(d.as_str()))
     }
+}
+
+fn start(text: &str) -> String {
+    text.chars().take(MAX_ELEMENT_CHARS).collect()
+}
+
+fn mark(counts: char, text: &str, hash: &dyn Fn(&str) -> String) -> String {
+    format!("{counts}{}-{}", text.chars().count(), hash(text))
+}
+
+/// What [`Identity::is_in`] says, of identities of which only their marks are left.
+pub fn is_marked(text: &str, marks: &HashSet<String>, hash: &dyn Fn(&str) -> String) -> bool {
+    let text: String = text.chars().take(MAX_TEXT_CHARS).collect();
+    let lower: Vec<char> = text.to_lowercase().chars().collect();
+    let digits: Vec<char> = text.chars().filter(char::is_ascii_digit).collect();
+    let lengths = |counts: char| -> BTreeSet<usize> {
+        let of = |m: &String| m.strip_prefix(counts)?.split('-').next()?.parse().ok();
+        marks.iter().filter_map(of).filter(|n| *n > 0).collect()
+    };
+    let stands_in = |counts: char, all: &[char]| {
+        let is_marked = |part: &[char]| marks.contains(&mark(counts, &part.iter().collect::<String>(), hash));
+        lengths(counts).into_iter().any(|n| all.windows(n).any(is_marked))
+    };
+    words(&text).iter().any(|w| marks.contains(&mark('w', w, hash))) || stands_in('s', &lower) || stands_in('d', &digits)
 }
 
 /// Runs of letters and runs of digits in small letters; a capital after a small letter begins a new one (`DoeTumor`), and the run as a whole counts as well.
@@ -88,6 +129,8 @@ mod tests {
         who.add_name("Lindemann^");
         who.add_id("PAT-0042\\7");
         who.add_date("19601231");
+        let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex()[..16].to_string();
+        let marks: HashSet<String> = who.marks(&hash).into_iter().collect();
         for text in [
             "tumor of JANE",
             "jane_gtv",
@@ -99,10 +142,10 @@ mod tests {
             "山田さん",
             "Hip",
         ] {
-            assert!(who.is_in(text), "{text}");
+            assert!(who.is_in(text) && is_marked(text, &marks, &hash), "{text}");
         }
         for text in ["Hippocampus", "GTV 7", "Wu", "janet", "Tumor 1960", "lesion 0043", ""] {
-            assert!(!who.is_in(text), "{text}");
+            assert!(!who.is_in(text) && !is_marked(text, &marks, &hash), "{text}");
         }
         assert!(!Identity::default().is_in("anything"));
     }

@@ -5,11 +5,12 @@ use std::path::Path;
 use dicom::core::value::PrimitiveValue;
 use dicom::core::{Tag, VR};
 use dicom::dictionary_std::tags as t;
-use voxmill_schemas::tables::InstanceRow;
+use voxmill_schemas::tables::{InstanceRow, SeriesRow};
 
 use super::names::Names;
 use super::order::How;
 use super::read::{self, Reading, Stacked};
+use super::suv::Suv;
 use super::tree::Dataset;
 use super::write::{self, Encoding, put};
 use super::{catalog, rows, walk};
@@ -84,23 +85,39 @@ pub fn volumes(objects: Vec<Dataset>) -> Vec<Result<Stacked, String>> {
 }
 
 pub fn volumes_with(objects: Vec<Dataset>, how: How) -> Vec<Result<Stacked, String>> {
+    volumes_in(archive(objects).path(), how)
+}
+
+/// A folder with a file of each.
+pub fn archive(objects: Vec<Dataset>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (i, d) in objects.into_iter().enumerate() {
         std::fs::write(dir.path().join(format!("{i}.dcm")), write::file(d, Encoding::ExplicitLittle).unwrap()).unwrap();
     }
-    volumes_in(dir.path(), how)
+    dir
 }
 
 pub fn volumes_in(folder: &Path, how: How) -> Vec<Result<Stacked, String>> {
-    let catalog = catalog::read_all(walk::walk(folder).unwrap(), &Names::Own, None, &|_| Ok(())).unwrap();
-    let made = rows::of(&catalog, &Default::default(), &Names::Own);
-    let reading = Reading { how, limit_bytes: 1 << 30, keeps_colour: true, suv: None, is_repeat: false, step: &|_| Ok(()) };
-    let volume = |s: &voxmill_schemas::tables::SeriesRow| {
+    volumes_by(folder, how, None)
+}
+
+/// In the order of the index.
+pub fn volumes_by(folder: &Path, how: How, suv: Option<Suv>) -> Vec<Result<Stacked, String>> {
+    let made = index(folder, &Names::Own);
+    let volume = |s: &SeriesRow| {
         if let Some(why) = &s.refused {
             return Err(why.clone());
         }
         let of = made.instances.iter().filter(|i| (&i.series, i.volume) == (&s.series, s.volume));
+        let is_repeat = s.repeat.is_some_and(|n| n > 0);
+        let reading = Reading { how, limit_bytes: 1 << 30, keeps_colour: true, suv, is_repeat, step: &|_| Ok(()) };
         read::volume(&of.cloned().collect::<Vec<InstanceRow>>(), &reading).map_err(|e| crate::error::chain(&e))
     };
     made.series.iter().filter(|s| s.kind == "image").map(volume).collect()
+}
+
+/// The rows of an archive.
+pub fn index(folder: &Path, names: &Names) -> rows::Made {
+    let catalog = catalog::read_all(walk::walk(folder).unwrap(), names, None, &|_| Ok(())).unwrap();
+    rows::of(&catalog, &Default::default(), names)
 }

@@ -55,6 +55,9 @@ pub mod scan;
 pub mod seg;
 mod seg_frames;
 mod seg_lay;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod series;
 pub mod source;
 pub mod survey;
 pub mod suv;

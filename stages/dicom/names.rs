@@ -1,7 +1,11 @@
 //! Under which names things leave the archive: their own, or keyed pseudonyms. A header is hidden as soon as it is read, so that nothing behind it (rows,
 //! messages, what is remembered) has an identity to lose.
 
+use std::collections::HashSet;
+
+use super::fields;
 use super::header::{Header, NoHeader};
+use super::identity;
 
 /// How ids leave the archive.
 pub enum Names {
@@ -99,19 +103,17 @@ impl Names {
         if matches!(self, Names::Own) {
             return;
         }
-        for label in &mut h.labels {
-            let is_coded = coded.iter().any(|meaning| meaning.trim().eq_ignore_ascii_case(label.trim()));
-            if !is_coded && identity.is_in(label) {
-                *label = self.label(label);
-                h.hidden_labels += 1;
-            }
-        }
+        h.is_settled = h.labels.iter().map(|l| coded.iter().any(|meaning| meaning.trim().eq_ignore_ascii_case(l.trim()))).collect();
+        self.hide_labels(h, |label| identity.is_in(label));
         // Codes of the standard, where nobody has typed them.
-        for text in [&mut h.body_part, &mut h.unit] {
-            if identity.is_in(text) {
-                text.clear();
+        if fields::is_typed(h) {
+            for text in [&mut h.body_part, &mut h.unit] {
+                if identity.is_in(text) {
+                    text.clear();
+                }
             }
         }
+        h.marks = Vec::from_iter(identity.marks(&|text| self.mark(text))).join(" ");
         h.patient = self.of("patient", &patient_of(h));
         h.study = self.of("study", &h.study);
         h.series = self.of("series", &h.series);
@@ -123,6 +125,25 @@ impl Names {
         h.referenced_instances.iter_mut().for_each(|i| *i = self.of("instance", i));
         h.description.clear();
         h.manufacturer.clear();
+    }
+
+    /// Hides the labels that repeat who the patient is by other files of the archive: their marks.
+    pub fn hide_labels_by(&self, h: &mut Header, marks: &HashSet<String>) {
+        self.hide_labels(h, |label| identity::is_marked(label, marks, &|text| self.mark(text)));
+    }
+
+    fn hide_labels(&self, h: &mut Header, is_told: impl Fn(&str) -> bool) {
+        for (label, is_settled) in h.labels.iter_mut().zip(&mut h.is_settled) {
+            if !*is_settled && is_told(label) {
+                *label = self.label(label);
+                *is_settled = true;
+                h.hidden_labels += 1;
+            }
+        }
+    }
+
+    fn mark(&self, text: &str) -> String {
+        self.of("who", text)[3..].to_string()
     }
 
     /// The part of it that is another in every file.

@@ -70,6 +70,8 @@ pub(super) struct Making<'a> {
     /// Series UIDs that several studies use.
     shared: HashSet<&'a str>,
     lost: &'a Lost,
+    /// Under pseudonyms: patient or study → marks of who the patient is, by all files.
+    who: HashMap<String, HashSet<String>>,
 }
 
 /// Makes the rows, sorted, the same for any order and naming of the files.
@@ -88,7 +90,8 @@ pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
     let mut studies: HashMap<&str, &str> = HashMap::new();
     let shared = by_series.keys().filter(|(study, series)| studies.insert(series, study).is_some()).map(|(_, series)| *series).collect();
     let root = std::path::absolute(&catalog.root).unwrap_or_else(|_| catalog.root.clone());
-    let m = Making { catalog, names, root, shared, lost };
+    let who = who(catalog, names);
+    let m = Making { catalog, names, root, shared, lost, who };
     let of_series = |(series, entries): (&(&str, &str), &Vec<&Entry>)| {
         let mut part = m.series(*series, entries);
         part.instances.sort_by(in_order);
@@ -112,6 +115,32 @@ pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
     made.series.par_sort_by(|a, b| (&a.series, a.volume).cmp(&(&b.series, b.volume)));
     made.instances.par_sort_by(in_order);
     made
+}
+
+/// What the files of a patient and of a study say of who that is; only names of labels are asked for it.
+fn who(catalog: &Catalog, names: &Names) -> HashMap<String, HashSet<String>> {
+    let is_label = |e: &&Entry| matches!(&e.outcome, Outcome::Dicom(b) if b.class != Class::Image);
+    let mut who: HashMap<String, HashSet<String>> = HashMap::new();
+    if matches!(names, Names::Own) {
+        return who;
+    }
+    for h in catalog.entries.iter().filter(is_label).filter_map(|e| catalog.header(e)) {
+        who.insert(h.study.clone(), HashSet::new());
+        who.insert(patient_of(&h), HashSet::new());
+    }
+    if who.is_empty() {
+        return who;
+    }
+    let told = |e: &Entry| catalog.header(e).map(|h| (patient_of(&h), h.study, h.marks));
+    let told: HashSet<(String, String, String)> = catalog.entries.par_iter().filter_map(told).collect();
+    for (patient, study, marks) in told {
+        for of in [patient, study] {
+            if let Some(all) = who.get_mut(&of) {
+                all.extend(marks.split(' ').map(String::from));
+            }
+        }
+    }
+    who
 }
 
 fn in_order(a: &InstanceRow, b: &InstanceRow) -> Ordering {
@@ -177,7 +206,6 @@ impl Making<'_> {
             ..SeriesRow::default()
         };
         made.indexed.extend(files.iter().filter(|f| f.disputed.is_empty()).map(|f| (f.name.clone(), what_it_is(&f.header))));
-        made.hidden_labels += files.iter().map(|f| u64::from(f.header.hidden_labels)).sum::<u64>();
         let mut labels = Vec::new();
         let (mut images, mut headers) = (Vec::new(), Vec::new());
         for f in files {
@@ -192,8 +220,14 @@ impl Making<'_> {
         for (volume, g) in groups.iter().enumerate() {
             self.image_rows(&mut made, g, volume, &images, &headers, &damaged, &base);
         }
-        for (i, f) in labels.into_iter().enumerate() {
+        for (i, mut f) in labels.into_iter().enumerate() {
+            for of in [patient_of(&f.header), f.header.study.clone()] {
+                if let Some(marks) = self.who.get(&of) {
+                    self.names.hide_labels_by(&mut f.header, marks);
+                }
+            }
             let h = &f.header;
+            made.hidden_labels += u64::from(h.hidden_labels);
             let volume = (groups.len() + i) as i64;
             let row = SeriesRow {
                 volume,
