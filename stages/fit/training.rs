@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::model::{Blend, Device, Loss, Optimiser, Predictor, Schedule, Trainer, Window};
 use crate::ops::{metrics, regrid};
 use crate::sample::feed::{Pace, feed};
+use crate::sample::foresight::Foresight;
 use crate::sample::plan::Plan;
 use crate::sample::{Batch, cut};
 use crate::stage::{Cx, Progress};
@@ -120,7 +121,11 @@ impl<'a> Training<'a> {
         let (steps, of) = (self.terms.plan.steps, self.terms.plan.steps * self.terms.epochs as u64);
         let pace = Pace { workers: self.cx.jobs.clamp(1, AHEAD), ahead: AHEAD };
         let (plan, sources, size, store) = (self.terms.plan, &self.terms.parts.train, self.terms.plan.patch, self.cx.store);
-        let make = |n: u64| cut::batch(sources, &plan.step(n / steps, n % steps), size, store);
+        let foresight = Foresight::new(plan, sources, store, of);
+        let make = |n: u64| {
+            foresight.at(n, n.saturating_sub((AHEAD + pace.workers) as u64));
+            cut::batch(sources, &plan.step(n / steps, n % steps), size, store)
+        };
         let ended = feed(self.state.done..of, pace, self.cx.cancel, make, |feed| -> Result<(), Error> {
             // A training that was stopped while it validated has that left to do.
             self.end_epoch_if_due()?;

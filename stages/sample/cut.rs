@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use voxmill_schemas::artifact::CaseId;
 use voxmill_schemas::geometry::Zyx;
 
-use super::batch::{Batch, collate};
+use super::batch::Batch;
 use super::plan::PatchAt;
 use crate::error::Error;
 use crate::ops::augment::{Sample, apply};
@@ -28,19 +28,34 @@ pub fn cut(source: &Source, at: &PatchAt, store: &Store) -> Result<Sample, Error
     Ok(apply(&at.augment, s))
 }
 
-/// The batch of one step. An error, or a panic, tells which case it was.
+/// The batch of one step. A patch that nothing is done to is read straight into its place. An error, or a panic, tells which case it was.
 pub fn batch(sources: &[Source], patches: &[PatchAt], size: Zyx<usize>, store: &Store) -> Result<Batch, Error> {
-    let mut done = Vec::with_capacity(patches.len());
-    for at in patches {
+    let channels = patches.first().map_or(0, |at| sources[at.case as usize].volume.channels.len());
+    let mut batch = Batch::zeros(patches.len(), channels, size);
+    for (i, at) in patches.iter().enumerate() {
         let source = &sources[at.case as usize];
-        let sample = caught(|| cut(source, at, store)).map_err(|e| match e {
+        let (image, labels) = batch.place(i);
+        caught(|| put(source, at, store, image, labels)).map_err(|e| match e {
             Error::Cancelled => e,
             e => Error::Patch { case: source.case.0.clone(), source: Box::new(e) },
         })?;
-        done.push((at.case, sample));
+        batch.cases.push(at.case);
     }
-    let channels = done.first().map_or(0, |(_, s)| s.channels);
-    Ok(collate(done, channels, size))
+    Ok(batch)
+}
+
+/// - `image`: `[c, z, y, x]`; `labels`: `[z, y, x]`; both zeros
+fn put(source: &Source, at: &PatchAt, store: &Store, image: &mut [f32], labels: &mut [u8]) -> Result<(), Error> {
+    if at.augment.0.is_empty() {
+        return source.volume.read_into(at.region, OUTSIDE, store, image, Some(labels));
+    }
+    let sample = cut(source, at, store)?;
+    image.copy_from_slice(&sample.voxels);
+    // A patch without labels counts as background.
+    if let Some(l) = sample.labels {
+        labels.copy_from_slice(&l);
+    }
+    Ok(())
 }
 
 /// A panic as an error.

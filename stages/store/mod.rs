@@ -5,6 +5,7 @@
 mod conformance;
 mod disk;
 mod draft;
+mod future;
 mod keep;
 mod ledger;
 mod nvme;
@@ -22,6 +23,7 @@ use voxmill_schemas::artifact::Key;
 
 pub use self::disk::{Disk, Lock};
 pub use self::draft::{Commit, Draft, Hashed, link, note_hashes};
+pub use self::future::{Ratios, Trace, simulate};
 use self::keep::Holds;
 pub use self::keep::{Pin, Swept};
 use self::nvme::Nvme;
@@ -49,7 +51,7 @@ pub struct Counts {
 }
 
 /// Names a brick on the evictable shelves: the artifact, which of its arrays, and the brick's index there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Brick {
     pub artifact: Key,
     pub array: u32,
@@ -125,6 +127,16 @@ impl Store {
             Some((dir, limit_bytes)) if dir.is_dir() => Nvme::open(dir, *limit_bytes)?.clear(),
             _ => Ok(0),
         }
+    }
+
+    /// Tells the RAM shelf which bricks will be asked for, in which order: it keeps what is needed soonest. `None`: nothing is known. Decides speed, no byte.
+    pub fn foresee(&self, trace: Option<&Trace>) {
+        self.ram.foresee(trace);
+    }
+
+    /// All requests before this one of the foreseen trace are answered.
+    pub fn passed(&self, request: u32) {
+        self.ram.passed(request);
     }
 
     /// One brick of an array, from the fastest shelf that has it; `decode` reads it from the disk shelf. Threads that want the same brick at

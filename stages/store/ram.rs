@@ -1,15 +1,18 @@
 //! The RAM shelf: decoded bricks, sharded by name, each shard with its part of the byte budget. A brick is fetched once however many threads
-//! want it. Full shards replace a brick only by one that is asked for more often: in an epoch-wise order every least-recently-used rule throws
-//! away exactly what comes next, keeping what is there is the best that needs no plan, and frequency adds the popular middle of a volume.
+//! want it. Where the future is known (`future.rs`) a full shard gives up what is needed latest and takes in nothing that is needed later still. Where it
+//! is not, it replaces a brick only by one that is asked for more often: in an epoch-wise order every least-recently-used rule throws away exactly what
+//! comes next, keeping what is there is the best that needs no plan, and frequency adds the popular middle of a volume.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::Brick;
+use super::future::{Foreseen, NEVER, Trace};
 use crate::error::Error;
 
 /// Shards no smaller than this, so that a large brick still fits its part of the budget.
-const SHARD_MIN_BYTES: u64 = 16 << 20;
+const SHARD_MIN_BYTES: u64 = 64 << 20;
 const SHARDS_MAX: u64 = 32;
 /// Bricks looked at to find the least wanted.
 const SAMPLE: usize = 6;
@@ -19,6 +22,8 @@ const LEAD: u8 = 1;
 pub(super) struct Ram {
     shards: Vec<Mutex<Shard>>,
     shard_bytes: u64,
+    /// Requests before this one of the foreseen trace are all answered.
+    now: AtomicU32,
 }
 
 #[derive(Default)]
@@ -29,6 +34,7 @@ struct Shard {
     /// Bricks that a thread is fetching.
     flights: HashMap<Brick, Arc<Flight>>,
     used_bytes: u64,
+    foreseen: Option<Foreseen>,
     wanted: Sketch,
     draw: u64,
 }
@@ -37,6 +43,8 @@ struct Entry {
     bytes: Arc<Vec<u8>>,
     /// Index in `order`.
     place: usize,
+    /// When it is needed next.
+    next: u32,
 }
 
 #[derive(Default)]
@@ -59,17 +67,42 @@ const HELD: &str = "no thread panics while it holds a shard";
 impl Ram {
     pub fn new(limit_bytes: u64) -> Self {
         let n = (limit_bytes / SHARD_MIN_BYTES).clamp(1, SHARDS_MAX);
-        Self { shards: (0..n).map(|_| Mutex::default()).collect(), shard_bytes: limit_bytes / n }
+        Self { shards: (0..n).map(|_| Mutex::default()).collect(), shard_bytes: limit_bytes / n, now: AtomicU32::new(0) }
+    }
+
+    /// From now on requests come as the trace says; `None`: nothing is known of them.
+    pub fn foresee(&self, trace: Option<&Trace>) {
+        self.now.store(0, Ordering::Relaxed);
+        let mut parts = trace.map(|t| t.split(self.shards.len(), |name| self.shard_of(name)).into_iter());
+        for shard in &self.shards {
+            let mut s = shard.lock().expect(HELD);
+            s.foreseen = parts.as_mut().and_then(Iterator::next);
+            s.look_ahead();
+        }
+    }
+
+    /// All requests before this one of the foreseen trace are answered.
+    pub fn passed(&self, request: u32) {
+        self.now.fetch_max(request, Ordering::Relaxed);
+    }
+
+    fn shard_of(&self, name: &Brick) -> usize {
+        (short_id(name) >> 32) as usize % self.shards.len()
     }
 
     /// The brick, and whether it was on the shelf (or in another thread's hands) already.
     pub fn get_or_load(&self, name: &Brick, load: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<(Arc<Vec<u8>>, bool), Error> {
-        let id = u64::from_le_bytes(name.id()[..8].try_into().expect("eight bytes"));
+        let id = short_id(name);
         let shard = &self.shards[(id >> 32) as usize % self.shards.len()];
+        let now = self.now.load(Ordering::Relaxed);
+        let mut asked = None;
         loop {
             let theirs = {
                 let mut s = shard.lock().expect(HELD);
-                s.wanted.count(id);
+                let next = *asked.get_or_insert_with(|| {
+                    s.wanted.count(id);
+                    s.ask(name, now)
+                });
                 if let Some(entry) = s.entries.get(name) {
                     return Ok((entry.bytes.clone(), true));
                 }
@@ -81,7 +114,7 @@ impl Ram {
                         drop(s);
                         let mut landing = Landing { shard, name: *name, flight, bytes: None };
                         let bytes = Arc::new(load()?);
-                        shard.lock().expect(HELD).admit(*name, id, &bytes, self.shard_bytes);
+                        shard.lock().expect(HELD).admit(*name, id, next, &bytes, self.shard_bytes);
                         landing.bytes = Some(bytes.clone());
                         return Ok((bytes, false));
                     }
@@ -99,12 +132,60 @@ impl Ram {
     }
 }
 
+/// What a brick is filed under in here: spread evenly, and cheap beside the copy of a row.
+fn short_id(name: &Brick) -> u64 {
+    let word = |i: usize| u64::from_le_bytes(name.artifact.0[8 * i..8 * i + 8].try_into().expect("eight bytes"));
+    let [c, z, y, x] = name.index.map(u64::from);
+    [word(1), c << 32 | name.array as u64, z << 32 | y, x].into_iter().fold(word(0), |h, w| {
+        // The finaliser of SplitMix64.
+        let h = (h ^ w).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        h ^ (h >> 31)
+    })
+}
+
 impl Shard {
-    fn admit(&mut self, name: Brick, id: u64, bytes: &Arc<Vec<u8>>, limit_bytes: u64) {
+    /// Counts one request off the foreseen ones and says when the brick is needed again.
+    fn ask(&mut self, name: &Brick, now: u32) -> u32 {
+        let Some(foreseen) = &mut self.foreseen else { return NEVER };
+        let next = foreseen.ask(name, now);
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.next = next;
+            foreseen.push(next, *name);
+            if foreseen.is_stale(self.entries.len()) {
+                self.look_ahead_again();
+            }
+        }
+        next
+    }
+
+    /// Looks up when each brick that is held is needed next.
+    fn look_ahead(&mut self) {
+        let Some(foreseen) = &self.foreseen else { return };
+        self.entries.iter_mut().for_each(|(name, e)| e.next = foreseen.next(name));
+        self.look_ahead_again();
+    }
+
+    /// Puts what is held in order anew.
+    fn look_ahead_again(&mut self) {
+        if let Some(foreseen) = &mut self.foreseen {
+            foreseen.refill(self.entries.iter().map(|(name, e)| (e.next, *name)));
+        }
+    }
+
+    /// - `next`: when it is needed again
+    fn admit(&mut self, name: Brick, id: u64, next: u32, bytes: &Arc<Vec<u8>>, limit_bytes: u64) {
         // What the allocation takes, not what is used of it.
         let need = bytes.capacity() as u64;
         if need > limit_bytes || self.entries.contains_key(&name) {
             return;
+        }
+        if self.foreseen.is_some() {
+            while self.used_bytes + need > limit_bytes {
+                let Some(victim) = self.latest(next) else { return };
+                self.remove(&victim);
+            }
         }
         let asked = self.wanted.estimate(id);
         while self.used_bytes + need > limit_bytes {
@@ -112,8 +193,7 @@ impl Shard {
                 .map(|_| {
                     let place = self.next_draw() as usize % self.order.len();
                     let candidate = self.order[place];
-                    let id = u64::from_le_bytes(candidate.id()[..8].try_into().expect("eight bytes"));
-                    (self.wanted.estimate(id), candidate)
+                    (self.wanted.estimate(short_id(&candidate)), candidate)
                 })
                 .min_by_key(|(n, _)| *n)
                 .expect("a full shard holds something");
@@ -123,8 +203,17 @@ impl Shard {
             self.remove(&victim);
         }
         self.used_bytes += need;
-        self.entries.insert(name, Entry { bytes: bytes.clone(), place: self.order.len() });
+        self.entries.insert(name, Entry { bytes: bytes.clone(), place: self.order.len(), next });
         self.order.push(name);
+        if let Some(foreseen) = &mut self.foreseen {
+            foreseen.push(next, name);
+        }
+    }
+
+    /// The brick that is needed latest, where that is later than `than`.
+    fn latest(&mut self, than: u32) -> Option<Brick> {
+        let foreseen = self.foreseen.as_mut()?;
+        foreseen.latest(than, |next, name| self.entries.get(name).is_some_and(|e| e.next == next))
     }
 
     fn remove(&mut self, name: &Brick) {

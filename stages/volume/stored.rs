@@ -153,6 +153,35 @@ impl StoredVolume {
         }
     }
 
+    /// The bricks that reading a region will ask the shelves for, with the bytes each takes in memory.
+    pub fn bricks(&self, region: Region) -> Result<Vec<(Brick, u64)>, Error> {
+        let mut out = Vec::new();
+        let mut list = |array: &ArrayFile, number: u32, region: Region| -> Result<(), Fault> {
+            let (layout, shards) = (&array.layout, array.shards());
+            let Some(inside) = region.intersect(&Region::whole(layout.size)) else { return Ok(()) };
+            let touched = Touched::new(layout, inside, layout.n_channels());
+            for (channel, at) in (0..touched.len()).map(|i| touched.brick(i)) {
+                if !shards.is_absent(channel, at)? {
+                    out.push((self.brick_name(number, channel, at), layout.brick_bytes() as u64));
+                }
+            }
+            Ok(())
+        };
+        if let Some((array, chain)) = &self.image
+            && let Some(inside) = region.intersect(&Region::whole(self.geometry.size))
+        {
+            list(array, IMAGE, if chain.steps.is_empty() { inside } else { chain.needs(inside) }).map_err(|f| self.fault(f))?;
+        }
+        if let Some(array) = &self.label_array {
+            list(array, LABELS, region).map_err(|f| self.fault(f))?;
+        }
+        Ok(out)
+    }
+
+    fn brick_name(&self, array: u32, channel: usize, at: Zyx<usize>) -> Brick {
+        Brick { artifact: self.key, array, index: [channel, at.z, at.y, at.x].map(|i| i as u32) }
+    }
+
     /// The first channel alone: of a series with many time points no other brick is touched. Read once and past the shelves, which are for what is read
     /// again. `[z, y, x]` of the region
     pub fn first_channel(&self, region: Region, outside: f32) -> Result<Vec<f32>, Error> {
@@ -209,10 +238,9 @@ impl StoredVolume {
         if shards.is_absent(channel, at).map_err(|f| self.fault(f))? {
             return Ok(None);
         }
-        let index = [channel, at.z, at.y, at.x].map(|i| i as u32);
         let decode = || Ok(shards.brick(channel, at).map_err(|f| self.fault(f))?.expect("present in the index"));
         match store {
-            Some(store) => store.brick(&Brick { artifact: self.key, array: number, index }, decode).map(Some),
+            Some(store) => store.brick(&self.brick_name(number, channel, at), decode).map(Some),
             None => decode().map(|bytes| Some(Arc::new(bytes))),
         }
     }
