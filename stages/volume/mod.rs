@@ -32,6 +32,9 @@ mod lazy;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod lazy_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod place_tests;
 mod sidecar;
 mod slabs;
 mod step;

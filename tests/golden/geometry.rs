@@ -8,11 +8,25 @@ use voxmill_stages::ops::crop::{Fill, bounding_box, centered, cut, grow};
 use voxmill_stages::ops::orient::{Axcodes, Turn};
 use voxmill_stages::ops::resample::{Interpolation, Outside, resample_to, sample};
 use voxmill_stages::ops::respace::respaced;
-use voxmill_stages::ops::{intensity, matrix, metrics, smooth};
+use voxmill_stages::ops::{intensity, matrix, metrics, smooth, tone};
 
 use crate::read::{Tensor, cases, tensors, worst};
 
 const LIMIT: f64 = 1e-5;
+
+/// What stands beyond the edge, in the words of torch or scipy.
+fn outside(case: &Value) -> Outside {
+    match case["padding"].as_str().unwrap_or("border") {
+        "border" | "nearest" => Outside::Edge,
+        "zeros" => Outside::Fade,
+        "reflection" => Outside::Reflect,
+        other => panic!("{case}: no padding {other}"),
+    }
+}
+
+fn flag(case: &Value, key: &str) -> bool {
+    case[key].as_bool().unwrap_or(false)
+}
 
 fn name(case: &Value) -> &str {
     case["case"].as_str().expect("a case has a name")
@@ -101,7 +115,6 @@ fn spacing_is_that_of_monai() {
     for case in cases("spacing_") {
         let (id, t) = (name(&case), tensors(name(&case)));
         let (input, out) = (&t["in"], &t["out"]);
-        assert_eq!(case["padding"].as_str().unwrap_or("border"), "border", "{id}: Spacing is compared with border padding");
         let (how, is_label) = match &case["mode"] {
             Value::String(m) if m == "bilinear" => (Interpolation::Linear, false),
             Value::String(m) if m == "nearest" => (Interpolation::Nearest, true),
@@ -111,7 +124,7 @@ fn spacing_is_that_of_monai() {
         let from = geometry(input, &t["affine_in"]);
         let to = respaced(&from, zyx(triple(&case["pixdim"])), false).expect("a grid");
         assert_same_grid(id, &to, out, &t["affine_out"]);
-        let got = resample_to(&volume(input), &from, &to, how, Outside::Edge);
+        let got = resample_to(&volume(input), &from, &to, how, outside(&case));
         if is_label && case["oblique"] == true {
             assert_same_outside_ties(id, &got, out, &from, &to);
         } else {
@@ -144,6 +157,13 @@ fn pad_or_crop_is_that_of_monai() {
     }
 }
 
+/// MONAI's `k_divisible`: half of what is missing to a multiple goes before the box, the rest after it.
+fn multiple(region: Region, k: Zyx<usize>) -> Region {
+    let size = region.size.zip(k).map(|(n, k)| n.next_multiple_of(k));
+    let before = size.zip(region.size).map(|(to, n)| ((to - n) / 2) as i64);
+    Region { start: region.start.zip(before).map(|(s, b)| s - b), size }
+}
+
 #[test]
 fn crop_foreground_is_that_of_monai() {
     for case in cases("crop_foreground") {
@@ -152,7 +172,8 @@ fn crop_foreground_is_that_of_monai() {
         let above = number(&case["above"]) as f32;
         let margin = zyx(triple(&case["margin"]).map(|n| n as usize));
         let values = volume(&t["in"]);
-        let grown = grow(bounding_box(&values, from.size, |v| v > above).expect("some foreground"), margin);
+        let k = case["k_divisible"].as_u64().map_or(Zyx::splat(1), |k| Zyx::splat(k as usize));
+        let grown = multiple(grow(bounding_box(&values, from.size, |v| v > above).expect("some foreground"), margin), k);
         // MONAI's allow_smaller: the box ends with the image, else it sticks out and is padded with 0.
         let region = match case["allow_smaller"].as_bool() {
             Some(false) => grown,
@@ -192,15 +213,9 @@ fn affine_is_that_of_monai() {
     for case in cases("affine_transform") {
         let (id, t) = (name(&case), tensors(name(&case)));
         let (input, out) = (&t["in"], &t["out"]);
-        let outside = match case["padding"].as_str() {
-            Some("border") => Outside::Edge,
-            Some("zeros") => Outside::Fade,
-            Some("reflection") => Outside::Reflect,
-            other => panic!("{id}: no padding {other:?}"),
-        };
         let (from, to) = (size(input), size(out));
         let map = centred_map(triple(&case["rotate"]), triple(&case["scale"]), triple(&case["translate_voxels"]), from, to);
-        let got = sample(&volume(input), &map, from, to, Interpolation::Linear, outside);
+        let got = sample(&volume(input), &map, from, to, Interpolation::Linear, outside(&case));
         let got = transposed(&got, to.to_array());
         assert_close(id, &got, out);
     }
@@ -223,10 +238,17 @@ fn percentile_windows_are_those_of_monai() {
         let (id, t) = (name(&case), tensors(name(&case)));
         let of = |key: &str| number(&case[key]);
         let mut got = volume(&t["in"]);
-        let ends = intensity::percentiles(got.iter().copied(), &[of("lower"), of("upper")]).expect("finite values");
-        let clip = case["clip"].as_bool().expect("clip");
-        intensity::window(&mut got, ends[0] as f32, ends[1] as f32, of("b_min") as f32, of("b_max") as f32, clip);
-        assert_same(id, &got, &t["out"], LIMIT);
+        let block = if flag(&case, "channel_wise") { size(&t["in"]).count() } else { got.len() };
+        let at = |percent: f64, end: f64| {
+            if flag(&case, "relative") { of("b_min") + (of("b_max") - of("b_min")) * percent / 100.0 } else { end }
+        };
+        let (to_low, to_high) = (at(of("lower"), of("b_min")) as f32, at(of("upper"), of("b_max")) as f32);
+        for got in got.chunks_exact_mut(block) {
+            let ends = intensity::percentiles(got.iter().copied(), &[of("lower"), of("upper")]).expect("finite values");
+            intensity::window(got, ends[0] as f32, ends[1] as f32, to_low, to_high, flag(&case, "clip"));
+        }
+        let n = size(&t["out"]);
+        assert_close(id, &transposed(&got, [n.z, n.y, n.x]), &t["out"]);
     }
 }
 
@@ -234,9 +256,22 @@ fn percentile_windows_are_those_of_monai() {
 fn normalisation_is_that_of_monai() {
     for case in cases("normalize") {
         let (id, t) = (name(&case), tensors(name(&case)));
-        let nonzero = case["nonzero"].as_bool().expect("nonzero");
         let mut got = volume(&t["in"]);
-        intensity::zscore(&mut got, |_, v| !nonzero || v != 0.0);
+        let block = if flag(&case, "channel_wise") { size(&t["in"]).count() } else { got.len() };
+        let keep = |v: f32| !flag(&case, "nonzero") || v != 0.0;
+        for (c, got) in got.chunks_exact_mut(block).enumerate() {
+            let (mean, std, _) = intensity::mean_std(got, |_, v| keep(v));
+            let given = |key: &str| case.get(key).map(|v| v.as_array().map_or_else(|| number(v), |list| number(&list[c])));
+            match (given("subtrahend"), given("divisor")) {
+                (None, None) => {
+                    intensity::zscore(got, |_, v| keep(v));
+                }
+                (mean_given, std_given) => {
+                    let (mean, std) = (mean_given.unwrap_or(mean) as f32, std_given.unwrap_or(std) as f32);
+                    intensity::Map::Normalize { mean, std, nonzero: flag(&case, "nonzero") }.apply(got);
+                }
+            }
+        }
         assert_same(id, &got, &t["out"], LIMIT);
     }
 }
@@ -256,7 +291,7 @@ fn contrast_is_that_of_monai() {
     for case in cases("adjust_contrast") {
         let (id, t) = (name(&case), tensors(name(&case)));
         let mut got = t["in"].f32();
-        intensity::adjust_contrast(&mut got, number(&case["gamma"]) as f32);
+        tone::gamma(&mut got, number(&case["gamma"]) as f32, flag(&case, "invert_image"), flag(&case, "retain_stats"));
         assert_close(id, &got, &t["out"]);
     }
 }
