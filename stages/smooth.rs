@@ -144,7 +144,7 @@ mod tests {
     fn by_hand(v: &[f32], sigma: Zyx<f64>) -> Vec<f64> {
         let kernel = |s: f64| -> Vec<f64> {
             let tail = ((s * 4.0).max(0.5) + 0.5) as i64;
-            let t = 0.70710678 / s.abs();
+            let t = std::f64::consts::FRAC_1_SQRT_2 / s.abs();
             (-tail..=tail).map(|k| (0.5 * (erf(t * (k as f64 + 0.5)) - erf(t * (k as f64 - 0.5)))).max(0.0)).collect()
         };
         let k = sigma.map(kernel);

@@ -129,6 +129,11 @@ with:
         out.extend(sample::draw::check(&self.augment, self.patch, "augment"));
         // The number of classes is known when the cases are; `Trainer::new` looks again.
         let (classes, Network::Dynunet(net)) = (3, &self.network);
+        if net.strides.first().is_some_and(|s| s.0.to_array() != [1; 3]) {
+            let help =
+                "begin with 1: a network that begins smaller answers on a grid that the windows of validation and inference do not have";
+            out.push(Finding::error("network.strides", "the first stride is not 1", help));
+        }
         out.extend(self.network.findings(self.patch, classes));
         out.extend(self.loss.findings(classes, net.deep_supervision.0 + 1));
         out.extend(self.optimiser.findings());

@@ -44,6 +44,9 @@ Exit codes: 0 done, or a plan shown; 3 the search found something left; 2 the co
 /// The fact of a model's manifest that names receipts.
 pub const MARK: &str = "forgotten";
 
+/// A published file, and the file of an artifact that it is a link to.
+type Linked = (PathBuf, PathBuf);
+
 /// What is to be done.
 struct Todo {
     /// Go from the disk shelf; those that tell who the patient is stand last.
@@ -55,8 +58,8 @@ struct Todo {
     in_archive: Vec<PathBuf>,
     /// Files outside the shelves that go: published, reports.
     files: Vec<PathBuf>,
-    /// Published files of models that change, with the file of the artifact that they are links to.
-    relinked: Vec<(PathBuf, PathBuf)>,
+    /// Published files of models that change.
+    relinked: Vec<Linked>,
     /// Lineage files with the patient in them.
     lineage: Vec<PathBuf>,
     n_cases: usize,
@@ -252,7 +255,7 @@ fn files_outside(
     gone: &[Manifest],
     models: &[Manifest],
     words: &Words,
-) -> Result<(Vec<PathBuf>, Vec<(PathBuf, PathBuf)>), Fault> {
+) -> Result<(Vec<PathBuf>, Vec<Linked>), Fault> {
     let by_inode = |of: &[Manifest]| -> BTreeMap<(u64, u64), PathBuf> {
         let files = of.iter().flat_map(|m| m.files.keys().map(|f| s.store.disk.dir(&m.key).join(f)));
         files.filter_map(|p| Some((search::inode(&p)?, p))).collect()

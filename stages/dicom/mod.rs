@@ -33,6 +33,7 @@ pub mod level;
 mod look;
 mod lut;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod made;
 pub mod memory;
 pub mod mosaic;

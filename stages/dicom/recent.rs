@@ -152,6 +152,7 @@ mod tests {
     use super::*;
 
     /// Elements of an image, in order, with values that some take; those that vary from slice to slice are among them.
+    #[allow(clippy::type_complexity)]
     const VALUES: [(Tag, &[u8; 2], [&[u8]; 3]); 21] = [
         (t::IMAGE_TYPE, b"CS", [b"ORIGINAL\\PRIMARY", b"DERIVED\\MOSAIC", b""]),
         (t::SOP_CLASS_UID, b"UI", [b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.7\0"]),

@@ -94,15 +94,16 @@ impl Optimiser {
         out
     }
 
-    /// The network after one step. `state` grows its entries at the first step.
-    pub(super) fn step<M: Module>(&self, net: M, grads: Gradients, lr: f64, state: &mut State) -> M {
+    /// The network after one step; `None`, and nothing has changed, where a gradient is not finite. `state` grows its entries at the first step.
+    pub(super) fn step<M: Module>(&self, net: M, grads: Gradients, lr: f64, state: &mut State) -> Option<M> {
+        let norm = global_norm(&net, &grads);
+        if !norm.is_finite() {
+            return None;
+        }
         state.steps += 1;
-        let scale = self.clip_norm.map_or(1.0, |limit| {
-            let norm = global_norm(&net, &grads);
-            // PyTorch's clip_grad_norm_: limit / (norm + 1e-6), at most 1.
-            (limit / (norm + 1e-6)).min(1.0)
-        });
-        net.map(&mut Update { optimiser: self, grads, lr, scale, state, path: Vec::new() })
+        // PyTorch's clip_grad_norm_: limit / (norm + 1e-6), at most 1.
+        let scale = self.clip_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
+        Some(net.map(&mut Update { optimiser: self, grads, lr, scale, state, path: Vec::new() }))
     }
 
     /// One parameter, its gradient and its memory, all flat.

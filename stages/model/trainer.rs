@@ -79,7 +79,7 @@ impl Trainer {
         self.state.steps
     }
 
-    /// One step; gives the loss before it. A loss that is not finite changes no weight.
+    /// One step; gives the loss before it. A loss that is not finite, or has a gradient that is not (the loss is then NaN), changes no weight.
     /// - images: [n, channel, z, y, x], labels: [n, z, y, x], below `classes`
     /// - size: a multiple of `Network::divisor`
     pub fn step(&mut self, images: Vec<f32>, labels: &[u8], n: usize, size: Zyx<usize>, lr: f64) -> Result<f32, Error> {
@@ -100,7 +100,10 @@ impl Trainer {
         let value = weights::values(loss.clone())?[0];
         if value.is_finite() {
             let grads = loss.backward();
-            self.net = self.optimiser.step(self.net.clone(), grads, lr, &mut self.state);
+            match self.optimiser.step(self.net.clone(), grads, lr, &mut self.state) {
+                Some(net) => self.net = net,
+                None => return Ok(f32::NAN),
+            }
         }
         Ok(value)
     }

@@ -62,9 +62,10 @@ pub fn respaced(g: &Geometry, spacing_mm: Zyx<f64>, keep_shear: bool) -> Result<
     let offset = match first {
         Some(k) => matrix::apply(&a, corners[k]),
         None => {
-            // Share the middle. MONAI takes n/2 here where the middle of voxel centres is (n − 1)/2: half a voxel off, so ours differs.
-            let old = matrix::apply(&a, n.map(|n| (n - 1.0) / 2.0));
-            let new = matrix::apply(&to, size.map(|n| (n as f64 - 1.0) / 2.0));
+            // Axes sheared so that no corner of the new grid lies on one of the old: index n/2 of both is one place (MONAI's compute_shape_offset). It lies half
+            // a voxel from the middle; the affine says where, so nothing is moved by it.
+            let old = matrix::apply(&a, n.map(|n| n / 2.0));
+            let new = matrix::apply(&to, size.map(|n| n as f64 / 2.0));
             std::array::from_fn(|r| old[r] - new[r])
         }
     };

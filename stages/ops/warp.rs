@@ -126,8 +126,7 @@ pub fn warp(s: &Sample, to_input: Zyx<Zyx<f64>>, size: Zyx<usize>, bend: Option<
     let (lanes, field, plane) = (Lanes::here(), bend.map(|b| b.field(size)), (size.y * size.x).max(1));
     let mut voxels = vec![0f32; s.channels * n_out];
     let mut labels = s.labels.as_ref().map(|_| vec![0u8; n_out]);
-    // Plane z of every channel and of the labels.
-    let mut planes: Vec<(Vec<&mut [f32]>, Option<&mut [u8]>)> = (0..size.z).map(|_| (Vec::new(), None)).collect();
+    let mut planes: Vec<Plane> = (0..size.z).map(|_| (Vec::new(), None)).collect();
     for channel in voxels.chunks_mut(n_out.max(1)) {
         planes.iter_mut().zip(channel.chunks_mut(plane)).for_each(|(p, plane)| p.0.push(plane));
     }
@@ -156,6 +155,9 @@ pub fn warp(s: &Sample, to_input: Zyx<Zyx<f64>>, size: Zyx<usize>, bend: Option<
     });
     Sample { size, channels: s.channels, voxels, labels }
 }
+
+/// Plane z of every channel and of the labels.
+type Plane<'a> = (Vec<&'a mut [f32]>, Option<&'a mut [u8]>);
 
 /// Where points of the result lie in the input.
 pub struct Map {

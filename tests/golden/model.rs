@@ -147,11 +147,18 @@ fn losses_agree_with_monai() {
             "DiceFocal" => json!({ "dice": lambda("lambda_dice"), "focal": lambda("lambda_focal") }),
             "DiceCE" => json!({ "dice": lambda("lambda_dice"), "cross_entropy": lambda("lambda_ce") }),
             "Boundary" => json!({ "boundary": 1 }),
+            "GeneralizedDice" | "GeneralizedDiceLoss" => json!({ "generalised_dice": 1 }),
+            "Tversky" => json!({ "tversky": 1 }),
+            "CrossEntropy" => json!({ "cross_entropy": 1 }),
             _ => panic!("{}: a loss that nobody compares: {text}", name(&case)),
         };
         let mut loss: Loss = serde_json::from_value(weights).expect("a loss");
         loss.gamma = number(&case, "gamma", 2.0);
         loss.smooth = number(&case, "smooth", 1e-5);
+        (loss.alpha, loss.beta) = (number(&case, "alpha", 0.5), number(&case, "beta", 0.5));
+        let flag = |key: &str| case.get(key).and_then(Value::as_bool).unwrap_or(false);
+        (loss.jaccard, loss.batch) = (flag("jaccard"), flag("batch"));
+        loss.class_weights = case.get("weight").and_then(Value::as_array).map(|w| w.iter().filter_map(Value::as_f64).collect());
         loss.include_background = case.get("include_background").and_then(Value::as_bool).unwrap_or(false);
         let shape = &golden["logits"].shape;
         let target = labels(&golden["target"]);
@@ -165,11 +172,15 @@ fn losses_agree_with_monai() {
 #[test]
 fn schedule_agrees_with_pytorch() {
     for case in cases("schedule_") {
-        assert!(name(&case).contains("cosine_warm_restarts"), "{} is a schedule that nobody compares", name(&case));
-        let schedule = Schedule::CosineWarmRestarts {
-            t0: number(&case, "T_0", 1.0),
-            t_mult: number(&case, "T_mult", 1.0),
-            min_lr: number(&case, "eta_min", 0.0),
+        let schedule = if name(&case).contains("poly") {
+            Schedule::Poly { power: number(&case, "power", 0.9) }
+        } else {
+            assert!(name(&case).contains("cosine_warm_restarts"), "{} is a schedule that nobody compares", name(&case));
+            Schedule::CosineWarmRestarts {
+                t0: number(&case, "T_0", 1.0),
+                t_mult: number(&case, "T_mult", 1.0),
+                min_lr: number(&case, "eta_min", 0.0),
+            }
         };
         let golden = &tensors(name(&case))["lr_per_epoch"];
         let got: Vec<f32> =
