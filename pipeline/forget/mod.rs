@@ -250,12 +250,7 @@ fn chosen(s: &Session, all: Vec<Manifest>, cases: &BTreeSet<String>, words: &Wor
 }
 
 /// What was published of artifacts that go, and whatever else outside the shelves, memo and lineage holds the words; and what was published of models.
-fn files_outside(
-    s: &Session,
-    gone: &[Manifest],
-    models: &[Manifest],
-    words: &Words,
-) -> Result<(Vec<PathBuf>, Vec<Linked>), Fault> {
+fn files_outside(s: &Session, gone: &[Manifest], models: &[Manifest], words: &Words) -> Result<(Vec<PathBuf>, Vec<Linked>), Fault> {
     let by_inode = |of: &[Manifest]| -> BTreeMap<(u64, u64), PathBuf> {
         let files = of.iter().flat_map(|m| m.files.keys().map(|f| s.store.disk.dir(&m.key).join(f)));
         files.filter_map(|p| Some((search::inode(&p)?, p))).collect()
