@@ -76,6 +76,17 @@ pub fn whole(store: &Store, out: &Path, node: &PlanNode, items: &[Input]) -> Res
     Ok(Some(place))
 }
 
+/// Every file that a run published below `out`, as the lists there say.
+pub fn listed(out: &Path) -> Result<BTreeSet<PathBuf>, Error> {
+    let mut found = BTreeSet::new();
+    for file in files_under(out)?.into_iter().filter(|f| f.ends_with(MARK)) {
+        let mark = out.join(file);
+        let lines = std::fs::read_to_string(&mark).map_err(Error::io("read", &mark))?;
+        found.extend(lines.lines().map(|line| mark.with_file_name(line)).chain([mark.clone()]).filter(|p| !p.ends_with(MARK)));
+    }
+    Ok(found)
+}
+
 /// Takes from the lists of what was published what is no longer there, and folders that are empty now.
 pub fn unlist(out: &Path) -> Result<(), Error> {
     for file in files_under(out)?.into_iter().filter(|f| f.ends_with(MARK)) {

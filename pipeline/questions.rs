@@ -236,6 +236,7 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
         let split: Vec<SplitRow> = table::rows_of(&table::open(&disk.dir(key))?)?;
         parts.extend(SplitRow::parts(&split, fold));
     }
+    let is_marked = model.facts.contains_key(crate::forget::MARK);
     let mut out = Vec::new();
     for key in keys("cases") {
         let Some(m) = disk.manifest(key)? else {
@@ -244,7 +245,7 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
                 model: model.key.hex(),
                 node: node.cloned(),
                 volume: key.hex(),
-                part: if model.facts.contains_key(crate::forget::MARK) { "forgotten" } else { "unknown" }.into(),
+                part: if is_marked { "forgotten" } else { "unknown" }.into(),
                 ..SawRow::default()
             });
             continue;
@@ -255,7 +256,7 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
             model: model.key.hex(),
             node: node.cloned(),
             patient: fact("patient"),
-            part: parts.get(&case).cloned().unwrap_or_else(|| "not used".into()),
+            part: parts.get(&case).cloned().unwrap_or_else(|| if is_marked { "forgotten" } else { "not used" }.into()),
             case,
             series: fact("series"),
             volume: key.hex(),

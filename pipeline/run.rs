@@ -234,6 +234,12 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
     Ok(end)
 }
 
+/// What stands under a key, if a run may take it. What lost a patient to `voxmill forget` is no longer what its recipe says: where the patient is back, it is made
+/// again.
+pub fn reusable(store: &Store, key: &Key) -> Result<Option<Manifest>, Error> {
+    Ok(store.disk.manifest(key)?.filter(|m| !m.facts.contains_key(crate::forget::MARK)))
+}
+
 /// One artifact: reuse it or make it. The lock keeps two processes from making the same thing twice; `None`: another has it in hand, and this job does
 /// not wait.
 #[allow(clippy::too_many_arguments)]
@@ -260,12 +266,15 @@ fn run_job(
         if b.cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
-        if let Some(m) = b.store.disk.manifest(&key)? {
+        if let Some(m) = reusable(b.store, &key)? {
             return Ok(Some((Arc::new(m), false)));
         }
         let Some(_lock) = lock(b, &key, waits)? else { return Ok(None) };
-        if let Some(m) = b.store.disk.manifest(&key)? {
+        if let Some(m) = reusable(b.store, &key)? {
             return Ok(Some((Arc::new(m), false)));
+        }
+        if b.store.disk.manifest(&key)?.is_some() {
+            b.store.disk.remove(&BTreeSet::from([key]))?;
         }
         let _admitted = gate.admit(node.stage.memory_bytes(&job.inputs), b.cancel)?;
         row.why = Some(jobs::why(b.store, &job, before));

@@ -62,7 +62,7 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
             match run::look(b, o, node, &bar) {
                 Ok((draft, facts, recipe)) => {
                     let key = recipe.key();
-                    match b.store.disk.manifest(&key)? {
+                    match run::reusable(b.store, &key)? {
                         Some(m) => {
                             cases.push(CaseStatus { case: None, status: Status::Reused, why: String::new(), key: Some(key.hex()) });
                             known.insert(i, vec![Input { dir: b.store.disk.dir(&key), manifest: m.into(), rows: None }]);
@@ -110,7 +110,7 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
                         }
                     };
                     let key = job.recipe.key();
-                    let (status, why) = match b.store.disk.manifest(&key)? {
+                    let (status, why) = match run::reusable(b.store, &key)? {
                         Some(m) => {
                             items.push(Input { dir: b.store.disk.dir(&key), manifest: m.into(), rows: None });
                             (Status::Reused, String::new())

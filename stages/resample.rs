@@ -139,7 +139,11 @@ impl Resample {
         };
         match (like, self.spacing_mm) {
             (Some(_), Some(_)) => refuse("`spacing_mm` beside the port `like`"),
-            (Some(_), None) if self.keep_extent || self.separate_z => refuse("`keep_extent` or `separate_z` beside the port `like`"),
+            (Some(_), None) if self.keep_extent || self.separate_z => Err(Error::Input {
+                what: format!("`{}`", if self.keep_extent { "keep_extent" } else { "separate_z" }),
+                found: "it stands beside a volume at the port `like`, which is the grid".into(),
+                expected: "one of the two: leave it out, or take `like` from `from:` and give `spacing_mm`".into(),
+            }),
             (Some(like), None) => Ok(*like),
             (None, None) => refuse("neither of the two"),
             (None, Some(mm)) => self.respaced(from, mm.0),
@@ -167,7 +171,15 @@ impl Resample {
             Some(range) if has_padding(range)? => Some(range),
             _ => None,
         };
-        let sigma = from.spacing_mm().zip(to.spacing_mm()).map(coarser);
+        let sigma = match like {
+            None => from.spacing_mm().zip(to.spacing_mm()).map(coarser),
+            // The axes of another volume may lie across: how far its steps go along each axis of this one, in voxels.
+            Some(_) => {
+                let steps = to.axes_mm.map(|axis| from.to_index(from.origin + axis));
+                let along = |of: fn(&Zyx<f64>) -> f64| steps.to_array().iter().map(|s| of(s).powi(2)).sum::<f64>().sqrt();
+                Zyx::new(along(|s| s.z), along(|s| s.y), along(|s| s.x)).map(|steps| coarser((1.0, steps)))
+            }
+        };
         let outside = self.outside.map(|v| v as f32).filter(|_| like.is_some());
         let apart = if self.separate_z && like.is_none() { coarse_axis(from.spacing_mm(), to.spacing_mm()) } else { None };
         let Some(axis) = apart else {

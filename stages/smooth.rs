@@ -48,7 +48,7 @@ impl Smooth {
         if !sigma.to_array().iter().all(|s| (0.0..=MAX_SIGMA_VOXELS).contains(s)) {
             return Err(Error::Input {
                 what: "the blur".into(),
-                found: format!("a standard deviation of {sigma:?} voxels at a spacing of {spacing_mm:?} mm"),
+                found: format!("a standard deviation of {sigma} voxels at a spacing of {spacing_mm} mm"),
                 expected: format!("at most {MAX_SIGMA_VOXELS} voxels along each axis"),
             });
         }
@@ -83,9 +83,9 @@ impl Stage for Smooth {
         };
         let mut out = Vec::new();
         if !sigma.to_array().iter().all(|s| *s >= 0.0 && s.is_finite()) {
-            out.push(Finding::error(field, format!("a standard deviation of {sigma:?}"), "0 or more along each axis"));
+            out.push(Finding::error(field, format!("a standard deviation of {sigma}"), "0 or more along each axis"));
         } else if field == "sigma_voxels" && sigma.to_array().iter().any(|s| *s > MAX_SIGMA_VOXELS) {
-            out.push(Finding::error(field, format!("a standard deviation of {sigma:?} voxels"), format!("at most {MAX_SIGMA_VOXELS}")));
+            out.push(Finding::error(field, format!("a standard deviation of {sigma} voxels"), format!("at most {MAX_SIGMA_VOXELS}")));
         } else if sigma == Zyx::splat(0.0) {
             out.push(Finding::warning(field, "nothing is blurred", "give at least one axis, or leave the stage out"));
         }

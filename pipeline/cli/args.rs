@@ -49,7 +49,7 @@ pub fn word(value: impl ValueEnum) -> String {
 pub struct ConvertArgs {
     /// The folder with DICOM files, at any depth
     pub archive: PathBuf,
-    /// The folder for what is made; a second run into it converts only what is new
+    /// The folder for what is made; a second run into it converts only what is new, and removes what it no longer makes (another --where)
     pub out: PathBuf,
     /// What to write
     #[arg(long, value_name = "FORMAT")]

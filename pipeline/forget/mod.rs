@@ -34,7 +34,8 @@ Without --yes it says what it would do, and does nothing. With --yes, in this wo
 - lineage stays, with `forgotten-…` where the patient, its cases, series or files stood
 - models that saw the patient, and their splits, stay and lose its names; the models are
   marked: infer, saw and trace say so
-- published files, pictures and reports of the patient go
+- published files of the patient and the report go; what others have put into the
+  workspace stays, and is told where it names the patient
 Then the whole workspace is searched, and forgotten/ID.json keeps what was done, closed by its hash.
 
 It does not touch the archive, nor what was copied out of the workspace (infer OUT, cache export).
@@ -67,6 +68,11 @@ struct Todo {
 
 /// Does what was asked and gives the exit code.
 pub fn main(plan: &Plan, a: &ForgetArgs) -> Result<u8, Fault> {
+    if plan.workspace.ends_with(".voxmill") {
+        return Err(Fault::Wrong(
+            "this is the workspace of `voxmill convert`: take the patient's files out of the archive and convert again, which removes what was made of them".into(),
+        ));
+    }
     let session = questions::opened(plan)?;
     let receipt = lineage::unique_name();
     let todo = find(&session, &a.patient, &receipt)?;
@@ -117,8 +123,14 @@ pub fn main(plan: &Plan, a: &ForgetArgs) -> Result<u8, Fault> {
     });
     let path = write_receipt(&session.workspace, &receipt, &done, &todo.words)?;
     let mut text = format!("{}\n\nfreed {}", in_words(&todo), size_text(freed_bytes));
-    for (file, what) in &left {
+    for (file, what) in left.iter().take(20) {
         text.push_str(&format!("\nLEFT: {} holds {what} of the patient", file.display()));
+    }
+    if left.len() > 20 {
+        text.push_str(&format!("\nLEFT: and {} more; the receipt lists them", left.len() - 20));
+    }
+    if todo.words.has_short() {
+        text.push_str("\nnames of less than five letters were looked for in tables and JSON, and only where they stand by themselves");
     }
     if left.is_empty() {
         text.push_str("; searched every file of the workspace: nothing is left");
@@ -176,6 +188,25 @@ fn find(s: &Session, patient: &str, receipt: &str) -> Result<Todo, Fault> {
         return Err(Fault::Wrong(format!("this workspace has no patient {patient}: {known}")));
     }
     words.extend(cases.iter().cloned());
+    // A folder of NIfTI files is the study of all in it: what others go by as well names nobody.
+    for m in manifests.iter().filter(|m| m.files.contains_key("series.parquet")) {
+        let dir = disk.dir(&m.key);
+        for r in rows_at::<SeriesRow>(&dir)?.into_iter().filter(|r| r.patient != patient) {
+            for word in [&r.series, &r.study].into_iter().chain(&r.frame_of_reference) {
+                words.remove(word);
+            }
+        }
+        if m.files.contains_key("instances.parquet") {
+            for r in rows_at::<InstanceRow>(&dir)?.into_iter().filter(|r| !series.contains(&r.series)) {
+                for word in [&r.instance, &r.file, &r.path].into_iter().chain(&r.member) {
+                    words.remove(word);
+                }
+            }
+        }
+    }
+    for m in manifests.iter().filter(|m| !fact(m, "patient").is_empty() && fact(m, "patient") != patient) {
+        words.remove(fact(m, "study"));
+    }
     let words = Words::new(words, receipt);
     let (gone, models) = chosen(s, manifests, &cases, &words)?;
     let (files, relinked) = files_outside(s, &gone, &models, &words)?;
@@ -249,35 +280,59 @@ fn chosen(s: &Session, all: Vec<Manifest>, cases: &BTreeSet<String>, words: &Wor
     Ok((gone, models))
 }
 
-/// What was published of artifacts that go, and whatever else outside the shelves, memo and lineage holds the words; and what was published of models.
+/// What was published of artifacts that go, the report; and what was published of models. What others have put into the workspace is told by the search, not
+/// removed.
 fn files_outside(s: &Session, gone: &[Manifest], models: &[Manifest], words: &Words) -> Result<(Vec<PathBuf>, Vec<Linked>), Fault> {
     let by_inode = |of: &[Manifest]| -> BTreeMap<(u64, u64), PathBuf> {
         let files = of.iter().flat_map(|m| m.files.keys().map(|f| s.store.disk.dir(&m.key).join(f)));
         files.filter_map(|p| Some((search::inode(&p)?, p))).collect()
     };
     let (gone, models) = (by_inode(gone), by_inode(models));
+    let out = s.workspace.join("out");
+    let ours = publish::listed(&out)?;
     let (mut removed, mut relinked) = (Vec::new(), Vec::new());
-    for path in search::files(&s.workspace)? {
-        let below = path.strip_prefix(&s.workspace).unwrap_or(&path);
-        let first = below.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
-        // Lists of what was published are rewritten.
-        if ["store", "memo", "lineage", "heads", "forgotten"].contains(&first.as_str()) || path.ends_with(publish::MARK) {
-            continue;
-        }
+    for path in search::files(&out)? {
         let inode = search::inode(&path);
+        let named = || -> Result<bool, Error> {
+            let below = path.strip_prefix(&out).unwrap_or(&path);
+            Ok(ours.contains(&path) && (words.in_text(&below.to_string_lossy()) || search::holds(&path, words)?))
+        };
         if let Some(file) = inode.and_then(|i| models.get(&i)) {
             relinked.push((path, file.clone()));
-        } else if inode.is_some_and(|i| gone.contains_key(&i)) || words.in_text(&below.to_string_lossy()) || search::holds(&path, words)? {
+        } else if inode.is_some_and(|i| gone.contains_key(&i)) || named()? {
             removed.push(path);
         }
     }
+    removed.extend(Some(s.workspace.join("report.html")).filter(|p| p.is_file()));
     Ok((removed, relinked))
+}
+
+/// Words of the program and of the YAML stand in these columns, whatever a patient is called.
+const NOT_OF_PATIENTS: [&str; 14] = [
+    "run",
+    "pipeline",
+    "purpose",
+    "voxmill",
+    "status",
+    "node",
+    "stage",
+    "key",
+    "content",
+    "config_hash",
+    "config",
+    "part",
+    "class",
+    "channel",
+];
+
+fn out_of_cell(words: &Words, column: &str, text: &str) -> Option<String> {
+    if NOT_OF_PATIENTS.contains(&column) { None } else { words.out_of_text(text) }
 }
 
 fn rewrite_lineage(todo: &Todo) -> Result<usize, Fault> {
     let mut n = 0;
     for path in &todo.lineage {
-        if let Some((bytes, changed)) = table::changed_text(path, &|t| todo.words.out_of_text(t))? {
+        if let Some((bytes, changed)) = table::changed_text(path, &|column, t| out_of_cell(&todo.words, column, t))? {
             table::write_bytes_durably(path, &bytes)?;
             n += changed;
         }
@@ -292,18 +347,22 @@ fn mark(s: &Session, m: &Manifest, words: &Words, receipt: &str) -> Result<(), F
     for name in m.files.keys() {
         let path = dir.join(name);
         let changed = match path.extension().and_then(|e| e.to_str()) {
-            Some("parquet") => table::changed_text(&path, &|t| words.out_of_text(t))?.map(|(bytes, _)| bytes),
-            Some("json") => {
-                let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-                let value: Option<Value> = serde_json::from_slice(&text).ok();
-                value.and_then(|v| words.out_of_json(&v)).map(|v| serde_json::to_vec_pretty(&v).expect("plain data"))
-            }
+            Some("parquet") => table::changed_text(&path, &|column, t| out_of_cell(words, column, t))?.map(|(bytes, _)| bytes),
             _ => None,
         };
         files.extend(changed.map(|bytes| (name.clone(), bytes)));
     }
-    let value = serde_json::to_value(m).expect("a manifest is plain data");
-    let mut new: Manifest = words.out_of_json(&value).map_or_else(|| m.clone(), |v| serde_json::from_value(v).expect("only texts changed"));
+    let mut new = m.clone();
+    for value in new.facts.values_mut() {
+        if let Some(without) = words.out_of_json(value) {
+            *value = without;
+        }
+    }
+    for case in new.recipe.inputs.values_mut().flatten().filter_map(|i| i.case.as_mut()).chain(&mut new.case) {
+        if let Some(without) = words.out_of_text(&case.0) {
+            case.0 = without;
+        }
+    }
     let marks = new.facts.entry(MARK).or_insert_with(|| json!([]));
     if let Some(marks) = marks.as_array_mut() {
         marks.push(receipt.into());

@@ -13,6 +13,8 @@ pub const NUCLEAR_MEDICINE: &str = "1.2.840.10008.5.1.4.1.1.20";
 pub const PARAMETRIC_MAP: &str = "1.2.840.10008.5.1.4.1.1.30";
 /// Their frames get values of their own here.
 pub const KINDS: [&str; 3] = [RT_DOSE, NUCLEAR_MEDICINE, PARAMETRIC_MAP];
+/// Slices of a tomogram that need no vector to be believed.
+const MOST_SLICES: usize = 2048;
 /// Positions are written with so many digits.
 const SAME_MM: f64 = 1e-3;
 
@@ -87,6 +89,10 @@ fn tomogram(top: &Level, base: &FrameHeader, n_frames: usize) -> Option<Result<V
         _ => return Some(Err("a tomogram of nuclear medicine without SpacingBetweenSlices".into())),
     };
     let numbers: Vec<i64> = top.uss(t::SLICE_VECTOR);
+    // A number of frames is four letters of a header: what it may cost is held by what a scanner makes.
+    if numbers.is_empty() && n_frames > MOST_SLICES {
+        return Some(Err(format!("a tomogram of {n_frames} frames without SliceVector: more than {MOST_SLICES} are not read")));
+    }
     if !numbers.is_empty() && numbers.len() != n_frames {
         return Some(Err(format!("{n_frames} frames, and SliceVector has {} values", numbers.len())));
     }

@@ -15,22 +15,24 @@ pub fn any_text(path: &Path, holds: &dyn Fn(&str) -> bool) -> Result<bool, Error
     Ok(batch.columns().iter().any(|c| texts(c).is_some_and(|t| t.iter().flatten().any(holds))))
 }
 
-/// The bytes of the file with every text replaced where `change` gives another, and how many were; `None` where none was.
-pub fn changed_text(path: &Path, change: &dyn Fn(&str) -> Option<String>) -> Result<Option<(Vec<u8>, usize)>, Error> {
+/// The bytes of the file with every text replaced where `change` (of the column's name and the text) gives another, and how many were; `None` where none was.
+pub fn changed_text(path: &Path, change: &dyn Fn(&str, &str) -> Option<String>) -> Result<Option<(Vec<u8>, usize)>, Error> {
     let batch = read(path)?;
     let mut n = 0;
-    let mut put = |texts: &StringArray| -> StringArray {
-        let new = |t: &str| change(t).inspect(|_| n += 1).unwrap_or_else(|| t.to_string());
+    let mut put = |name: &str, texts: &StringArray| -> StringArray {
+        let new = |t: &str| change(name, t).inspect(|_| n += 1).unwrap_or_else(|| t.to_string());
         let mut new = new;
         texts.iter().map(|t| t.map(&mut new)).collect()
     };
+    let schema = batch.schema();
     let columns = batch
         .columns()
         .iter()
-        .map(|column| match texts(column) {
+        .zip(schema.fields())
+        .map(|(column, field)| match texts(column) {
             None => column.clone(),
             Some(old) => {
-                let new: ArrayRef = Arc::new(put(&old));
+                let new: ArrayRef = Arc::new(put(field.name(), &old));
                 match column.as_any().downcast_ref::<ListArray>() {
                     None => new,
                     Some(list) => {
@@ -74,7 +76,7 @@ mod tests {
         };
         table::write_rows(dir.path(), &[row("anna", "anna's"), row("otto", "Tibia")]).unwrap();
         assert!(any_text(&path, &|t| t.contains("anna")).unwrap());
-        let without = |t: &str| t.contains("anna").then(|| t.replace("anna", "x"));
+        let without = |_: &str, t: &str| t.contains("anna").then(|| t.replace("anna", "x"));
         let (bytes, n) = changed_text(&path, &without).unwrap().unwrap();
         assert_eq!(n, 2);
         std::fs::write(&path, bytes).unwrap();

@@ -148,4 +148,10 @@ fn a_patient_leaves_and_the_others_stay() {
     }
     assert_eq!((counts["series"].0, counts["folds"].0, counts["net"].0), (1, 1, 1), "{counts:?}");
     b.voxmill(&["forget", "p.yaml", "--patient", &who, "--yes"]).expect(2).says("no patient");
+
+    // The patient is back: split and model, which lost its names, are made again and say so.
+    b.add_case(1);
+    let counts = b.run(&[]).expect(0).counts();
+    assert_eq!((counts["folds"].0, counts["net"].0, counts["ready"].0), (1, 1, 1), "{counts:?}");
+    assert_eq!(saw(&b), seen);
 }
