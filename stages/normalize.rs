@@ -274,11 +274,7 @@ impl Stage for Normalize {
     };
 
     fn check(&self) -> Vec<Finding> {
-        let mut out = Vec::new();
-        let is_percent = |p: f64| (0.0..=100.0).contains(&p);
-        if !(is_percent(self.lower) && is_percent(self.upper) && self.lower < self.upper) {
-            out.push(Finding::error("lower", format!("percentiles {} to {}", self.lower, self.upper), "0 ≤ lower < upper ≤ 100"));
-        }
+        let mut out: Vec<Finding> = Finding::of_percentiles(self.lower, self.upper).into_iter().collect();
         for (field, given) in [("subtrahend", &self.subtrahend), ("divisor", &self.divisor)] {
             let Some(given) = given else { continue };
             if self.method != Method::Zscore {

@@ -104,11 +104,7 @@ impl Stage for Scale {
     };
 
     fn check(&self) -> Vec<Finding> {
-        let mut out = Vec::new();
-        let is_percent = |p: f64| (0.0..=100.0).contains(&p);
-        if !(is_percent(self.lower) && is_percent(self.upper) && self.lower < self.upper) {
-            out.push(Finding::error("lower", format!("percentiles {} to {}", self.lower, self.upper), "0 ≤ lower < upper ≤ 100"));
-        }
+        let mut out: Vec<Finding> = Finding::of_percentiles(self.lower, self.upper).into_iter().collect();
         if self.to_low == self.to_high || !self.to_low.is_finite() || !self.to_high.is_finite() {
             out.push(Finding::error("to_high", format!("a range from {} to {}", self.to_low, self.to_high), "two different numbers"));
         }

@@ -234,6 +234,12 @@ impl Finding {
     pub fn error(field: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into(), help: help.into(), is_warning: false }
     }
+    /// `lower` and `upper` are percentiles that span something.
+    pub fn of_percentiles(lower: f64, upper: f64) -> Option<Self> {
+        let is_percent = |p: f64| (0.0..=100.0).contains(&p);
+        let is_right = is_percent(lower) && is_percent(upper) && lower < upper;
+        (!is_right).then(|| Self::error("lower", format!("percentiles {lower} to {upper}"), "0 ≤ lower < upper ≤ 100"))
+    }
     pub fn warning(field: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { is_warning: true, ..Self::error(field, message, help) }
     }

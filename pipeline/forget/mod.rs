@@ -4,6 +4,7 @@
 //! Every step can be done twice, and the tables that say who the patient is go last: killed in its middle, the same command goes on.
 
 mod search;
+mod who;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +13,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use voxmill_schemas::artifact::{ContentHash, Key, Kind, Manifest};
 use voxmill_schemas::spec::size_text;
-use voxmill_schemas::tables::{ExecutionRow, InstanceRow, QuarantineRow, Row, RunRow, SeriesRow};
+use voxmill_schemas::tables::{ExecutionRow, QuarantineRow, Row, RunRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::table;
 
+use self::who::{Index, Who};
 use self::words::Words;
 use crate::cli::{ForgetArgs, print};
 use crate::heads::Heads;
@@ -129,11 +131,11 @@ pub fn main(plan: &Plan, a: &ForgetArgs) -> Result<u8, Fault> {
     if left.len() > 20 {
         text.push_str(&format!("\nLEFT: and {} more; the receipt lists them", left.len() - 20));
     }
-    if todo.words.has_short() {
-        text.push_str("\nnames of less than five letters were looked for in tables and JSON, and only where they stand by themselves");
-    }
     if left.is_empty() {
         text.push_str("; searched every file of the workspace: nothing is left");
+    }
+    if todo.words.has_short() {
+        text.push_str("\nnames of less than five letters were looked for in tables and JSON, and only where they stand by themselves");
     }
     text.push_str(&format!("\nreceipt  {}", path.display()));
     tell(a.json, done, &text);
@@ -155,55 +157,24 @@ fn fact<'a>(m: &'a Manifest, name: &str) -> &'a str {
 fn find(s: &Session, patient: &str, receipt: &str) -> Result<Todo, Fault> {
     let disk = &s.store.disk;
     let manifests = disk.readable_manifests()?;
-    let mut words = BTreeSet::from([patient.to_string()]);
-    let mut cases: BTreeSet<String> = BTreeSet::new();
-    let (mut series, mut in_archive, mut patients) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut indexes = Vec::new();
     for m in manifests.iter().filter(|m| m.files.contains_key("series.parquet")) {
         let dir = disk.dir(&m.key);
-        let rows: Vec<SeriesRow> = rows_at(&dir)?;
-        patients.extend(rows.iter().map(|r| r.patient.clone()));
-        for r in rows.into_iter().filter(|r| r.patient == patient) {
-            words.extend([r.series.clone(), r.study].into_iter().chain(r.frame_of_reference));
-            series.insert(r.series);
-        }
-        if m.files.contains_key("instances.parquet") {
-            for r in rows_at::<InstanceRow>(&dir)?.into_iter().filter(|r| series.contains(&r.series)) {
-                let place = PathBuf::from(&r.path);
-                // A container holds others, too: its members' names are the patient's.
-                if r.member.is_none() {
-                    words.insert(r.path);
-                }
-                words.extend([r.instance, r.file].into_iter().chain(r.member));
-                in_archive.insert(place);
-            }
-        }
+        indexes.push(Index { series: rows_at(&dir)?, instances: rows_at(&dir)? });
     }
+    let Who { mut words, series, files: mut in_archive } = who::who(patient, &indexes);
+    let mut cases: BTreeSet<String> = BTreeSet::new();
     for m in manifests.iter().filter(|m| fact(m, "patient") == patient || series.contains(fact(m, "series"))) {
         cases.extend(m.case.iter().map(|c| c.0.clone()));
         words.extend([fact(m, "study"), fact(m, "series")].map(str::to_string));
     }
     if cases.is_empty() && series.is_empty() {
-        let some = patients.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        let patients: BTreeSet<&str> = indexes.iter().flat_map(|i| &i.series).map(|r| r.patient.as_str()).collect();
+        let some = patients.into_iter().take(5).collect::<Vec<_>>().join(", ");
         let known = if some.is_empty() { "its index is gone or was never made".into() } else { format!("it has {some}, …") };
         return Err(Fault::Wrong(format!("this workspace has no patient {patient}: {known}")));
     }
     words.extend(cases.iter().cloned());
-    // A folder of NIfTI files is the study of all in it: what others go by as well names nobody.
-    for m in manifests.iter().filter(|m| m.files.contains_key("series.parquet")) {
-        let dir = disk.dir(&m.key);
-        for r in rows_at::<SeriesRow>(&dir)?.into_iter().filter(|r| r.patient != patient) {
-            for word in [&r.series, &r.study].into_iter().chain(&r.frame_of_reference) {
-                words.remove(word);
-            }
-        }
-        if m.files.contains_key("instances.parquet") {
-            for r in rows_at::<InstanceRow>(&dir)?.into_iter().filter(|r| !series.contains(&r.series)) {
-                for word in [&r.instance, &r.file, &r.path].into_iter().chain(&r.member) {
-                    words.remove(word);
-                }
-            }
-        }
-    }
     for m in manifests.iter().filter(|m| !fact(m, "patient").is_empty() && fact(m, "patient") != patient) {
         words.remove(fact(m, "study"));
     }
