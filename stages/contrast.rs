@@ -73,7 +73,7 @@ impl Contrast {
 impl Stage for Contrast {
     const INFO: Info = Info {
         name: "contrast",
-        version: 1,
+        version: 2,
         scope: Scope::Case,
         ports: &[Port { name: "volume", kind: Kind::Volume, required: true, about: "what is changed; labels pass through" }],
         gives: Kind::Volume,

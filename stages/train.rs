@@ -72,7 +72,7 @@ fn cpu() -> String {
 impl Stage for Train {
     const INFO: Info = Info {
         name: "train",
-        version: 2,
+        version: 3,
         scope: Scope::Set,
         ports: &[
             Port { name: "cases", kind: Kind::Volume, required: true, about: "preprocessed volumes with labels" },

@@ -140,69 +140,109 @@ pub fn percentiles(values: impl Iterator<Item = f32>, percents: &[f64]) -> Optio
 
 /// Smallest and largest finite value.
 pub fn range(values: &[f32]) -> Option<(f32, f32)> {
-    values.iter().filter(|v| v.is_finite()).fold(None, |r, v| match r {
-        None => Some((*v, *v)),
-        Some((a, b)) => Some((a.min(*v), b.max(*v))),
-    })
+    let lanes = Lanes::here();
+    let block = |values: &[f32]| {
+        let mut ends = (f32::INFINITY, f32::NEG_INFINITY);
+        ends_of(lanes, values, &mut ends);
+        ends
+    };
+    // Put together in order: which of 0 and −0 is the smaller must not depend on the threads.
+    let blocks: Vec<(f32, f32)> = values.par_chunks(BLOCK).map(block).collect();
+    let (low, high) = blocks.into_iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), (a, b)| (low.min(a), high.max(b)));
+    (low <= high).then_some((low, high))
+}
+
+on_lanes! {
+    /// Widens `ends` to hold every finite value.
+    pub fn ends_of(values: &[f32], ends: &mut (f32, f32)) {
+        let (mut low, mut high) = ([ends.0; SIDE], [ends.1; SIDE]);
+        let (blocks, rest) = values.as_chunks::<SIDE>();
+        for block in blocks {
+            for i in 0..SIDE {
+                let v = block[i];
+                low[i] = if v.is_finite() && v < low[i] { v } else { low[i] };
+                high[i] = if v.is_finite() && v > high[i] { v } else { high[i] };
+            }
+        }
+        let all = low.iter().chain(&high).chain(rest).filter(|v| v.is_finite());
+        *ends = all.fold(*ends, |(low, high), v| (low.min(*v), high.max(*v)));
+    }
 }
 
 /// ((x − min)/(max − min + 1e-7))^γ·(max − min) + min (MONAI `AdjustContrast`). γ > 1 darkens.
 pub fn adjust_contrast(values: &mut [f32], gamma: f32) {
     let Some((min, max)) = range(values) else { return };
-    let (width, lanes) = (max - min, Lanes::here());
-    values.par_chunks_mut(BLOCK).for_each(|values| {
-        values.iter_mut().for_each(|v| *v = (*v - min) / (width + 1e-7));
-        powers(lanes, values, gamma);
-        values.iter_mut().for_each(|v| *v = *v * width + min);
-    });
+    let lanes = Lanes::here();
+    values.par_chunks_mut(BLOCK).for_each(|values| curve(lanes, values, gamma, min, max));
 }
 
 /// Values whose powers are worked out side by side.
-const SIDE: usize = 8;
+const SIDE: usize = 16;
 
 on_lanes! {
-    /// Each value to the power of `gamma`, as exp2(γ·log2 v) in float64: within a unit in the last place of float32.
-    pub fn powers(values: &mut [f32], gamma: f32) {
+    /// [`adjust_contrast`] with a range of choice.
+    pub fn curve(values: &mut [f32], gamma: f32, min: f32, max: f32) {
+        let width = max - min;
         let (blocks, rest) = values.as_chunks_mut::<SIDE>();
-        let gamma64 = f64::from(gamma);
         for block in blocks {
-            // What the series are not for: 0, below 0, what is no number, and what lies at the ends of the range.
-            if !(gamma.abs() <= 64.0 && block.iter().all(|v| (1e-30..1e30).contains(v))) {
-                block.iter_mut().for_each(|v| *v = v.powf(gamma));
-                continue;
-            }
-            let mut y = [0f64; SIDE];
-            for i in 0..SIDE {
-                let bits = f64::from(block[i]).to_bits();
-                // v = m · 2^e with m from √½ to √2.
-                let more = ((bits & ((1 << 52) - 1)) > SQRT_2_FRACTION) as i32;
-                let e = ((bits >> 52) as i32) - 1023 + more;
-                let m = f64::from_bits(((bits & ((1 << 52) - 1)) | (1023 << 52)) - ((more as u64) << 52));
-                let s = (m - 1.0) / (m + 1.0);
-                let q = s * s;
-                // 2·atanh(s), s at most 0.172: what is left out is below 1e-13.
-                let series = 1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (1.0 / 11.0 + q / 13.0)))));
-                y[i] = gamma64 * (f64::from(e) + 2.0 * std::f64::consts::LOG2_E * s * series);
-            }
-            for i in 0..SIDE {
-                let y = y[i].clamp(-1000.0, 1000.0);
-                // Added and taken away again, this leaves the nearest whole number.
-                let n = (y + ROUNDS) - ROUNDS;
-                let f = (y - n) * std::f64::consts::LN_2;
-                let mut sum = 1.0;
-                for k in [11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0] {
-                    sum = 1.0 + f / k * sum;
-                }
-                block[i] = (sum * f64::from_bits(((n as i32 + 1023) as u64) << 52)) as f32;
-            }
+            block.iter_mut().for_each(|v| *v = (*v - min) / (width + 1e-7));
+            power(block, gamma);
+            block.iter_mut().for_each(|v| *v = *v * width + min);
         }
-        rest.iter_mut().for_each(|v| *v = v.powf(gamma));
+        rest.iter_mut().for_each(|v| *v = ((*v - min) / (width + 1e-7)).powf(gamma) * width + min);
     }
 }
 
+/// Each value to the power of `gamma`, as exp2(γ·log2 v) in float64: within a unit in the last place of float32.
+#[inline(always)]
+fn power(block: &mut [f32; SIDE], gamma: f32) {
+    // What the series are not for: 0, below 0, what is no number, and what lies at the ends of the range.
+    let fits = block.iter().fold(gamma.abs() <= 64.0, |fits, v| fits & (*v >= 1e-30) & (*v < 1e30));
+    if !fits {
+        return block.iter_mut().for_each(|v| *v = v.powf(gamma));
+    }
+    let gamma = f64::from(gamma);
+    let mut y = [0f64; SIDE];
+    for i in 0..SIDE {
+        let bits = f64::from(block[i]).to_bits();
+        // v = m · 2^e with m from √½ to √2.
+        let more = u64::from(bits & FRACTION > SQRT_2_FRACTION);
+        let m = f64::from_bits(((bits & FRACTION) | ONE) - (more << 52));
+        // The exponent as a float: below 2^52 the fraction of 2^52 counts.
+        let e = f64::from_bits(((bits >> 52) + more) | COUNTS) - (COUNTED + 1023.0);
+        let s = (m - 1.0) / (m + 1.0);
+        let q = s * s;
+        // 2·atanh(s), s at most 0.172: what is left out is below 1e-13.
+        let series = 1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (1.0 / 11.0 + q * (1.0 / 13.0))))));
+        y[i] = gamma * (e + 2.0 * std::f64::consts::LOG2_E * s * series);
+    }
+    for i in 0..SIDE {
+        let y = y[i].max(-1000.0).min(1000.0);
+        // Added, this leaves the nearest whole number, and in its last bits what to add to an exponent.
+        let whole = y + ROUNDS;
+        let f = (y - (whole - ROUNDS)) * std::f64::consts::LN_2;
+        let sum = TAYLOR.iter().fold(0.0, |sum, c| c + f * sum);
+        block[i] = (sum * f64::from_bits((whole.to_bits() << 52).wrapping_add(ONE))) as f32;
+    }
+}
+
+/// 1/k! from k = 11 down to 0: e^f for |f| up to ½·ln 2, what is left out is below 1e-14.
+const TAYLOR: [f64; 12] = {
+    let mut c = [1.0; 12];
+    let mut k = 11;
+    while k > 0 {
+        c[k - 1] = c[k] / (12 - k) as f64;
+        k -= 1;
+    }
+    c
+};
 const ROUNDS: f64 = 1.5 * (1u64 << 52) as f64;
+const FRACTION: u64 = (1 << 52) - 1;
+const ONE: u64 = 1023 << 52;
+const COUNTED: f64 = (1u64 << 52) as f64;
+const COUNTS: u64 = COUNTED.to_bits();
 /// The fraction bits of √2.
-const SQRT_2_FRACTION: u64 = std::f64::consts::SQRT_2.to_bits() & ((1 << 52) - 1);
+const SQRT_2_FRACTION: u64 = std::f64::consts::SQRT_2.to_bits() & FRACTION;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -216,12 +256,12 @@ mod tests {
         for gamma in [0.3f32, 0.7, 1.0, 1.5, 2.0, 4.5] {
             let run = |lanes| {
                 let mut v = values.clone();
-                powers(lanes, &mut v, gamma);
+                curve(lanes, &mut v, gamma, 0.0, 1.0);
                 v
             };
             let plain = run(Lanes::here());
             for (v, got) in values.iter().zip(&plain) {
-                let wanted = f64::from(*v).powf(f64::from(gamma));
+                let wanted = f64::from(*v / (1.0 + 1e-7)).powf(f64::from(gamma));
                 let same = (wanted.is_nan() && got.is_nan())
                     || (f64::from(*got) - wanted).abs() <= wanted.abs() * 2e-7
                     || f64::from(*got) == wanted

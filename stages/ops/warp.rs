@@ -1,6 +1,9 @@
 //! Turning, shearing, zooming and bending a patch in one interpolation: each voxel of the result is asked for once, wherever the parts together send it.
 //! MONAI's `Rand3DElastic`: a centred grid, a smoothed random offset added to it, then the matrix.
 
+use std::cell::Cell;
+use std::ops::Range;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -29,23 +32,86 @@ impl Bend {
         (6.0 * (squares.powi(3) / 3.0).sqrt()).min(1.0) * self.magnitude
     }
 
-    /// Where each voxel of a patch goes on the way in, voxels: along z, y and x, each `[z, y, x]`.
-    pub fn field(&self, size: Zyx<usize>) -> Zyx<Vec<f32>> {
-        let kernel = kernel(self.sigma);
-        Zyx::new(0u8, 1, 2).map(|axis| {
+    /// The displacement of a patch of this size, but for its blur along z, which [`Field::rows`] adds where it is asked for.
+    fn field(&self, size: Zyx<usize>) -> Field {
+        let (kernel, plane, lanes) = (kernel(self.sigma), size.y * size.x, Lanes::here());
+        let mut planes = FLAT.take();
+        let pitch = pitch(plane);
+        planes.resize(3 * size.z * pitch, 0.0);
+        let seeds = [0u8, 1, 2].map(|axis| {
             let mut h = blake3::Hasher::new();
-            h.update(b"voxmill bend 1\0").update(&self.seed.to_le_bytes()).update(&[axis]);
-            let rng = ChaCha8Rng::from_seed(*h.finalize().as_bytes());
-            let unit = 1.0 / (1u32 << 23) as f32;
-            let mut noise = vec![0f32; size.count()];
-            // One stream of words, each thread with its own stretch of it; 24 bits, from −1 to just below 1.
-            noise.par_chunks_mut(STRETCH).enumerate().for_each(|(i, noise)| {
-                let mut rng = rng.clone();
-                rng.set_word_pos((i * STRETCH) as u128);
-                noise.iter_mut().for_each(|v| *v = (rng.next_u32() >> 8) as f32 * unit - 1.0);
-            });
-            blurred(noise, size, &kernel, self.magnitude as f32)
-        })
+            h.update(b"voxmill bend 2\0").update(&self.seed.to_le_bytes()).update(&[axis]);
+            ChaCha8Rng::from_seed(*h.finalize().as_bytes())
+        });
+        let tail = kernel.len() / 2;
+        planes.par_chunks_mut(pitch).enumerate().for_each_init(
+            || (vec![0u8; 4 * plane.div_ceil(2)], vec![0f32; plane], vec![0f32; size.x + 2 * tail]),
+            |(bytes, noise, line), (at, out)| {
+                // One stream of words an axis, each plane with its own stretch of it.
+                let mut rng = seeds[at / size.z].clone();
+                rng.set_word_pos((at % size.z * plane.div_ceil(2)) as u128);
+                rng.fill_bytes(bytes);
+                uniform(lanes, bytes, noise);
+                for (y, row) in out[..plane].chunks_exact_mut(size.x.max(1)).enumerate() {
+                    let (k, n, first) = reach(y, size.y, tail);
+                    weighted(lanes, &kernel[k..k + n], &noise[first * size.x..], size.x, 1.0, &mut line[tail..tail + size.x]);
+                    weighted(lanes, &kernel, line, 1, self.magnitude as f32, row);
+                }
+            },
+        );
+        Field { size, kernel, planes }
+    }
+}
+
+/// Noise of each axis blurred along y and x, `[axis, z, y, x]` with [`pitch`] between planes, in voxels.
+struct Field {
+    size: Zyx<usize>,
+    kernel: Vec<f32>,
+    planes: Vec<f32>,
+}
+
+thread_local! {
+    /// The memory of the last field of this thread: a feed asks for the same size again and again, and fresh pages cost as much as the noise.
+    static FLAT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+impl Field {
+    /// Where some voxels of plane z go on the way in.
+    /// - side: places in the plane
+    /// - out: along z, y and x, each as long as `side`
+    fn rows(&self, lanes: Lanes, z: usize, side: Range<usize>, out: &mut [Vec<f32>; 3]) {
+        let (k, n, first) = reach(z, self.size.z, self.kernel.len() / 2);
+        let pitch = pitch(self.size.y * self.size.x);
+        for (axis, out) in out.iter_mut().enumerate() {
+            let from = &self.planes[(axis * self.size.z + first) * pitch + side.start..];
+            weighted(lanes, &self.kernel[k..k + n], from, pitch, 1.0, &mut out[..side.len()]);
+        }
+    }
+}
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        FLAT.set(std::mem::take(&mut self.planes));
+    }
+}
+
+/// From one plane of a field to the next: planes of a power of two would push each other out of the processor's caches.
+fn pitch(plane: usize) -> usize {
+    plane.next_multiple_of(16) + 80
+}
+
+/// The first of the weights that fall on an axis of `n` at place `i`, how many do, and where the first falls.
+fn reach(i: usize, n: usize, tail: usize) -> (usize, usize, usize) {
+    let first = i.saturating_sub(tail);
+    (first + tail - i, (i + tail + 1).min(n) - first, first)
+}
+
+on_lanes! {
+    /// 16 bits a value, from −1 to 1, both left out.
+    pub fn uniform(bytes: &[u8], out: &mut [f32]) {
+        for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *o = (f32::from(u16::from_le_bytes(*b)) - 32767.5) / 32768.0;
+        }
     }
 }
 
@@ -57,35 +123,6 @@ fn kernel(sigma: f64) -> Vec<f32> {
     let tail = ((3.0 * sigma).max(0.5) + 0.5).floor() as i64;
     let t = std::f64::consts::FRAC_1_SQRT_2 / sigma;
     (-tail..=tail).map(|i| (0.5 * (erf(t * (i as f64 + 0.5)) - erf(t * (i as f64 - 0.5)))).max(0.0) as f32).collect()
-}
-
-/// The same kernel along every axis, zeros beyond the edge, times `scale`.
-/// - values: `[z, y, x]`
-fn blurred(values: Vec<f32>, size: Zyx<usize>, kernel: &[f32], scale: f32) -> Vec<f32> {
-    let plane = size.y * size.x;
-    if kernel.len() == 1 || values.is_empty() {
-        return values.into_iter().map(|v| v * scale).collect();
-    }
-    let (lanes, tail) = (Lanes::here(), kernel.len() / 2);
-    // The first of the weights that fall on an axis of `n` at place `i`, how many do, and where the first falls.
-    let reach = |i: usize, n: usize| {
-        let first = i.saturating_sub(tail);
-        (first + tail - i, (i + tail + 1).min(n) - first, first)
-    };
-    let mut out = vec![0f32; values.len()];
-    out.par_chunks_mut(plane).enumerate().for_each_init(
-        || (vec![0f32; plane], vec![0f32; size.x + 2 * tail]),
-        |(a, line), (z, out)| {
-            let (k, n, first) = reach(z, size.z);
-            weighted(lanes, &kernel[k..k + n], &values[first * plane..], plane, 1.0, a);
-            for (y, row) in out.chunks_exact_mut(size.x).enumerate() {
-                let (k, n, first) = reach(y, size.y);
-                weighted(lanes, &kernel[k..k + n], &a[first * size.x..], size.x, 1.0, &mut line[tail..tail + size.x]);
-                weighted(lanes, kernel, line, 1, scale, row);
-            }
-        },
-    );
-    out
 }
 
 /// Sums that are made side by side.
@@ -126,29 +163,37 @@ pub fn warp(s: &Sample, to_input: Zyx<Zyx<f64>>, size: Zyx<usize>, bend: Option<
     let (lanes, field, plane) = (Lanes::here(), bend.map(|b| b.field(size)), (size.y * size.x).max(1));
     let mut voxels = vec![0f32; s.channels * n_out];
     let mut labels = s.labels.as_ref().map(|_| vec![0u8; n_out]);
-    let mut planes: Vec<Plane> = (0..size.z).map(|_| (Vec::new(), None)).collect();
+    // A task is a strip of all planes: what blurring along z reads stays near.
+    let strip = (plane / 8).clamp(1, STRIP).next_multiple_of(SIDE);
+    let mut strips: Vec<Vec<Part>> = (0..plane.div_ceil(strip)).map(|_| (0..size.z).map(|_| (Vec::new(), None)).collect()).collect();
     for channel in voxels.chunks_mut(n_out.max(1)) {
-        planes.iter_mut().zip(channel.chunks_mut(plane)).for_each(|(p, plane)| p.0.push(plane));
+        for (z, plane) in channel.chunks_mut(plane).enumerate() {
+            strips.iter_mut().zip(plane.chunks_mut(strip)).for_each(|(parts, part)| parts[z].0.push(part));
+        }
     }
-    if let Some(labels) = &mut labels {
-        planes.iter_mut().zip(labels.chunks_mut(plane)).for_each(|(p, plane)| p.1 = Some(plane));
+    for (z, plane) in labels.iter_mut().flat_map(|l| l.chunks_mut(plane)).enumerate() {
+        strips.iter_mut().zip(plane.chunks_mut(strip)).for_each(|(parts, part)| parts[z].1 = Some(part));
     }
-    planes.into_par_iter().enumerate().for_each(|(z, (mut channels, mut labels))| {
+    let steps = steps(s.size);
+    strips.into_par_iter().enumerate().for_each(|(strip_at, parts)| {
         let mut points = Points { at: [0; SIDE], weights: [[0.0; SIDE]; 8] };
-        for from in (0..plane).step_by(SIDE) {
-            let side = from..(from + SIDE).min(plane);
-            let bent = field.as_ref().map(|f| {
-                let here = z * plane + side.start..z * plane + side.end;
-                Zyx::new(&f.z[here.clone()], &f.y[here.clone()], &f.x[here])
-            });
-            place(lanes, &map, z, side.clone(), size.x, bent, &mut points);
-            for (c, out) in channels.iter_mut().enumerate() {
-                interpolate(lanes, &s.voxels[c * n..][..n], s.size, &points, &mut out[side.clone()]);
+        let mut bent = [(); 3].map(|_| vec![0f32; strip]);
+        let whole = strip_at * strip..((strip_at + 1) * strip).min(plane);
+        for (z, (mut channels, mut labels)) in parts.into_iter().enumerate() {
+            if let Some(field) = &field {
+                field.rows(lanes, z, whole.clone(), &mut bent);
             }
-            if let (Some(out), Some(old)) = (&mut labels, &s.labels) {
-                let steps = steps(s.size);
-                for (k, out) in out[side].iter_mut().enumerate() {
-                    *out = heaviest(std::array::from_fn(|c| (old[points.at[k] as usize + steps[c]], points.weights[c][k])));
+            for from in (0..whole.len()).step_by(SIDE) {
+                let side = from..(from + SIDE).min(whole.len());
+                let bent = field.as_ref().map(|_| Zyx::from_array([0, 1, 2].map(|a: usize| &bent[a][side.clone()])));
+                place(lanes, &map, z, whole.start + side.start..whole.start + side.end, size.x, bent, &mut points);
+                for (c, out) in channels.iter_mut().enumerate() {
+                    interpolate(lanes, &s.voxels[c * n..][..n], s.size, &points, &mut out[side.clone()]);
+                }
+                if let (Some(out), Some(old)) = (&mut labels, &s.labels) {
+                    for (k, out) in out[side].iter_mut().enumerate() {
+                        *out = heaviest(std::array::from_fn(|c| (old[points.at[k] as usize + steps[c]], points.weights[c][k])));
+                    }
                 }
             }
         }
@@ -156,8 +201,8 @@ pub fn warp(s: &Sample, to_input: Zyx<Zyx<f64>>, size: Zyx<usize>, bend: Option<
     Sample { size, channels: s.channels, voxels, labels }
 }
 
-/// Plane z of every channel and of the labels.
-type Plane<'a> = (Vec<&'a mut [f32]>, Option<&'a mut [u8]>);
+/// A strip of plane z of every channel and of the labels.
+type Part<'a> = (Vec<&'a mut [f32]>, Option<&'a mut [u8]>);
 
 /// Where points of the result lie in the input.
 pub struct Map {
@@ -169,8 +214,8 @@ pub struct Map {
 
 /// Points that are worked on side by side.
 const SIDE: usize = 16;
-/// Voxels of noise that a thread makes in one go; a multiple of the words of a block of the generator.
-const STRETCH: usize = 1 << 16;
+/// Most voxels of a plane in one task: of three fields and 40 planes they are 1 MiB.
+const STRIP: usize = 2048;
 
 /// The first of the 8 neighbours of each point, all of which lie in the input, and their weights, x fastest.
 pub struct Points {
@@ -188,13 +233,16 @@ fn steps(size: Zyx<usize>) -> [usize; 8] {
 on_lanes! {
     /// - side: places in plane `z` of the result, whose rows are `n_x` long
     /// - bent: how far each of them is moved first
-    pub fn place(map: &Map, z: usize, side: std::ops::Range<usize>, n_x: usize, bent: Option<Zyx<&[f32]>>, points: &mut Points) {
+    pub fn place(map: &Map, z: usize, side: Range<usize>, n_x: usize, bent: Option<Zyx<&[f32]>>, points: &mut Points) {
         let mut d = [[0f64; SIDE]; 3];
+        let (width, rows_a_voxel) = (n_x as f64, 1.0 / n_x as f64);
         for k in 0..SIDE {
-            let o = (side.start + k).min(side.end - 1);
+            let o = (side.start + k).min(side.end - 1) as f64;
+            // Half a voxel away from the ends of the row: what is lost in rounding does not matter.
+            let y = ((o + 0.5) * rows_a_voxel).floor();
             d[0][k] = z as f64 - map.centre_out.z;
-            d[1][k] = (o / n_x) as f64 - map.centre_out.y;
-            d[2][k] = (o % n_x) as f64 - map.centre_out.x;
+            d[1][k] = y - map.centre_out.y;
+            d[2][k] = o - y * width - map.centre_out.x;
         }
         if let Some(bent) = bent {
             for (d, bent) in d.iter_mut().zip([bent.z, bent.y, bent.x]) {
@@ -267,11 +315,23 @@ mod tests {
 
     const UNTURNED: Zyx<Zyx<f64>> = Zyx::new(Zyx::new(1., 0., 0.), Zyx::new(0., 1., 0.), Zyx::new(0., 0., 1.));
 
+    /// The displacement along z, y and x, each `[z, y, x]`.
+    fn whole(bend: &Bend, size: Zyx<usize>) -> Zyx<Vec<f32>> {
+        let (field, plane) = (bend.field(size), size.y * size.x);
+        let mut all = [(); 3].map(|_| Vec::new());
+        for z in 0..size.z {
+            let mut rows = [(); 3].map(|_| vec![0f32; plane]);
+            field.rows(Lanes::here(), z, 0..plane, &mut rows);
+            all.iter_mut().zip(rows).for_each(|(all, rows)| all.extend(rows));
+        }
+        Zyx::from_array(all)
+    }
+
     #[test]
     fn a_field_is_its_noise_blurred_by_the_kernel() {
         let size = Zyx::new(7, 9, 8);
         let (sharp, bend) = (Bend { sigma: 0.0, magnitude: 1.0, seed: 5 }, Bend { sigma: 1.2, magnitude: 30.0, seed: 5 });
-        let (noise, field) = (sharp.field(size), bend.field(size));
+        let (noise, field) = (whole(&sharp, size), whole(&bend, size));
         assert!(noise.z.iter().all(|v| (-1.0..1.0).contains(v)) && noise.z != noise.y && noise.y != noise.x);
         // By hand, at every voxel, in 3-D: MONAI cuts 1.2 at int(3.6 + 0.5) = 4 voxels.
         let k = |d: i64| 0.5 * (erf((d as f64 + 0.5) / (1.2 * 2f64.sqrt())) - erf((d as f64 - 0.5) / (1.2 * 2f64.sqrt())));
@@ -296,7 +356,7 @@ mod tests {
         let voxels: Vec<f32> = (0..n).map(|o| (o % size.x) as f32).chain((0..n).map(|o| (o / (size.y * size.x)) as f32)).collect();
         let s = Sample { size, channels: 2, voxels, labels: None };
         let out = warp(&s, UNTURNED, size, Some(&bend));
-        let field = bend.field(size);
+        let field = whole(&bend, size);
         for o in 0..n {
             let x = ((o % size.x) as f32 + field.x[o]).clamp(0.0, 15.0);
             let z = ((o / (size.y * size.x)) as f32 + field.z[o]).clamp(0.0, 11.0);
@@ -349,7 +409,7 @@ mod tests {
             centre_in: Zyx::new(4.0, 5.0, 6.0),
             centre_out: Zyx::new(2.0, 3.0, 11.0),
         };
-        let field = Bend { sigma: 1.5, magnitude: 9.0, seed: 3 }.field(size);
+        let field = whole(&Bend { sigma: 1.5, magnitude: 9.0, seed: 3 }, size);
         let run = |lanes: Lanes| {
             let mut points = Points { at: [0; SIDE], weights: [[0.0; SIDE]; 8] };
             let mut out = vec![0f32; 21];
