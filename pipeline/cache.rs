@@ -270,7 +270,7 @@ fn named_all(s: &Session, plan: &Plan, what: &[String]) -> Result<Vec<(String, K
 }
 
 /// `NODE`, `NODE/CASE` or the first digits of a key → (`NODE/CASE`, key) of each artifact that is meant.
-fn named_one(s: &Session, plan: &Plan, what: &str) -> Result<Vec<(String, Key)>, Fault> {
+pub(crate) fn named_one(s: &Session, plan: &Plan, what: &str) -> Result<Vec<(String, Key)>, Fault> {
     let heads = s.heads(plan, false);
     let (node, case) = what.split_once('/').map_or((what, None), |(n, c)| (n, Some(c)));
     if plan.nodes.iter().any(|n| n.name == node) {

@@ -13,7 +13,7 @@ use voxmill_stages::table::RecordBatch;
 
 use crate::cli::{
     AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs,
-    PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, WorkArgs, print,
+    PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, ViewArgs, WorkArgs, print,
 };
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
@@ -21,7 +21,8 @@ use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
 use crate::{
-    cache as shelves, convert, deidentify, forget, infer, language, problem, publish, query, replay, report as pages, status, summary,
+    cache as shelves, convert, deidentify, forget, infer, language, problem, publish, query, replay, report as pages, serve, status,
+    summary, view,
 };
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -375,6 +376,25 @@ pub fn report(a: &ReportArgs, defs: &'static [StageDef]) -> u8 {
         }
         Err(e) => fault(&e),
     }
+}
+
+pub fn serve(a: &FileArgs, defs: &'static [StageDef]) -> u8 {
+    let done = load(a, defs).map_err(Fault::Told).and_then(|plan| serve::main(&plan, &a.file));
+    done.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn view(a: &ViewArgs, defs: &'static [StageDef]) -> u8 {
+    let done = trace::only(
+        a.file.as_deref(),
+        |file| {
+            let file = FileArgs { file: file.into(), sets: a.sets.clone() };
+            // One file that is asked for shows its mistakes; of those that merely lie here, only the good ones count.
+            if a.file.is_some() { load(&file, defs).ok() } else { crate::load(&file.file, &[], defs).ok() }
+        },
+        |a, b| a.workspace == b.workspace,
+    )
+    .and_then(|plan| view::main(&plan, a));
+    done.map_or_else(|e| fault(&e), |()| 0)
 }
 
 pub fn replay(a: &ReplayArgs, defs: &'static [StageDef]) -> u8 {

@@ -37,7 +37,9 @@ pub mod query;
 pub mod questions;
 pub mod replay;
 pub mod report;
+pub mod serve;
 pub mod trace;
+pub mod view;
 
 use std::io::Read;
 use std::path::Path;

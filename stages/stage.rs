@@ -55,6 +55,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         Partners::Case
     }
 
+    /// The range of intensities that it looks at, in the unit of what comes in, and what it becomes: pictures are windowed by them.
+    fn window(&self) -> Option<[(f64, f64); 2]> {
+        None
+    }
+
     /// Peak memory of one run, bytes. The engine admits cases side by side while their sum stays under `--memory`.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         default_memory_bytes(inputs)
@@ -257,6 +262,7 @@ pub trait AnyStage: Send + Sync {
     fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error>;
     fn is_step(&self) -> bool;
     fn partners(&self) -> Partners;
+    fn window(&self) -> Option<[(f64, f64); 2]>;
     fn memory_bytes(&self, inputs: &Inputs) -> u64;
 }
 
@@ -287,6 +293,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn partners(&self) -> Partners {
         Stage::partners(self)
+    }
+    fn window(&self) -> Option<[(f64, f64); 2]> {
+        Stage::window(self)
     }
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         Stage::memory_bytes(self, inputs)

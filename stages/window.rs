@@ -141,6 +141,10 @@ impl Stage for Window {
         true
     }
 
+    fn window(&self) -> Option<[(f64, f64); 2]> {
+        self.range().map(|from| [from, (self.to_low.min(self.to_high), self.to_low.max(self.to_high))])
+    }
+
     /// Input and float32 output, and a quarter more for chunks on their way to the disk.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + 5 * e.voxels)
@@ -184,6 +188,8 @@ mod tests {
         let v = windowed(&stage(serde_json::json!({ "low": -1000, "high": 1000 })), volume("HU")).unwrap();
         assert_eq!(v.voxels, Voxels::F32(vec![0.0, 0.0, 0.75, 1.0]));
         assert_eq!(v.about.unit, "normalised");
+        let brain = stage(serde_json::json!({ "preset": "brain", "to_low": 1, "to_high": -1 }));
+        assert_eq!(Stage::window(&brain), Some([(0.0, 80.0), (-1.0, 1.0)]));
     }
 
     #[test]

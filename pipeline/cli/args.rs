@@ -292,6 +292,39 @@ pub struct SawArgs {
     pub answer: AnswerArgs,
 }
 
+/// What `voxmill view` is told.
+#[derive(Args)]
+pub struct ViewArgs {
+    /// NODE, NODE/CASE, a case, or the first digits of a key
+    pub what: String,
+    /// The pipeline that made it [default: the only one in this folder]
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Set a variable of the file, as for `run`
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
+    pub sets: Vec<String>,
+    /// The PNG to write
+    #[arg(long, short, value_name = "PNG")]
+    pub output: Option<PathBuf>,
+    /// Edge of each plane, pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 320, value_parser = clap::value_parser!(u16).range(32..=2048))]
+    pub size: u16,
+    /// Values that are black and white [default: the pipeline's own window, else those of the planes less 0.5 % at either end]
+    #[arg(long, value_name = "LOW,HIGH", allow_hyphen_values = true)]
+    pub window: Option<String>,
+    /// How the terminal takes pictures [default: by what it says of itself; none with --output]
+    #[arg(long, value_name = "PROTOCOL")]
+    pub inline: Option<Inline>,
+}
+
+/// Protocols by which terminals show pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Inline {
+    Kitty,
+    Iterm,
+    Sixel,
+}
+
 /// What `voxmill replay` is told.
 #[derive(Args)]
 pub struct ReplayArgs {

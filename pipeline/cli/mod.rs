@@ -51,7 +51,10 @@ enum Command {
     Diff(DiffArgs),
     /// Which patients and cases a model was trained on, or which models saw a patient
     Saw(SawArgs),
-    /// Make the batch of a training step again, as NIfTI
+    /// Show volumes with their labels: three planes each, as PNG or in the terminal
+    #[command(after_long_help = crate::view::HELP)]
+    View(ViewArgs),
+    /// Make the batch of a training step again, as NIfTI or PNG
     #[command(after_long_help = crate::replay::HELP)]
     Replay(ReplayArgs),
     /// Take a patient out of the workspace: a plan first, then the deed, a search and a receipt
@@ -65,6 +68,9 @@ enum Command {
     },
     /// Write what was made on one page: stages, cases with pictures, training, scores, provenance
     Report(ReportArgs),
+    /// Show the report in a browser while a run goes on, and scroll through volumes (this machine only)
+    #[command(after_long_help = crate::serve::HELP)]
+    Serve(FileArgs),
     /// List the stages, or explain one
     Stages {
         /// A stage's name
@@ -122,9 +128,11 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Why(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::why(plan, &a.node, a.case.as_deref())),
         Command::Diff(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::diff(plan, &a.old, &a.new)),
         Command::Saw(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::saw(plan, a.model.as_deref(), a.patient.as_deref())),
+        Command::View(a) => commands::view(&a, defs),
         Command::Replay(a) => commands::replay(&a, defs),
         Command::Forget(a) => commands::forget(&a, defs),
         Command::Report(a) => commands::report(&a, defs),
+        Command::Serve(a) => commands::serve(&a, defs),
         Command::Cache { command } => commands::cache(&command, defs),
         Command::Stages { name, markdown } => commands::stages(name.as_deref(), markdown, defs),
         Command::Schema => commands::schema(defs),

@@ -4,6 +4,7 @@
 pub mod charts;
 pub mod mosaic;
 pub mod page;
+pub mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -92,15 +93,20 @@ pub struct Training {
 
 /// Writes the page beside and renames it; gives its path.
 pub fn write(plan: &Plan, file: &Path, output: Option<&Path>, pictures: bool) -> Result<PathBuf, Fault> {
-    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
-    let report = gather(plan, text, pictures)?;
+    let page = page_of(plan, file, pictures)?;
     let to = output.map_or_else(|| plan.workspace.join("report.html"), Path::to_path_buf);
     let name = to.file_name().ok_or_else(|| Fault::Wrong(format!("{} is no file name", to.display())))?;
     let beside = to.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let written = File::create(&beside).and_then(|mut f| f.write_all(page::html(&report).as_bytes()).and_then(|()| f.sync_all()));
+    let written = File::create(&beside).and_then(|mut f| f.write_all(page.as_bytes()).and_then(|()| f.sync_all()));
     written.inspect_err(|_| drop(std::fs::remove_file(&beside))).map_err(Error::io("write", &beside))?;
     std::fs::rename(&beside, &to).map_err(Error::io("write", &to))?;
     Ok(to)
+}
+
+/// The page itself.
+pub fn page_of(plan: &Plan, file: &Path, pictures: bool) -> Result<String, Fault> {
+    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+    Ok(page::html(&gather(plan, text, pictures)?))
 }
 
 fn gather(plan: &Plan, text: String, pictures: bool) -> Result<Report, Fault> {
@@ -268,18 +274,14 @@ fn take_pictures(session: &Session, plan: &Plan, items: &[Vec<Input>], cases: &m
     let by_case = |i: usize| -> BTreeMap<String, &Input> {
         items[i].iter().filter_map(|item| Some((item.manifest.case.as_ref()?.0.clone(), item))).collect()
     };
-    let judged = plan.nodes.iter().find_map(|n| Some((*n.from.get("truth")?, *n.from.get("prediction")?)));
-    let has_image = |i: &usize| {
-        let with_image = |m: &Manifest| m.facts.get("channels").and_then(Value::as_array).is_some_and(|c| !c.is_empty());
-        plan.nodes[*i].def.info.gives == Kind::Volume && items[*i].iter().any(|item| with_image(&item.manifest))
-    };
-    let image = judged.map(|(truth, _)| truth).filter(has_image).or_else(|| (0..plan.nodes.len()).rev().find(has_image));
-    let Some(image) = image else { return Ok(()) };
-    let (images, predictions) = (by_case(image), judged.map(|(_, p)| by_case(p)).unwrap_or_default());
+    let Some(pair) = shown::pair(plan, |i| items[i].iter().any(|item| shown::is_image(&item.manifest))) else { return Ok(()) };
+    let (images, predictions) = (by_case(pair.image), pair.prediction.map(by_case).unwrap_or_default());
+    let unit_of = |i: usize| Some(shown::unit(&items[i].first()?.manifest).to_string());
     let memo = session.workspace.join("memo").join("mosaics-1");
     cases.par_iter_mut().for_each(|case| {
         if let Some(item) = images.get(&case.name) {
-            case.picture = mosaic::of(&memo, &session.store, item, predictions.get(&case.name).copied());
+            let window = shown::window(plan, Some(pair.image), shown::unit(&item.manifest), unit_of);
+            case.picture = mosaic::of(&memo, &session.store, item, predictions.get(&case.name).copied(), window);
         }
     });
     Ok(())

@@ -218,14 +218,14 @@ fn distributions(out: &mut String, r: &Report) {
     }
     // Each picture's own steps, laid on one scale for the set.
     let pictures: Vec<&mosaic::Picture> = r.cases.iter().filter_map(|c| c.picture.as_ref()).collect();
-    let low = pictures.iter().map(|p| p.black as f64).fold(f64::INFINITY, f64::min);
-    let high = pictures.iter().map(|p| p.white as f64).fold(f64::NEG_INFINITY, f64::max);
+    let low = pictures.iter().map(|p| p.low as f64).fold(f64::INFINITY, f64::min);
+    let high = pictures.iter().map(|p| p.high as f64).fold(f64::NEG_INFINITY, f64::max);
     if high > low {
         let mut heights = vec![0.0; 48];
         for p in &pictures {
-            let step = (p.white - p.black) as f64 / p.histogram.len().max(1) as f64;
+            let step = (p.high - p.low) as f64 / p.histogram.len().max(1) as f64;
             for (i, share) in p.histogram.iter().enumerate() {
-                let value = p.black as f64 + (i as f64 + 0.5) * step;
+                let value = p.low as f64 + (i as f64 + 0.5) * step;
                 heights[(((value - low) / (high - low) * 48.0) as usize).min(47)] += *share as f64;
             }
         }

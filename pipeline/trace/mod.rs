@@ -306,9 +306,14 @@ fn what_it_is(m: &Manifest) -> String {
 
 /// The workspace that is meant: of a file, as given, or of the only pipeline in this folder.
 pub fn workspace(file: Option<&Path>, workspace: Option<&Path>, load: impl Fn(&Path) -> Option<PathBuf>) -> Result<PathBuf, Fault> {
-    if let Some(w) = workspace {
-        return Ok(w.to_path_buf());
+    match workspace {
+        Some(w) => Ok(w.to_path_buf()),
+        None => only(file, load, |a, b| a == b),
     }
+}
+
+/// What a pipeline gives: the one that is named, or the only one in this folder. Several that give the same are as good as one.
+pub fn only<T>(file: Option<&Path>, load: impl Fn(&Path) -> Option<T>, same: impl Fn(&T, &T) -> bool) -> Result<T, Fault> {
     if let Some(file) = file {
         return load(file).ok_or(Fault::Told(2));
     }
@@ -320,12 +325,17 @@ pub fn workspace(file: Option<&Path>, workspace: Option<&Path>, load: impl Fn(&P
         .filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"))
         .collect();
     files.sort();
-    let found: BTreeMap<PathBuf, PathBuf> = files.into_iter().filter_map(|f| Some((load(&f)?, f))).collect();
+    let mut found: Vec<(PathBuf, T)> = Vec::new();
+    for file in files {
+        if let Some(new) = load(&file).filter(|new| !found.iter().any(|(_, known)| same(known, new))) {
+            found.push((file, new));
+        }
+    }
     match found.len() {
-        1 => Ok(found.into_keys().next().expect("one was counted")),
-        0 => Err(Fault::Wrong("no pipeline in this folder: say --file PIPELINE or --workspace FOLDER".into())),
+        1 => Ok(found.remove(0).1),
+        0 => Err(Fault::Wrong("no pipeline in this folder: say --file PIPELINE".into())),
         _ => {
-            let names = found.values().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
+            let names = found.iter().map(|(file, _)| file.display().to_string()).collect::<Vec<_>>().join(", ");
             Err(Fault::Wrong(format!("several pipelines in this folder ({names}): say which with --file")))
         }
     }

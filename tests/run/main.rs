@@ -16,5 +16,7 @@ mod publish;
 mod replay;
 mod report;
 mod reuse;
+mod serve;
 mod stack;
+mod view;
 mod way;
