@@ -41,6 +41,8 @@ pub mod serve;
 pub mod trace;
 pub mod view;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -67,14 +69,19 @@ pub fn load_text(name: &Path, text: String, defs: &'static [StageDef]) -> Result
 type Text = Result<String, (String, String)>;
 
 fn load_from(file: &Path, sets: &[String], defs: &'static [StageDef], text_of: &dyn Fn(&Path) -> Text) -> Result<Plan, Vec<Problem>> {
-    let variable = |name: &str| std::env::var(name).ok();
+    let given = RefCell::new(BTreeMap::new());
+    let variable = |name: &str| {
+        let value = std::env::var(name).ok();
+        given.borrow_mut().extend(value.iter().map(|v| (name.to_string(), v.clone())));
+        value
+    };
     let (spec, mistakes) = spec::read(file, &World { text_of, variable: &variable, sets });
     let mut problems: Vec<Problem> = mistakes.into_iter().map(Problem::from).collect();
     let has_mistakes = !problems.is_empty();
     let plan = spec.and_then(|spec| plan::make(&spec, defs, &mut problems));
     problem::sort(&mut problems);
     match plan {
-        Some(plan) if !has_mistakes => Ok(Plan { warnings: problems, ..plan }),
+        Some(plan) if !has_mistakes => Ok(Plan { warnings: problems, variables: given.into_inner(), ..plan }),
         _ => Err(problems),
     }
 }

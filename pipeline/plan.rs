@@ -20,6 +20,8 @@ pub struct Plan {
     /// Every node after those it takes from; otherwise in the order of the file.
     pub nodes: Vec<PlanNode>,
     pub warnings: Vec<Problem>,
+    /// Variables of the file that the environment gave a value.
+    pub variables: BTreeMap<String, String>,
 }
 
 /// A use of a stage, ready to run.
@@ -70,6 +72,7 @@ pub fn make(spec: &PipelineSpec, defs: &'static [StageDef], problems: &mut Vec<P
         workspace: PathBuf::from(&spec.workspace),
         cache: spec.cache.clone(),
         nodes: nodes.into_values().collect(),
+        variables: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }

@@ -168,6 +168,10 @@ impl Bar<'_> {
                     }
                 }
             }
+            Progress::Waited(_) => {}
+            Progress::Saved { epoch, step, .. } => {
+                self.of.event(&serde_json::json!({"event": "checkpoint", "node": self.name, "epoch": epoch, "step": step}));
+            }
             Progress::Warn(text) => self.warn(&text),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use voxmill_schemas::tables::{ExecutionRow, QuarantineRow, Row, RunRow};
+use voxmill_schemas::tables::{HistoryRow, Row, ScoreRow, StepRow, ValidationRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::store::Disk;
 use voxmill_stages::table::{self, RecordBatch, Source, show};
@@ -17,7 +17,8 @@ use crate::session::{Fault, Session};
 /// Shown by `voxmill query --help`.
 pub const HELP: &str = r#"Tables of what ran (all runs in the workspace):
   runs        run, pipeline, file, config_hash, purpose, seed, jobs, voxmill,
-              started_ms, ended_ms, status
+              started_ms, ended_ms, status, commit, features, cpu, device, yaml,
+              variables
               status: done, quarantined, failed, cancelled;
               running where no end was written
   executions  run, node, stage, version, case, key, content, input_keys,
@@ -25,6 +26,18 @@ pub const HELP: &str = r#"Tables of what ran (all runs in the workspace):
               bytes, ram_hits, nvme_hits, disk_reads, facts, error
               status: made, reused, quarantined, failed, cancelled
   quarantine  run, node, what, why
+  artifacts   run, key, content, kind, node, stage, version, case, patient, study,
+              series, modality, unit, n_channels, size_zyx, spacing_zyx_mm, bytes,
+              n_files, made_ms (one row where it was made)
+  edges       run, key, port, input (input went into key)
+  checkpoints run, node, model, epoch, step, best_epoch, best_dice, at_ms
+  traffic     run, node, at_ms, ram_hits, nvme_hits, disk_reads, waited_ms
+              (each second)
+Views of these:
+  cases       case, patient, study, series, modality, node, key, unit, n_channels,
+              size_zyx, spacing_zyx_mm, bytes, run, made_ms (newest of each node)
+  predictions case, patient, series, node, key, content, model, trained_by, run,
+              made_ms
 
 Tables of the newest artifacts of this pipeline (where its nodes make them):
   series      series, volume, study, patient, kind, modality, sop_class,
@@ -39,10 +52,14 @@ Tables of the newest artifacts of this pipeline (where its nodes make them):
   files       path, verdict, why
   split       case, patient, fold, part
   history     epoch, step, lr, loss, val_dice, class_dice
+  steps       epoch, step, lr, loss (every batch of a training)
   patches     epoch, step, slot, case, start_z, start_y, start_x, size_z, size_y,
-              size_x, augment (every patch that a training saw)
+              size_x, augment (every patch of every batch)
+  validation  epoch, case, class, dice
   scores      case, part, class, dice, hd95_mm, missed, spurious, truth_ml,
               prediction_ml
+  metrics     node, level, epoch, step, case, class, name, value (a view of steps,
+              history, validation and scores; level: step, epoch or case)
 A table that several nodes make is called NODE_TABLE. `show tables` lists them,
 `describe scores` the columns of one. array_has(labels, 'Femur') asks a list.
 
@@ -64,8 +81,8 @@ pub fn ask(plan: &Plan, a: &QueryArgs) -> Result<(), Fault> {
     }
     let session = Session::open(plan, None)?;
     let nodes: Vec<&str> = plan.nodes.iter().map(|n| n.name.as_str()).collect();
-    let tables = tables(&session.store.disk, &session.workspace, &session.heads(plan, false), &nodes)?;
-    let answer = table::query(tables, &a.sql)?;
+    let heads = session.heads(plan, false);
+    let answer = lineage::query(&session.workspace, &a.sql, |tables| add_tables(tables, &session.store.disk, &heads, &nodes))?;
     give(&answer, &a.answer)
 }
 
@@ -105,21 +122,13 @@ fn by_ending(output: Option<&Path>) -> RowFormat {
     }
 }
 
-/// Everything that can be asked.
-fn tables(disk: &Disk, workspace: &Path, heads: &Heads, nodes: &[&str]) -> Result<BTreeMap<String, Source>, Error> {
-    let mut out = BTreeMap::from([
-        (RunRow::TABLE.to_string(), Source::Rows(RunRow::to_batch(&[]))),
-        (ExecutionRow::TABLE.to_string(), Source::Rows(ExecutionRow::to_batch(&[]))),
-        (QuarantineRow::TABLE.to_string(), Source::Rows(QuarantineRow::to_batch(&[]))),
-    ]);
-    for (name, source) in out.iter_mut() {
-        let files = lineage::files(workspace, name);
-        if !files.is_empty() {
-            *source = Source::Files(files);
-        }
-    }
+/// Views of lineage, and the tables of the newest artifacts.
+fn add_tables(out: &mut BTreeMap<String, Source>, disk: &Disk, heads: &Heads, nodes: &[&str]) -> Result<(), Error> {
+    out.insert("cases".into(), Source::View(CASES.into()));
+    out.insert("predictions".into(), Source::View(PREDICTIONS.into()));
     // Table → node → files.
     let mut made: BTreeMap<String, BTreeMap<&str, Vec<PathBuf>>> = BTreeMap::new();
+    let mut metrics = Vec::new();
     for node in nodes {
         for key in heads.read(node).values() {
             // An artifact that was taken off the shelf since has no tables.
@@ -131,17 +140,55 @@ fn tables(disk: &Disk, workspace: &Path, heads: &Heads, nodes: &[&str]) -> Resul
     for (stem, by_node) in made {
         let is_alone = by_node.len() == 1 && !out.contains_key(&stem);
         for (node, files) in by_node {
-            out.insert(if is_alone { stem.clone() } else { format!("{node}_{stem}") }, Source::Files(files));
+            let name = if is_alone { stem.clone() } else { format!("{node}_{stem}") };
+            metrics.extend(metrics_of(&stem, node, &name));
+            out.insert(name, Source::Files(files));
         }
     }
-    Ok(out)
+    if !metrics.is_empty() {
+        out.entry("metrics".into()).or_insert(Source::View(metrics.join(" union all ")));
+    }
+    Ok(())
+}
+
+/// Of every node that gives volumes the newest one of each case.
+const CASES: &str = "select \"case\", patient, study, series, modality, node, key, unit, n_channels, size_zyx, spacing_zyx_mm, bytes, run, made_ms from \
+    (select *, row_number() over (partition by node, \"case\" order by made_ms desc, run desc) as n from artifacts where kind = 'volume' and \"case\" is not null) \
+    where n = 1";
+
+/// Labels that a model drew, with the model.
+const PREDICTIONS: &str = "select a.\"case\", a.patient, a.series, a.node, a.key, a.content, m.key as model, m.node as trained_by, a.run, a.made_ms from artifacts a \
+    join edges e on a.key = e.key and a.run = e.run join (select distinct key, node from artifacts where kind = 'model') m on e.input = m.key \
+    where a.kind = 'volume' and a.n_channels = 0";
+
+/// SELECTs that bring a table of measurements into one form: node, level, epoch, step, case, class, name, value.
+/// - `name`: of the table in SQL
+fn metrics_of(stem: &str, node: &str, name: &str) -> Vec<String> {
+    let select = |level: &str, [epoch, step, case, class]: [&str; 4], metric: &str, value: &str| {
+        format!(
+            "select '{node}' as node, '{level}' as level, cast({epoch} as bigint) as epoch, cast({step} as bigint) as step, \
+             cast({case} as varchar) as \"case\", cast({class} as varchar) as class, '{metric}' as name, {value} as value from \"{name}\" \
+             where {value} is not null"
+        )
+    };
+    let of_epoch = |metric: &str, value: &str| select("epoch", ["epoch", "step", "null", "null"], metric, value);
+    match stem {
+        StepRow::TABLE => ["loss", "lr"].map(|m| select("step", ["epoch", "step", "null", "null"], m, m)).into(),
+        HistoryRow::TABLE => vec![of_epoch("loss", "loss"), of_epoch("dice", "val_dice")],
+        ValidationRow::TABLE => vec![select("case", ["epoch", "null", "\"case\"", "class"], "dice", "dice")],
+        ScoreRow::TABLE => ["dice", "hd95_mm"].map(|m| select("case", ["null", "null", "\"case\"", "class"], m, m)).into(),
+        _ => Vec::new(),
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use voxmill_schemas::tables::{FileRow, HistoryRow, InstanceRow, ScoreRow, SeriesRow, SplitRow};
+    use voxmill_schemas::tables::{
+        ArtifactRow, CheckpointRow, EdgeRow, ExecutionRow, FileRow, InstanceRow, PatchRow, QuarantineRow, RunRow, SeriesRow, SplitRow,
+        TrafficRow,
+    };
 
     #[test]
     fn the_ending_of_the_output_chooses_the_format() {
@@ -161,6 +208,13 @@ mod tests {
             columns::<RunRow>(),
             columns::<ExecutionRow>(),
             columns::<QuarantineRow>(),
+            columns::<ArtifactRow>(),
+            columns::<EdgeRow>(),
+            columns::<CheckpointRow>(),
+            columns::<TrafficRow>(),
+            columns::<PatchRow>(),
+            columns::<StepRow>(),
+            columns::<ValidationRow>(),
             columns::<SeriesRow>(),
             columns::<InstanceRow>(),
             columns::<FileRow>(),

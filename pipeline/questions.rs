@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::Value;
 use voxmill_schemas::artifact::{Key, Kind, Manifest};
-use voxmill_schemas::tables::{DifferenceRow, ExecutionRow, Row, RunRow, SawRow, SplitRow};
+use voxmill_schemas::tables::{DifferenceRow, ExecutionRow, HistoryRow, Row, RunRow, SawRow, SplitRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::store::Disk;
-use voxmill_stages::table::{self, RecordBatch, Source};
+use voxmill_stages::table::{self, RecordBatch};
 
 use crate::heads::Heads;
 use crate::lineage;
@@ -23,12 +23,7 @@ pub fn opened(plan: &Plan) -> Result<Session, Fault> {
 }
 
 pub fn asked(workspace: &Path, sql: &str) -> Result<Vec<RecordBatch>, Fault> {
-    let source = |name: &str, empty: RecordBatch| {
-        let files = lineage::files(workspace, name);
-        (name.to_string(), if files.is_empty() { Source::Rows(empty) } else { Source::Files(files) })
-    };
-    let tables = BTreeMap::from([source(RunRow::TABLE, RunRow::to_batch(&[])), source(ExecutionRow::TABLE, ExecutionRow::to_batch(&[]))]);
-    Ok(table::query(tables, sql)?)
+    Ok(lineage::query(workspace, sql, |_| Ok(()))?)
 }
 
 pub fn rows<R: Row>(batches: &[RecordBatch]) -> Result<Vec<R>, Fault> {
@@ -195,8 +190,10 @@ fn leaves_that_differ(old: &str, new: &str) -> Vec<(String, Option<String>, Opti
 pub fn saw(plan: &Plan, model: Option<&str>, patient: Option<&str>) -> Result<Vec<RecordBatch>, Fault> {
     let session = opened(plan)?;
     let disk = &session.store.disk;
-    let newest = Heads::all(&session.workspace);
-    let models: Vec<Manifest> = disk.manifests()?.into_iter().filter(|m| m.kind == Kind::Model).collect();
+    // What is only measured of a set (a fingerprint) is a model as well, and nothing was fitted to anybody.
+    let is_trained = |m: &Manifest| m.kind == Kind::Model && m.files.contains_key(&format!("{}.parquet", HistoryRow::TABLE));
+    let models: Vec<Manifest> = disk.manifests()?.into_iter().filter(is_trained).collect();
+    let nodes = nodes_of(&session, &models)?;
     let chosen: Vec<&Manifest> = match model {
         None => models.iter().collect(),
         Some(what) if plan.nodes.iter().any(|n| n.name == what) => {
@@ -206,8 +203,7 @@ pub fn saw(plan: &Plan, model: Option<&str>, patient: Option<&str>) -> Result<Ve
         Some(what) => models.iter().filter(|m| what.len() >= 4 && m.key.hex().starts_with(&what.to_ascii_lowercase())).collect(),
     };
     if chosen.is_empty() {
-        let known = models.iter().map(|m| m.key.to_string()).collect::<Vec<_>>().join(", ");
-        let known = if known.is_empty() { "no model was trained in this workspace yet".into() } else { format!("there is {known}") };
+        let known = known(&models, &nodes);
         return Err(Fault::Wrong(format!(
             "no model is called {}: give the node that trains it, or digits of its key; {known}",
             model.unwrap_or("so")
@@ -216,12 +212,34 @@ pub fn saw(plan: &Plan, model: Option<&str>, patient: Option<&str>) -> Result<Ve
     let mut out = Vec::new();
     for m in chosen {
         let of_patient = |r: &SawRow| patient.is_none_or(|p| r.patient == p);
-        out.extend(seen_by(disk, m, newest.get(&m.key))?.into_iter().filter(of_patient));
+        out.extend(seen_by(disk, m, nodes.get(&m.key))?.into_iter().filter(of_patient));
     }
     if let Some(patient) = patient.filter(|_| out.is_empty()) {
         return Err(Fault::Wrong(format!("no model here saw a patient {patient} (patients go by the names that the index gives them)")));
     }
     Ok(vec![SawRow::to_batch(&out)])
+}
+
+/// The node that made each of these artifacts: by the newest heads, else by the last run that made it.
+pub fn nodes_of(session: &Session, artifacts: &[Manifest]) -> Result<BTreeMap<Key, String>, Fault> {
+    let list = artifacts.iter().map(|m| quoted(&m.key.hex())).collect::<Vec<_>>().join(", ");
+    let newest = Heads::all(&session.workspace);
+    let mut by_hex = BTreeMap::new();
+    if !list.is_empty() {
+        let sql = format!("select key, node from executions where key in ({list}) order by started_ms");
+        let cells = table::show::cells(&asked(&session.workspace, &sql)?, "")?;
+        by_hex.extend(cells.into_iter().map(|row| (row[0].clone(), row[1].clone())));
+    }
+    let name = |m: &Manifest| Some((m.key, newest.get(&m.key).cloned().or_else(|| by_hex.get(&m.key.hex()).cloned())?));
+    Ok(artifacts.iter().filter_map(name).collect())
+}
+
+/// What there is instead of the model that was asked for: `net (1a2b3c4d)`, by their nodes.
+pub fn known(models: &[Manifest], nodes: &BTreeMap<Key, String>) -> String {
+    let mut named: Vec<String> =
+        models.iter().map(|m| nodes.get(&m.key).map_or_else(|| m.key.to_string(), |node| format!("{node} ({})", m.key))).collect();
+    named.sort();
+    if named.is_empty() { "no model was trained in this workspace yet".into() } else { format!("there is {}", named.join(", ")) }
 }
 
 /// What stands in the manifests and in the split that went in, so it is what the training read, whatever was run since.

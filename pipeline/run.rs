@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use voxmill_schemas::artifact::{CaseId, Key, Manifest, Scope};
-use voxmill_schemas::tables::{ExecutionRow, QuarantineRow};
+use voxmill_schemas::tables::{CheckpointRow, ExecutionRow, QuarantineRow};
 use voxmill_stages::dicom::contents::Contents;
 use voxmill_stages::error::{Error, chain};
 use voxmill_stages::stage::{Cx, Facts, Input, Inputs, Progress, Quarantined};
@@ -202,6 +202,7 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
         }
     });
     b.contents.keep();
+    b.lineage.traffic(&node.name, b.store.counts(), true);
     let (mut end, stop) = done.into_inner().expect("the workers are gone");
     match &stop {
         Some(e) => bar.stopped(&end, matches!(e, Error::Cancelled)),
@@ -292,6 +293,7 @@ fn run_job(
             inputs_dirs: &job.inputs.0.values().flatten().map(|i| (i.dir.clone(), i.manifest.clone())).collect::<Vec<_>>(),
         })?;
         let _ = std::fs::remove_dir_all(&memo);
+        b.lineage.made(&node.name, &manifest);
         Ok(Some((Arc::new(manifest), true)))
     });
     let Some(made) = made.transpose() else { return Ok(None) };
@@ -340,6 +342,7 @@ fn run_source(b: &Bench, o: &Options, node: &PlanNode) -> Result<NodeEnd, Error>
             content: facts.content,
             inputs_dirs: &[],
         })?;
+        b.lineage.made(&node.name, &manifest);
         Ok((Arc::new(manifest), true))
     })();
     finish_row(b, row, &made);
@@ -405,7 +408,20 @@ fn call_stage(
     bar: &Bar,
 ) -> Result<Facts, Error> {
     std::fs::create_dir_all(memo).map_err(Error::io("make folder", memo))?;
-    let progress = |p: Progress| bar.news(p);
+    let progress = |p: Progress| {
+        if let Progress::Waited(time) = &p {
+            b.lineage.waited(*time);
+        }
+        b.lineage.traffic(&node.name, b.store.counts(), false);
+        if let Progress::Saved { epoch, step, best_epoch, best_dice } = &p {
+            // The memo of a training is named by the key that it works for.
+            let model = memo.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let (node, epoch, step) = (node.name.clone(), *epoch as i64, *step as i64);
+            let (best_epoch, best_dice) = (*best_epoch, *best_dice);
+            b.lineage.checkpoint(CheckpointRow { node, model, epoch, step, best_epoch, best_dice, ..CheckpointRow::default() });
+        }
+        bar.news(p);
+    };
     let cx = Cx {
         draft,
         case,

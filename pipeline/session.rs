@@ -11,7 +11,7 @@ use voxmill_stages::store::{Limits, Store};
 
 use crate::cli::FileArgs;
 use crate::heads::Heads;
-use crate::lineage::Lineage;
+use crate::lineage::{Lineage, told};
 use crate::plan::Plan;
 
 /// What stops a command as a whole.
@@ -109,6 +109,14 @@ impl Session {
 
     /// Starts the record of a command. Every run of one file with one configuration has one `config_hash`.
     pub fn begin(&self, plan: &Plan, file: &FileArgs, jobs: usize, purpose: &str) -> Result<Lineage, Fault> {
+        // The file, not what was made of it: under pseudonyms that names an archive which the file of `convert` does not.
+        let yaml = std::fs::read_to_string(&file.file).ok();
+        let mut variables: serde_json::Map<String, serde_json::Value> =
+            plan.variables.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+        if purpose == "run" {
+            let set = file.sets.iter().filter_map(|s| s.split_once('='));
+            variables.extend(set.map(|(key, value)| (key.to_string(), value.into())));
+        }
         Ok(Lineage::begin(
             &self.workspace,
             RunRow {
@@ -119,6 +127,11 @@ impl Session {
                 seed: plan.seed as i64,
                 jobs: jobs as i64,
                 voxmill: env!("CARGO_PKG_VERSION").into(),
+                commit: option_env!("VOXMILL_COMMIT").map(str::to_string),
+                features: Some(told::features()),
+                cpu: told::cpu(),
+                yaml,
+                variables: Some(serde_json::Value::Object(variables).to_string()),
                 ..RunRow::default()
             },
         )?)

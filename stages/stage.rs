@@ -195,6 +195,10 @@ pub enum Progress {
     Steps { done: u64, of: u64 },
     /// A sentence for the line beside the bar: `epoch 3: loss 0.412, Dice 0.71`.
     Say(String),
+    /// A network waited that long for its next batch.
+    Waited(std::time::Duration),
+    /// A training wrote a checkpoint.
+    Saved { epoch: u64, step: u64, best_epoch: Option<i64>, best_dice: Option<f64> },
     /// Something the user should know and the result carries on with. Names no patient.
     Warn(String),
 }

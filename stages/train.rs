@@ -192,6 +192,8 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
     trained.weights.save(&cx.draft.join(WEIGHTS))?;
     card.write(cx.draft)?;
     table::write_rows(cx.draft, &trained.history)?;
+    table::write_rows(cx.draft, &trained.steps_told)?;
+    table::write_rows(cx.draft, &trained.validation)?;
     write_patches(&terms, cx)?;
     Ok(facts(&terms, &trained))
 }
@@ -328,7 +330,7 @@ mod tests {
         let (four, same) = run(&t, "four", "memo4", 4);
         assert_eq!(
             trial::bytes(&one).keys().collect::<Vec<_>>(),
-            ["history.parquet", "model.json", "patches.parquet", "weights.safetensors"]
+            ["history.parquet", "model.json", "patches.parquet", "steps.parquet", "validation.parquet", "weights.safetensors"]
         );
         assert_eq!(trial::bytes(&one), trial::bytes(&four));
         assert_eq!(facts.facts, same.facts);

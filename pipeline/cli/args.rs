@@ -334,9 +334,11 @@ pub struct ReplayArgs {
     pub model: String,
     /// The step, from 1 over all epochs (column `step` of the table `patches`)
     pub step: u64,
-    /// The folder for what is made
-    #[arg(long, short, default_value = "replayed")]
-    pub output: PathBuf,
+    #[arg(long, default_value = "nifti")]
+    pub format: ReplayFormat,
+    /// The folder for what is made [default: replayed/NODE-KEY]
+    #[arg(long, short)]
+    pub output: Option<PathBuf>,
 }
 
 /// What `voxmill forget` is told.
@@ -530,6 +532,11 @@ pub enum RowFormat {
     Csv,
     Json,
     Parquet,
+}
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ReplayFormat {
+    Nifti,
+    Png,
 }
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum TraceFormat {

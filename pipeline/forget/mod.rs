@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use voxmill_schemas::artifact::{ContentHash, Key, Kind, Manifest};
 use voxmill_schemas::spec::size_text;
-use voxmill_schemas::tables::{ExecutionRow, QuarantineRow, Row, RunRow};
+use voxmill_schemas::tables::Row;
 use voxmill_stages::error::Error;
 use voxmill_stages::table;
 
@@ -46,6 +46,9 @@ Exit codes: 0 done, or a plan shown; 3 the search found something left; 2 the co
 
 /// The fact of a model's manifest that names receipts.
 pub const MARK: &str = "forgotten";
+
+/// How the names begin that stand where a patient's stood.
+pub const STAND_IN: &str = "forgotten-";
 
 /// A published file, and the file of an artifact that it is a link to.
 type Linked = (PathBuf, PathBuf);
@@ -181,9 +184,8 @@ fn find(s: &Session, patient: &str, receipt: &str) -> Result<Todo, Fault> {
     let words = Words::new(words, receipt);
     let (gone, models) = chosen(s, manifests, &cases, &words)?;
     let (files, relinked) = files_outside(s, &gone, &models, &words)?;
-    let lineage = [RunRow::TABLE, ExecutionRow::TABLE, QuarantineRow::TABLE].map(|t| search::files(&s.workspace.join("lineage").join(t)));
     let mut in_lineage = Vec::new();
-    for path in lineage.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+    for path in search::files(&s.workspace.join("lineage"))?.into_iter().filter(|p| p.extension().is_some_and(|e| e == "parquet")) {
         if search::holds(&path, &words)? {
             in_lineage.push(path);
         }
@@ -279,7 +281,7 @@ fn files_outside(s: &Session, gone: &[Manifest], models: &[Manifest], words: &Wo
 }
 
 /// Words of the program and of the YAML stand in these columns, whatever a patient is called.
-const NOT_OF_PATIENTS: [&str; 14] = [
+const NOT_OF_PATIENTS: [&str; 22] = [
     "run",
     "pipeline",
     "purpose",
@@ -287,6 +289,14 @@ const NOT_OF_PATIENTS: [&str; 14] = [
     "status",
     "node",
     "stage",
+    "kind",
+    "port",
+    "unit",
+    "modality",
+    "cpu",
+    "device",
+    "commit",
+    "features",
     "key",
     "content",
     "config_hash",

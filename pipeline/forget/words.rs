@@ -36,7 +36,7 @@ impl Words {
     }
 
     fn stand_in(&self, word: usize) -> String {
-        format!("forgotten-{}-{word}", self.receipt)
+        format!("{}{}-{word}", super::STAND_IN, self.receipt)
     }
 
     /// Where words stand: start, end, which; those that overlap as well.

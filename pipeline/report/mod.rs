@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::Value;
 use voxmill_schemas::artifact::{Key, Kind, Manifest, Scope};
-use voxmill_schemas::tables::{ExecutionRow, HistoryRow, Row, RunRow, ScoreRow, SplitRow};
+use voxmill_schemas::tables::{ExecutionRow, HistoryRow, Row, RunRow, ScoreRow, SplitRow, StepRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::stage::Input;
 use voxmill_stages::table;
@@ -56,6 +56,8 @@ pub struct Node {
     pub ram_hits: i64,
     pub nvme_hits: i64,
     pub disk_reads: i64,
+    /// How long a network waited for batches.
+    pub waited_ms: i64,
 }
 
 /// A case: what is known of it and what became of it.
@@ -88,6 +90,8 @@ pub struct Training {
     pub node: String,
     pub classes: Vec<String>,
     pub history: Vec<HistoryRow>,
+    /// Empty where an older version trained.
+    pub steps: Vec<StepRow>,
     pub facts: serde_json::Map<String, Value>,
 }
 
@@ -117,7 +121,8 @@ fn gather(plan: &Plan, text: String, pictures: bool) -> Result<Report, Fault> {
     )?)?;
     let newest = newest_executions(&session, plan)?;
     let items = newest_artifacts(&session, plan)?;
-    let nodes = plan.nodes.iter().enumerate().map(|(i, n)| node(n, &newest, &items[i])).collect();
+    let waited = waited(&session)?;
+    let nodes = plan.nodes.iter().enumerate().map(|(i, n)| node(n, &newest, &items[i], &waited)).collect();
     let (mut scores, mut split, mut trainings, mut fold) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (i, n) in plan.nodes.iter().enumerate().filter(|(_, n)| n.def.info.scope == Scope::Set) {
         for item in &items[i] {
@@ -129,12 +134,14 @@ fn gather(plan: &Plan, text: String, pictures: bool) -> Result<Report, Fault> {
                 split = table::rows_of::<SplitRow>(&table::open(&item.dir)?)?;
             }
             if tables.contains_key(HistoryRow::TABLE) {
-                let history = table::rows_of::<HistoryRow>(&table::open(&item.dir)?)?;
+                let all = table::open(&item.dir)?;
+                let history = table::rows_of::<HistoryRow>(&all)?;
+                let steps = if tables.contains_key(StepRow::TABLE) { table::rows_of::<StepRow>(&all)? } else { Vec::new() };
                 let facts = item.manifest.facts.clone();
                 // The parts of the page are those of the training it shows.
                 fold = item.manifest.recipe.config.get("fold").and_then(Value::as_i64).unwrap_or(0);
                 let classes = facts.get("class_dice").and_then(Value::as_object).map(|m| m.keys().cloned().collect()).unwrap_or_default();
-                trainings.push(Training { node: n.name.clone(), classes, history, facts });
+                trainings.push(Training { node: n.name.clone(), classes, history, steps, facts });
             }
         }
     }
@@ -155,6 +162,8 @@ fn about(plan: &Plan, runs: &[RunRow]) -> Vec<(String, String)> {
             out.push(("took".into(), page::duration(end - last.started_ms)));
         }
         out.push(("configuration".into(), last.config_hash.chars().take(8).collect()));
+        let more = [("commit", last.commit.as_ref().map(|c| c.chars().take(8).collect())), ("CPU", last.cpu.clone())];
+        out.extend(more.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
     }
     out
 }
@@ -189,7 +198,19 @@ fn newest_artifacts(session: &Session, plan: &Plan) -> Result<Vec<Vec<Input>>, E
     plan.nodes.iter().map(|n| of_node(&n.name)).collect()
 }
 
-fn node(n: &crate::plan::PlanNode, newest: &BTreeMap<String, Vec<ExecutionRow>>, items: &[Input]) -> Node {
+/// Node and run → milliseconds.
+fn waited(session: &Session) -> Result<BTreeMap<(String, String), i64>, Fault> {
+    let sql = "select node, run, cast(sum(waited_ms) as bigint) from traffic group by node, run having sum(waited_ms) > 0";
+    let cells = table::show::cells(&questions::asked(&session.workspace, sql)?, "")?;
+    Ok(cells.into_iter().filter_map(|row| Some(((row[0].clone(), row[1].clone()), row[2].parse().ok()?))).collect())
+}
+
+fn node(
+    n: &crate::plan::PlanNode,
+    newest: &BTreeMap<String, Vec<ExecutionRow>>,
+    items: &[Input],
+    waited: &BTreeMap<(String, String), i64>,
+) -> Node {
     let rows = newest.get(&n.name).map_or(&[][..], Vec::as_slice);
     let count = |status: &str| rows.iter().filter(|r| r.status == status).count();
     let took = rows.iter().map(|r| r.ended_ms).max().unwrap_or(0) - rows.iter().map(|r| r.started_ms).min().unwrap_or(0);
@@ -207,6 +228,7 @@ fn node(n: &crate::plan::PlanNode, newest: &BTreeMap<String, Vec<ExecutionRow>>,
         ram_hits: rows.iter().map(|r| r.ram_hits).sum(),
         nvme_hits: rows.iter().map(|r| r.nvme_hits).sum(),
         disk_reads: rows.iter().map(|r| r.disk_reads).sum(),
+        waited_ms: rows.first().and_then(|r| waited.get(&(n.name.clone(), r.run.clone()))).copied().unwrap_or(0),
     }
 }
 
@@ -269,7 +291,6 @@ fn describe(case: &mut Case, m: &Manifest) {
     case.spacing_mm = axes("spacing_mm");
 }
 
-/// Image and truth from the volume that predictions are judged against (else the last one with an image), predictions from what is judged.
 fn take_pictures(session: &Session, plan: &Plan, items: &[Vec<Input>], cases: &mut [Case]) -> Result<(), Error> {
     let by_case = |i: usize| -> BTreeMap<String, &Input> {
         items[i].iter().filter_map(|item| Some((item.manifest.case.as_ref()?.0.clone(), item))).collect()

@@ -111,7 +111,10 @@ fn worst(out: &mut String, r: &Report) {
     for (c, dice) in scored.iter().take(WORST) {
         let picture = c.picture.as_ref().map(|p| image(p, &format!("three planes of {} with contours", c.name))).unwrap_or_default();
         let part = if c.part.is_empty() { String::new() } else { format!(" <span class=\"n\">{}</span>", escape(&c.part)) };
-        let _ = write!(out, "<figure>{picture}<figcaption><b>{dice:.3}</b> {}{part}</figcaption></figure>", escape(&c.name));
+        let of_class = |class: &String| Some(format!("{} {:.3}", escape(class), c.scores.get(class)?.dice?));
+        let classes = r.classes.iter().filter_map(of_class).collect::<Vec<_>>().join(", ");
+        let classes = if c.scores.len() > 1 { format!("<div class=\"n\">{classes}</div>") } else { String::new() };
+        let _ = write!(out, "<figure>{picture}<figcaption><b>{dice:.3}</b> {}{part}{classes}</figcaption></figure>", escape(&c.name));
     }
     *out += "</div></section>\n";
 }
@@ -139,6 +142,11 @@ fn training(out: &mut String, t: &Training) {
         t.history.iter().filter_map(|h| Some((h.epoch as f64, pick(h)?))).collect()
     };
     *out += &charts::lines("Loss of each epoch", "epoch", &[line("loss", epochs(&|h| Some(h.loss)))], None);
+    // Of each step only where that shows more than the epochs do.
+    if t.steps.len() > 2 * t.history.len() {
+        let points = t.steps.iter().map(|s| (s.step as f64, s.loss)).collect();
+        *out += &charts::lines("Loss of the steps", "step", &[line("loss", thinned(points))], None);
+    }
     let mut dice = vec![line("mean", epochs(&|h| h.val_dice))];
     for (i, class) in t.classes.iter().enumerate() {
         dice.push(line(class, epochs(&|h| h.class_dice.get(i).copied().filter(|v| v.is_finite()))));
@@ -162,6 +170,19 @@ fn training(out: &mut String, t: &Training) {
         let _ = write!(out, "<div><dt>{text}</dt><dd>{}</dd></div>", escape(&value));
     }
     *out += "</dl></section>\n";
+}
+
+/// Points of a line, at most: more nobody sees.
+const POINTS: usize = 600;
+
+/// Neighbours become their mean where there are too many.
+fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let n = points.len().div_ceil(POINTS).max(1);
+    let mean = |part: &[(f64, f64)]| {
+        let sum = part.iter().fold((0.0, 0.0), |a, p| (a.0 + p.0, a.1 + p.1));
+        (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
+    };
+    points.chunks(n).map(mean).collect()
 }
 
 fn cases(out: &mut String, r: &Report) {
@@ -241,16 +262,20 @@ fn shelves(out: &mut String, r: &Report) {
         out,
         "shelves",
         "Time and shelves",
-        &["Stage", "Made", "Reused", "Left out", "Took", "On disk", "From RAM", "From NVMe", "From disk"],
+        &["Stage", "Made", "Reused", "Left out", "Took", "On disk", "From RAM", "From NVMe", "From disk", "Waited for data"],
         r.nodes.len(),
     );
     for n in &r.nodes {
         let all = (n.ram_hits + n.nvme_hits + n.disk_reads).max(1) as f64;
         let share = |hits: i64| if hits == 0 { String::new() } else { format!("{hits} ({:.0} %)", hits as f64 / all * 100.0) };
         let took = if n.made > 0 { duration(n.took_ms) } else { String::new() };
+        let waited = match n.waited_ms {
+            0 => String::new(),
+            ms => format!("{} ({:.0} %)", duration(ms), ms as f64 / n.took_ms.max(1) as f64 * 100.0),
+        };
         let _ = writeln!(
             out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{took}<td>{}<td>{}<td>{}<td>{}",
+            "<tr><td>{}<td>{}<td>{}<td>{}<td>{took}<td>{}<td>{}<td>{}<td>{}<td>{waited}",
             escape(&n.name),
             n.made,
             n.reused,
@@ -289,6 +314,14 @@ fn lines_escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_lines_are_thinned_and_short_ones_are_not() {
+        let line = |n: usize| -> Vec<(f64, f64)> { (0..n).map(|i| (i as f64, 1.0)).collect() };
+        assert_eq!(thinned(line(600)), line(600));
+        let thin = thinned(line(1201));
+        assert_eq!((thin.len(), thin[0], thin[400]), (401, (1.0, 1.0), (1200.0, 1.0)));
+    }
 
     #[test]
     fn times_are_short() {

@@ -152,6 +152,32 @@ rows! {
 }
 
 rows! {
+    /// One step of a training: a batch. `patches` has what was in it.
+    StepRow = "steps" {
+        /// From 1.
+        epoch: i64,
+        /// From 1, over all epochs.
+        step: i64,
+        /// Learning rate.
+        lr: f64,
+        /// Of the batch, before the step.
+        loss: f64,
+    }
+}
+
+rows! {
+    /// A validation case and class after an epoch, on the preprocessed grid.
+    ValidationRow = "validation" {
+        /// From 1.
+        epoch: i64,
+        case: String,
+        class: String,
+        /// Empty where the class stands neither in the truth nor in the prediction.
+        dice: Option<f64>,
+    }
+}
+
+rows! {
     /// One epoch of a training.
     HistoryRow = "history" {
         /// From 1.

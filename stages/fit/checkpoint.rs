@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::ContentHash;
-use voxmill_schemas::tables::{HistoryRow, Row};
+use voxmill_schemas::tables::{HistoryRow, Row, StepRow, ValidationRow};
 
 use crate::error::Error;
 use crate::table;
@@ -20,6 +20,10 @@ pub struct State {
     pub loss_sum: f64,
     /// One row an epoch that ended.
     pub history: Vec<HistoryRow>,
+    /// One row a step that was done.
+    pub steps: Vec<StepRow>,
+    /// Rows of every validation.
+    pub validation: Vec<ValidationRow>,
     /// Epoch (from 1) of the best validation so far.
     pub best_epoch: Option<i64>,
 }
@@ -44,6 +48,8 @@ pub fn save(memo: &Path, state: &State, fill: impl FnOnce(&Path) -> Result<(), E
     std::fs::create_dir_all(&beside).map_err(Error::io("make folder", &beside))?;
     fill(&beside)?;
     table::write_rows(&beside, &state.history)?;
+    table::write_rows(&beside, &state.steps)?;
+    table::write_rows(&beside, &state.validation)?;
     let seal = Seal { done: state.done, loss_sum_bits: state.loss_sum.to_bits(), best_epoch: state.best_epoch, files: hashes(&beside)? };
     let path = beside.join(SEAL);
     std::fs::write(&path, serde_json::to_vec_pretty(&seal).expect("plain data")).map_err(Error::io("write", &path))?;
@@ -68,9 +74,13 @@ fn read(dir: &Path) -> Option<State> {
     if found != seal.files {
         return None;
     }
-    let rows = table::read(&dir.join(format!("{}.parquet", HistoryRow::TABLE))).ok()?;
-    let history = HistoryRow::from_batch(&rows).ok()?;
-    Some(State { done: seal.done, loss_sum: f64::from_bits(seal.loss_sum_bits), history, best_epoch: seal.best_epoch })
+    let (history, steps, validation) = (rows(dir)?, rows(dir)?, rows(dir)?);
+    Some(State { done: seal.done, loss_sum: f64::from_bits(seal.loss_sum_bits), history, steps, validation, best_epoch: seal.best_epoch })
+}
+
+/// `None` where they cannot be read: an older version wrote other tables.
+fn rows<R: Row>(dir: &Path) -> Option<Vec<R>> {
+    R::from_batch(&table::read(&dir.join(format!("{}.parquet", R::TABLE))).ok()?).ok()
 }
 
 /// Checkpoints, oldest first.
@@ -112,7 +122,9 @@ mod tests {
 
     fn state(done: u64) -> State {
         let row = HistoryRow { epoch: 1, step: 3, lr: 0.1, loss: 0.1 + 0.2, val_dice: None, class_dice: vec![f64::NAN, 0.5] };
-        State { done, loss_sum: 0.1 + 0.2, history: vec![HistoryRow { class_dice: vec![], ..row }], best_epoch: Some(1) }
+        let steps = vec![StepRow { epoch: 1, step: 1, lr: 0.1, loss: 0.1 + 0.2 }];
+        let validation = vec![ValidationRow { epoch: 1, case: "a".into(), class: "b".into(), dice: None }];
+        State { done, loss_sum: 0.1 + 0.2, history: vec![HistoryRow { class_dice: vec![], ..row }], steps, validation, best_epoch: Some(1) }
     }
 
     fn put(memo: &Path, done: u64) {

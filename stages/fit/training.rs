@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use voxmill_schemas::tables::HistoryRow;
+use voxmill_schemas::tables::{HistoryRow, StepRow, ValidationRow};
 
 use super::card::{Card, WEIGHTS};
 use super::checkpoint::{self, State};
@@ -63,6 +63,8 @@ pub struct Trained {
     /// Of the best validation; without validation cases, of the last step.
     pub weights: Predictor,
     pub history: Vec<HistoryRow>,
+    pub steps_told: Vec<StepRow>,
+    pub validation: Vec<ValidationRow>,
     /// The epoch of the weights, where there was a validation.
     pub best: Option<HistoryRow>,
     pub steps: u64,
@@ -74,7 +76,8 @@ pub fn train(terms: &Terms, cx: &Cx) -> Result<Trained, Error> {
     t.go()?;
     let best = t.best_row().cloned();
     let weights = t.best.take().unwrap_or_else(|| t.net.predictor());
-    Ok(Trained { weights, history: t.state.history, best, steps: t.state.done })
+    let State { history, steps: steps_told, validation, done: steps, .. } = t.state;
+    Ok(Trained { weights, history, steps_told, validation, best, steps })
 }
 
 /// A training in hand.
@@ -129,7 +132,14 @@ impl<'a> Training<'a> {
         let ended = feed(self.state.done..of, pace, self.cx.cancel, make, |feed| -> Result<(), Error> {
             // A training that was stopped while it validated has that left to do.
             self.end_epoch_if_due()?;
-            while let Some(batch) = feed.next() {
+            let progress = self.cx.progress;
+            let mut next = || {
+                let asked = Instant::now();
+                let batch = feed.next();
+                progress(Progress::Waited(asked.elapsed()));
+                batch
+            };
+            while let Some(batch) = next() {
                 self.step(batch?)?;
                 (self.cx.progress)(Progress::Steps { done: self.state.done, of });
                 self.end_epoch_if_due()?;
@@ -154,7 +164,9 @@ impl<'a> Training<'a> {
             return Err(Error::NotFinite { value: loss, step: self.state.done + 1, cases: names(&batch.cases) });
         }
         self.state.loss_sum += loss as f64;
+        let epoch = (self.state.done / self.terms.plan.steps) as i64 + 1;
         self.state.done += 1;
+        self.state.steps.push(StepRow { epoch, step: self.state.done as i64, lr, loss: loss as f64 });
         Ok(())
     }
 
@@ -173,7 +185,7 @@ impl<'a> Training<'a> {
         let is_last = epoch == self.terms.epochs;
         let is_validated = !self.terms.parts.val.is_empty() && (is_last || epoch.is_multiple_of(self.terms.validation.every_epochs));
         let predictor = self.net.predictor();
-        let class_dice = if is_validated { self.validate(&predictor)? } else { Vec::new() };
+        let class_dice = if is_validated { self.validate(&predictor, epoch as i64)? } else { Vec::new() };
         let seen: Vec<f64> = class_dice.iter().copied().filter(|d| !d.is_nan()).collect();
         let val_dice = (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64);
         let row = HistoryRow {
@@ -207,20 +219,25 @@ impl<'a> Training<'a> {
     }
 
     /// Dice of each class: the mean over the validation cases that have it (in truth or prediction), NaN where none has.
-    fn validate(&self, predictor: &Predictor) -> Result<Vec<f64>, Error> {
+    fn validate(&mut self, predictor: &Predictor, epoch: i64) -> Result<Vec<f64>, Error> {
         let v = &self.terms.validation;
         let window = Window { overlap: v.overlap, blend: v.blend, batch: v.batch, ..Window::of(self.terms.plan.patch) };
         let n_outputs = self.terms.card.n_outputs();
         let mut found: Vec<Vec<f64>> = vec![Vec::new(); self.terms.parts.classes.len()];
+        let mut told = Vec::new();
         for source in &self.terms.parts.val {
             let mut go_on = || self.cx.check_cancelled();
             let (logits, patch) = predict::volume(&source.volume, predictor, &window, n_outputs, self.cx.store, &mut go_on)?;
             let truth = patch.labels.expect("cases without labels were refused");
             let predicted = regrid::argmax(&logits, n_outputs);
-            for (dices, id) in found.iter_mut().zip(self.terms.parts.classes.values()) {
-                dices.extend(metrics::dice(&predicted, &truth, *id));
+            for (dices, (class, id)) in found.iter_mut().zip(&self.terms.parts.classes) {
+                let dice = metrics::dice(&predicted, &truth, *id);
+                dices.extend(dice);
+                told.push(ValidationRow { epoch, case: source.case.0.clone(), class: class.clone(), dice });
             }
         }
+        // A validation that was stopped is done again from its beginning.
+        self.state.validation.extend(told);
         Ok(found.iter().map(|d| d.iter().sum::<f64>() / d.len() as f64).collect())
     }
 
@@ -232,6 +249,9 @@ impl<'a> Training<'a> {
             self.best.as_ref().map_or(Ok(()), |b| b.save(&dir.join(WEIGHTS)))
         })?;
         self.saved = Instant::now();
+        let best = self.best_row();
+        let (best_epoch, best_dice) = (best.map(|b| b.epoch), best.and_then(|b| b.val_dice));
+        (self.cx.progress)(Progress::Saved { epoch: self.state.history.len() as u64, step: self.state.done, best_epoch, best_dice });
         Ok(())
     }
 }

@@ -17,11 +17,13 @@ use voxmill_schemas::tables::Row;
 use crate::error::Error;
 use crate::stage::Rows;
 
+mod merge;
 mod prepared;
 pub mod show;
 mod sql;
 mod text;
 
+pub use merge::{merge, n_rows};
 pub use prepared::{prepared, taken};
 pub use sql::{Source, check_condition, query, select};
 pub use text::{any_text, changed_text};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{DFSchema, DataFusionError, SchemaError};
 use datafusion::datasource::MemTable;
 use datafusion::execution::context::SQLOptions;
@@ -31,6 +31,10 @@ pub enum Source {
     Rows(RecordBatch),
     /// At least one; columns that some lack are null there.
     Files(Vec<PathBuf>),
+    /// At least one, of a table whose columns are known: what an older version did not write is null.
+    Table(Vec<PathBuf>, SchemaRef),
+    /// A SELECT over the others, under a name.
+    View(String),
 }
 
 /// Runs one SELECT over named tables. DDL, DML, COPY and settings are refused. At least one batch, so that the columns of an empty
@@ -52,7 +56,9 @@ pub fn query(tables: BTreeMap<String, Source>, sql: &str) -> Result<Vec<RecordBa
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Error::io("start", "the query runtime"))?;
     runtime.block_on(async {
         let cx = context().map_err(refused)?;
-        for (name, source) in tables {
+        // Views stand on what is there before them.
+        let (views, others): (Vec<_>, Vec<_>) = tables.into_iter().partition(|(_, source)| matches!(source, Source::View(_)));
+        for (name, source) in others.into_iter().chain(views) {
             match source {
                 Source::Rows(batch) => {
                     let table = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(refused)?;
@@ -62,9 +68,16 @@ pub fn query(tables: BTreeMap<String, Source>, sql: &str) -> Result<Vec<RecordBa
                     let schemas: Vec<Schema> =
                         paths.iter().map(|p| Ok(super::read_schema(p)?.as_ref().clone())).collect::<Result<_, Error>>()?;
                     let schema = Schema::try_merge(schemas).map_err(|e| refused(e.into()))?;
-                    let urls = paths.iter().map(|p| file_url(p)).collect::<Result<Vec<_>, _>>()?;
-                    let options = ParquetReadOptions::default().schema(&schema);
-                    let frame = cx.read_parquet(urls, options).await.map_err(refused)?;
+                    register(&cx, &name, &paths, &schema).await.map_err(refused)?;
+                }
+                Source::Table(paths, schema) => {
+                    let fields = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
+                    register(&cx, &name, &paths, &Schema::new(fields.collect::<Vec<_>>())).await.map_err(refused)?;
+                }
+                // A view over a table of an older version may not hold: it disturbs only who asks for it.
+                Source::View(_) if !is_list && !sql.to_ascii_lowercase().contains(&name) => {}
+                Source::View(select) => {
+                    let frame = cx.sql(&select).await.map_err(refused)?;
                     cx.register_table(&name, frame.into_view()).map_err(refused)?;
                 }
             }
@@ -79,6 +92,13 @@ pub fn query(tables: BTreeMap<String, Source>, sql: &str) -> Result<Vec<RecordBa
         }
         Ok(batches)
     })
+}
+
+/// Files as a table of a schema.
+async fn register(cx: &SessionContext, name: &str, paths: &[PathBuf], schema: &Schema) -> Result<(), DataFusionError> {
+    let urls = paths.iter().map(|p| file_url(p)).collect::<Result<Vec<_>, _>>().map_err(|e| DataFusionError::External(Box::new(e)))?;
+    let frame = cx.read_parquet(urls, ParquetReadOptions::default().schema(schema)).await?;
+    cx.register_table(name, frame.into_view()).map(|_| ())
 }
 
 /// The rows of `table` for which a SQL condition holds (`where:` of a stage), in their order. Null counts as no.

@@ -115,7 +115,7 @@ fn a_patient_leaves_and_the_others_stay() {
         let m: Value = serde_json::from_slice(&text).unwrap();
         assert!(m["case"] != who.as_str() && !sets.contains(&m["recipe"]["stage"].as_str().unwrap()));
         let is_rewritten = match m["recipe"]["stage"].as_str().unwrap() {
-            "train" => path.ends_with("artifact.json") || path.ends_with("patches.parquet"),
+            "train" => ["artifact.json", "patches.parquet", "validation.parquet"].iter().any(|f| path.ends_with(f)),
             "split" => true,
             _ => false,
         };
@@ -131,6 +131,12 @@ fn a_patient_leaves_and_the_others_stay() {
     others.sort_by_key(|(patient, part)| (part.clone(), patient.clone()));
     assert_eq!(saw(&b), others);
     b.voxmill(&["cache", "verify", "p.yaml"]).expect(0).says("as it was written");
+    let lost = rows(&b, "select step from patches where \"case\" like 'forgotten-%' order by step");
+    assert_eq!(lost.is_empty(), !seen.contains(&(who.clone(), "train".into())));
+    if let Some(step) = lost.first().map(|r| r["step"].to_string()) {
+        b.voxmill(&["replay", "p.yaml", &model[..8], &step]).expect(2).says("was forgotten");
+        assert!(!b.path("replayed").exists(), "half a batch is none");
+    }
     let links = std::fs::metadata(b.path("work/out/net/weights.safetensors")).unwrap().nlink();
     assert!(links >= 2, "the model is still published");
 

@@ -128,5 +128,63 @@ fn a_model_tells_whom_it_saw_and_a_patient_who_saw_them() {
     let by_patient = b.voxmill(&["saw", "p.yaml", "--patient", patient, "--format", "csv"]).expect(0).stdout;
     assert_eq!(by_patient.lines().count(), 2);
     b.voxmill(&["saw", "p.yaml", "--patient", "nobody"]).expect(2).says("nobody");
-    b.voxmill(&["saw", "p.yaml", "iso"]).expect(2).says("no model");
+    b.voxmill(&["saw", "p.yaml", "iso"]).expect(2).says("no model").says("there is net (");
+}
+
+/// What the tables say, counted another way: from the manifests on the shelf.
+#[test]
+fn artifacts_edges_steps_and_predictions_are_rows() {
+    let b = Bench::new(4);
+    b.run(&["--set", "net.epochs=3"]).expect(0);
+    let manifests: Vec<serde_json::Value> = b
+        .artifacts()
+        .keys()
+        .filter(|f| f.ends_with("artifact.json"))
+        .map(|f| serde_json::from_slice(&std::fs::read(b.path("work/store/artifacts").join(f)).unwrap()).unwrap())
+        .collect();
+    let mut keys: Vec<&str> = manifests.iter().map(|m| m["key"].as_str().unwrap()).collect();
+    keys.sort();
+    assert_eq!(ask(&b, "select key from artifacts order by key"), keys);
+    let n_edges: usize =
+        manifests.iter().flat_map(|m| m["input_keys"].as_object().unwrap().values()).map(|v| v.as_array().unwrap().len()).sum();
+    assert_eq!(ask(&b, "select count(*) from edges"), [n_edges.to_string()]);
+    assert_eq!(ask(&b, "select count(*) from edges e left join artifacts a on e.input = a.key where a.key is null"), ["0"]);
+
+    assert_eq!(ask(&b, "select count(*), count(distinct \"case\") from cases where node = 'iso'"), ["4,4"]);
+    let spacing = ask(&b, "select distinct spacing_zyx_mm from cases where node = 'iso'");
+    assert!(spacing.len() == 1 && spacing[0].contains("1.5"), "{spacing:?}");
+    let predicted = ask(&b, "select \"case\", trained_by from predictions order by 1");
+    assert_eq!(predicted.len(), 4);
+    assert!(predicted.iter().all(|r| r.ends_with(",net")), "{predicted:?}");
+
+    // An epoch's loss is the mean of its steps', its Dice the mean of the classes' means over the cases.
+    let number = |sql: &str| ask(&b, sql)[0].parse::<f64>().unwrap();
+    let epochs = number("select avg(loss) from steps where epoch = 2");
+    assert!((epochs - number("select loss from history where epoch = 2")).abs() < 1e-12);
+    let dice = number("select avg(d) from (select class, avg(dice) as d from validation where epoch = 3 group by class)");
+    assert!((dice - number("select val_dice from history where epoch = 3")).abs() < 1e-12);
+    assert_eq!(
+        ask(&b, "select level, name, count(*) from metrics where node = 'net' and level = 'epoch' and name = 'loss' group by 1, 2"),
+        ["epoch,loss,3"]
+    );
+    assert!(number("select count(*) from metrics where node = 'score' and level = 'case' and name = 'dice'") >= 4.0);
+    // Bricks are counted the same in both tables.
+    let bricks = "sum(ram_hits), sum(nvme_hits), sum(disk_reads)";
+    assert_eq!(ask(&b, &format!("select {bricks} from traffic")), ask(&b, &format!("select {bricks} from executions")));
+}
+
+#[test]
+fn a_run_keeps_what_it_was_run_with() {
+    let b = Bench::new(1);
+    let yaml = std::fs::read_to_string(b.path("p.yaml")).unwrap().replace("spacing_mm: 1.5", "spacing_mm: \"${MM:-1.5}\"");
+    std::fs::write(b.path("p.yaml"), &yaml).unwrap();
+    let ran = b.command(&["run", "p.yaml", "image", "--quiet", "--set", "folds.train=0.5"]).env("MM", "2").output().unwrap();
+    assert!(ran.status.success());
+    let kept: serde_json::Value =
+        serde_json::from_str(&b.voxmill(&["query", "p.yaml", "select * from runs", "--format", "json"]).expect(0).stdout).unwrap();
+    let run = &kept[0];
+    assert_eq!(run["yaml"], yaml.as_str());
+    let variables: serde_json::Value = serde_json::from_str(run["variables"].as_str().unwrap()).unwrap();
+    assert_eq!((&variables["MM"], &variables["folds.train"]), (&"2".into(), &"0.5".into()));
+    assert!(run["features"].as_str().unwrap().contains("model") && run["cpu"].is_string(), "{run}");
 }

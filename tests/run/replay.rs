@@ -46,6 +46,10 @@ fn the_batch_of_a_step_holds_the_voxels_that_the_table_names() {
             assert_eq!((patch[o], drawn[o]), (voxels[at], labels[at] as f32), "voxel {o} of slot {slot}");
         }
     }
+    let said = b.voxmill(&["replay", "p.yaml", "net", "2", "--format", "png"]).expect(0);
+    let folder = said.stdout.lines().last().unwrap().to_string();
+    assert!(folder.starts_with("replayed/net-"), "{folder}");
+    assert!(std::fs::read(b.path(&folder).join("2-1.png")).unwrap().starts_with(b"\x89PNG"));
     b.voxmill(&["replay", "p.yaml", "net", "3"]).expect(2).says("it has 1 to 2");
     b.voxmill(&["replay", "p.yaml", "seg", "1"]).expect(2).says("no model");
 }

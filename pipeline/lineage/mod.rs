@@ -1,24 +1,33 @@
-//! What ran, in Parquet: `lineage/{runs,executions,quarantine}/RUN*.parquet` of the workspace. A killed run leaves what it had done up to the last
-//! second, in files that any Parquet reader opens.
+//! What ran, in Parquet: `lineage/TABLE/RUN*.parquet` of the workspace (runs, executions, quarantine, artifacts, edges, checkpoints, traffic). A killed run
+//! leaves what it had done up to the last second, in files that any Parquet reader opens.
 //!
 //! Rows gather in memory and go to parts, each written beside, synced and renamed. A part is named by the range it covers: `RUN-000003-000003` is the
 //! fourth, `RUN-000000-000031` takes the place of 32 small ones (what a crash leaves of those is ignored and swept). So files stay few, and memory does
 //! not grow with the archive. Processes that share a workspace write under different runs.
 
-use std::collections::BTreeMap;
+mod compact;
+mod parts;
+pub mod told;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use voxmill_schemas::tables::{ExecutionRow, QuarantineRow, Row, RunRow};
+use voxmill_schemas::artifact::Manifest;
+use voxmill_schemas::tables::{ArtifactRow, CheckpointRow, EdgeRow, ExecutionRow, QuarantineRow, Row, RunRow, TrafficRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::store::Counts;
-use voxmill_stages::table;
+use voxmill_stages::table::{self, RecordBatch, Source};
+
+use self::compact::Live;
+pub use self::compact::compact;
+use self::parts::Buffers;
 
 /// A part is written when it is this long.
-const ROWS_OF_A_PART: usize = 256;
+const ROWS_OF_A_PART: usize = 1024;
 /// No row waits longer than this for the disk.
 const WAIT: Duration = Duration::from_secs(1);
 /// That many small parts are put together.
@@ -29,92 +38,140 @@ pub struct Lineage {
     /// Names the run: its start in UTC and a few digits that tell processes apart.
     pub run: String,
     live: Option<(Arc<Shared>, JoinHandle<()>)>,
+    /// Keeps others from putting the files of this run together with those of ended ones.
+    lock: Option<Live>,
 }
 
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// When the shelves were last looked at, milliseconds since 1970.
+    sampled_ms: AtomicI64,
+    /// Of networks for batches, since `traffic` was last told.
+    waited_us: AtomicI64,
 }
 
 struct State {
     start: RunRow,
     folder: PathBuf,
-    executions: Buffer<ExecutionRow>,
-    quarantine: Buffer<QuarantineRow>,
+    buffers: Buffers,
     counts: Counts,
+    /// As `traffic` was last told.
+    sampled: Counts,
     flushed: Instant,
+    /// What the first model of the run was computed on.
+    device: Option<String>,
     /// The first failure to write; told at the end.
     failed: Option<Error>,
     closing: bool,
 }
 
-struct Buffer<R> {
-    folder: PathBuf,
-    rows: Vec<R>,
-    next_part: u32,
-    /// Ranges of the small parts on disk.
-    small: Vec<(u32, u32)>,
-}
-
 impl Lineage {
     /// One that keeps nothing: for commands that only look.
     pub fn silent() -> Self {
-        Self { run: String::new(), live: None }
+        Self { run: String::new(), live: None, lock: None }
     }
 
     /// Writes the row of the run with status `running`. `start`: everything but `run`, `started_ms`, `ended_ms` and `status`.
     pub fn begin(workspace: &Path, start: RunRow) -> Result<Self, Error> {
         let folder = workspace.join("lineage");
-        for table in [RunRow::TABLE, ExecutionRow::TABLE, QuarantineRow::TABLE] {
+        for table in [RunRow::TABLE].iter().chain(&Buffers::TABLES) {
             let place = folder.join(table);
             std::fs::create_dir_all(&place).map_err(Error::io("make folder", &place))?;
             sorted_out(&place).1.iter().for_each(|part| drop(std::fs::remove_file(part)));
         }
         let run = unique_name();
+        let lock = Live::begin(&folder, &run)?;
         let start = RunRow { run: run.clone(), started_ms: now_ms(), ended_ms: None, status: "running".into(), ..start };
         write_run(&folder, &start)?;
         let state = State {
-            executions: Buffer::new(&folder),
-            quarantine: Buffer::new(&folder),
+            buffers: Buffers::new(&folder),
             start,
             folder,
             counts: Counts::default(),
+            sampled: Counts::default(),
             flushed: Instant::now(),
+            device: None,
             failed: None,
             closing: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            sampled_ms: AtomicI64::new(now_ms()),
+            waited_us: AtomicI64::new(0),
+        });
         let theirs = shared.clone();
         let writer = std::thread::Builder::new()
             .name("lineage".into())
             .spawn(move || write_in_time(&theirs))
             .map_err(Error::io("start", "the lineage thread"))?;
-        Ok(Self { run, live: Some((shared, writer)) })
+        Ok(Self { run, live: Some((shared, writer)), lock: Some(lock) })
     }
 
     /// `counts`: hits of the shelves so far. The row gets those since the row before, so that they add up; cases side by side share them.
     pub fn push(&self, row: ExecutionRow, counts: Counts) {
         self.with(|s| {
-            let since = |now: u64, then: u64| now.saturating_sub(then) as i64;
             let was = std::mem::replace(&mut s.counts, counts);
-            s.executions.rows.push(ExecutionRow {
-                ram_hits: since(counts.ram_hits, was.ram_hits),
-                nvme_hits: since(counts.nvme_hits, was.nvme_hits),
-                disk_reads: since(counts.disk_reads, was.disk_reads),
-                ..row
-            });
+            let [ram_hits, nvme_hits, disk_reads] = since(counts, was);
+            s.buffers.executions.rows.push(ExecutionRow { ram_hits, nvme_hits, disk_reads, ..row });
         });
     }
 
+    /// An artifact that was made just now.
+    pub fn made(&self, node: &str, m: &Manifest) {
+        let (row, edges) = told::artifact(&self.run, node, m, now_ms());
+        let device = m.facts.get("device").and_then(|d| d.as_str());
+        self.with(|s| {
+            s.buffers.artifacts.rows.push(row);
+            s.buffers.edges.rows.extend(edges);
+            s.device = s.device.take().or(device.map(str::to_string));
+        });
+    }
+
+    /// `row` without its run and its time.
+    pub fn checkpoint(&self, row: CheckpointRow) {
+        self.with(|s| s.buffers.checkpoints.rows.push(CheckpointRow { run: self.run.clone(), at_ms: now_ms(), ..row }));
+    }
+
+    /// Called often: notes where bricks came from, once a second and at the end of a node.
+    /// - `counts`: hits of the shelves so far
+    pub fn traffic(&self, node: &str, counts: Counts, is_end: bool) {
+        let Some((shared, _)) = &self.live else { return };
+        let (now, last) = (now_ms(), shared.sampled_ms.load(Ordering::Relaxed));
+        let is_due = is_end || now - last >= WAIT.as_millis() as i64;
+        if !is_due || shared.sampled_ms.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return;
+        }
+        // The rest of a millisecond is left for the next row.
+        let waited_ms = shared.waited_us.load(Ordering::Relaxed) / 1000;
+        shared.waited_us.fetch_sub(waited_ms * 1000, Ordering::Relaxed);
+        self.with(|s| {
+            let was = std::mem::replace(&mut s.sampled, counts);
+            let [ram_hits, nvme_hits, disk_reads] = since(counts, was);
+            if ram_hits + nvme_hits + disk_reads + waited_ms > 0 {
+                let (run, node) = (self.run.clone(), node.to_string());
+                s.buffers.traffic.rows.push(TrafficRow { run, node, at_ms: now, ram_hits, nvme_hits, disk_reads, waited_ms });
+            }
+        });
+    }
+
+    /// A network waited for a batch.
+    pub fn waited(&self, time: Duration) {
+        if let Some((shared, _)) = &self.live {
+            shared.waited_us.fetch_add(time.as_micros() as i64, Ordering::Relaxed);
+        }
+    }
+
     pub fn quarantine(&self, row: QuarantineRow) {
-        self.with(|s| s.quarantine.rows.push(row));
+        self.with(|s| s.buffers.quarantine.rows.push(row));
     }
 
     fn with(&self, put: impl FnOnce(&mut State)) {
         let Some((shared, _)) = &self.live else { return };
         let mut state = shared.lock();
         put(&mut state);
-        let is_full = state.executions.rows.len() >= ROWS_OF_A_PART || state.quarantine.rows.len() >= ROWS_OF_A_PART;
+        let is_full = state.buffers.most() >= ROWS_OF_A_PART;
         // The first row after a pause goes to disk at once, the ones right behind it within `WAIT`.
         if is_full || state.flushed.elapsed() >= WAIT {
             state.flush();
@@ -127,8 +184,12 @@ impl Lineage {
         let mut state = shared.lock();
         state.flush();
         state.merge(1);
-        let end = RunRow { ended_ms: Some(now_ms()), status: status.into(), ..state.start.clone() };
+        let end = RunRow { ended_ms: Some(now_ms()), status: status.into(), device: state.device.take(), ..state.start.clone() };
         let ended = write_run(&state.folder, &end);
+        drop(self.lock.take());
+        if let Err(e) = compact(&state.folder) {
+            tracing::warn!("files of lineage are not put together: {}", voxmill_stages::error::chain(&e));
+        }
         state.failed.take().map_or(ended, Err)
     }
 
@@ -160,7 +221,7 @@ impl Shared {
 fn write_in_time(shared: &Shared) {
     let mut state = shared.lock();
     while !state.closing {
-        let waits = !(state.executions.rows.is_empty() && state.quarantine.rows.is_empty());
+        let waits = state.buffers.most() > 0;
         let left = WAIT.saturating_sub(state.flushed.elapsed());
         if waits && left.is_zero() {
             state.flush();
@@ -172,19 +233,17 @@ fn write_in_time(shared: &Shared) {
 
 impl State {
     fn flush(&mut self) {
-        let written = self.executions.flush(&self.start.run);
-        self.note(written);
-        let written = self.quarantine.flush(&self.start.run);
+        let run = &self.start.run;
+        let written: Vec<_> = self.buffers.all().into_iter().map(|b| b.flush(run)).collect();
         self.flushed = Instant::now();
-        self.note(written);
+        written.into_iter().for_each(|w| self.note(w));
         self.merge(MERGED);
     }
 
     fn merge(&mut self, at_least: usize) {
-        let merged = self.executions.merge(&self.start.run, at_least);
-        self.note(merged);
-        let merged = self.quarantine.merge(&self.start.run, at_least);
-        self.note(merged);
+        let run = &self.start.run;
+        let merged: Vec<_> = self.buffers.all().into_iter().map(|b| b.merge(run, at_least)).collect();
+        merged.into_iter().for_each(|m| self.note(m));
     }
 
     fn note(&mut self, done: Result<(), Error>) {
@@ -197,46 +256,10 @@ impl State {
     }
 }
 
-impl<R: Row + Clone> Buffer<R> {
-    fn new(folder: &Path) -> Self {
-        Self { folder: folder.join(R::TABLE), rows: Vec::new(), next_part: 0, small: Vec::new() }
-    }
-
-    /// Rows that cannot be written are given up, so that a full disk does not become full memory.
-    fn flush(&mut self, run: &str) -> Result<(), Error> {
-        if self.rows.is_empty() {
-            return Ok(());
-        }
-        let rows = std::mem::take(&mut self.rows);
-        let range = (self.next_part, self.next_part);
-        table::write_durably(&self.folder.join(part_name(run, range)), &R::to_batch(&rows))?;
-        self.next_part += 1;
-        self.small.push(range);
-        Ok(())
-    }
-
-    /// Puts the small parts together where there are `at_least` that many (and more than one).
-    fn merge(&mut self, run: &str, at_least: usize) -> Result<(), Error> {
-        if self.small.len() < at_least.max(2) {
-            return Ok(());
-        }
-        let parts = std::mem::take(&mut self.small);
-        let path = |range: &(u32, u32)| self.folder.join(part_name(run, *range));
-        let mut rows = Vec::new();
-        for range in &parts {
-            let from = path(range);
-            let batch = table::read(&from)?;
-            rows.extend(R::from_batch(&batch).map_err(|e| Error::Table { doing: "understand", path: from, source: Box::new(e) })?);
-        }
-        let whole = (parts[0].0, parts[parts.len() - 1].1);
-        table::write_durably(&path(&whole), &R::to_batch(&rows))?;
-        parts.iter().for_each(|range| drop(std::fs::remove_file(path(range))));
-        Ok(())
-    }
-}
-
-fn part_name(run: &str, (first, last): (u32, u32)) -> String {
-    format!("{run}-{first:06}-{last:06}.parquet")
+/// RAM, NVMe, disk.
+fn since(now: Counts, then: Counts) -> [i64; 3] {
+    let more = |now: u64, then: u64| now.saturating_sub(then) as i64;
+    [more(now.ram_hits, then.ram_hits), more(now.nvme_hits, then.nvme_hits), more(now.disk_reads, then.disk_reads)]
 }
 
 fn write_run(folder: &Path, row: &RunRow) -> Result<(), Error> {
@@ -249,30 +272,75 @@ pub fn files(workspace: &Path, table: &str) -> Vec<PathBuf> {
     sorted_out(&workspace.join("lineage").join(table)).0
 }
 
-/// Files that count, and parts that a merged file stands for (a crash between merging and removing leaves them).
+/// Every lineage table of a workspace, for SQL; those without a row as well.
+pub fn sources(workspace: &Path) -> BTreeMap<String, Source> {
+    fn source<R: Row>(workspace: &Path) -> (String, Source) {
+        let files = files(workspace, R::TABLE);
+        let source = if files.is_empty() { Source::Rows(R::to_batch(&[])) } else { Source::Table(files, R::schema()) };
+        (R::TABLE.to_string(), source)
+    }
+    BTreeMap::from([
+        source::<RunRow>(workspace),
+        source::<ExecutionRow>(workspace),
+        source::<QuarantineRow>(workspace),
+        source::<ArtifactRow>(workspace),
+        source::<EdgeRow>(workspace),
+        source::<CheckpointRow>(workspace),
+        source::<TrafficRow>(workspace),
+    ])
+}
+
+/// Files that count, and those that a merged file stands for (a crash between merging and removing leaves them).
 fn sorted_out(folder: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let found = table::files(folder).unwrap_or_default();
-    let range_of = |stem: &str| -> Option<(String, u32, u32)> {
-        let (rest, last) = stem.rsplit_once('-')?;
-        let (run, first) = rest.rsplit_once('-')?;
-        (first.len() == 6 && last.len() == 6).then_some(())?;
-        Some((run.to_string(), first.parse().ok()?, last.parse().ok()?))
-    };
     let mut merged: BTreeMap<String, Vec<(u32, u32)>> = BTreeMap::new();
     for (run, first, last) in found.keys().filter_map(|s| range_of(s)).filter(|(_, first, last)| first < last) {
         merged.entry(run).or_default().push((first, last));
     }
-    let stands_elsewhere = |stem: &str| {
-        range_of(stem).is_some_and(|(run, first, last)| {
+    let spans: Vec<(&String, (String, String))> =
+        found.keys().filter(|s| s.contains("..")).filter_map(|s| Some((s, compact::span_of(s)?))).collect();
+    let stands_elsewhere = |stem: &String| {
+        let in_parts = range_of(stem).is_some_and(|(run, first, last)| {
             merged.get(&run).is_some_and(|m| m.iter().any(|(f, l)| (*f, *l) != (first, last) && *f <= first && last <= *l))
-        })
+        });
+        in_parts
+            || compact::span_of(stem)
+                .is_some_and(|(first, last)| spans.iter().any(|(other, (f, l))| *other != stem && *f <= first && last <= *l))
     };
-    let (superfluous, counted): (Vec<_>, Vec<_>) = found.into_iter().partition(|(stem, _)| stands_elsewhere(stem));
+    let superfluous: BTreeSet<String> = found.keys().filter(|s| stands_elsewhere(s)).cloned().collect();
+    let (left, counted): (Vec<_>, Vec<_>) = found.into_iter().partition(|(stem, _)| superfluous.contains(stem));
     let paths = |v: Vec<(String, PathBuf)>| v.into_iter().map(|(_, path)| path).collect();
-    (paths(counted), paths(superfluous))
+    (paths(counted), paths(left))
 }
 
-fn now_ms() -> i64 {
+/// Run, first and last part of a file of parts: `RUN-000000-000031`.
+fn range_of(stem: &str) -> Option<(String, u32, u32)> {
+    let (rest, last) = stem.rsplit_once('-')?;
+    let (run, first) = rest.rsplit_once('-')?;
+    (first.len() == 6 && last.len() == 6 && !stem.contains("..")).then_some(())?;
+    Some((run.to_string(), first.parse().ok()?, last.parse().ok()?))
+}
+
+/// SQL over lineage, and over what `more` adds. A file that was put together with others since it was listed is looked for again.
+pub fn query(
+    workspace: &Path,
+    sql: &str,
+    more: impl Fn(&mut BTreeMap<String, Source>) -> Result<(), Error>,
+) -> Result<Vec<RecordBatch>, Error> {
+    let mut tries = 3;
+    loop {
+        let mut tables = sources(workspace);
+        let of = |source: &Source| if let Source::Table(files, _) = source { files.clone() } else { Vec::new() };
+        let files: Vec<PathBuf> = tables.values().flat_map(of).collect();
+        more(&mut tables)?;
+        match table::query(tables, sql) {
+            Err(_) if tries > 0 && files.iter().any(|f| !f.exists()) => tries -= 1,
+            answer => return answer,
+        }
+    }
+}
+
+pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
@@ -284,9 +352,23 @@ pub fn unique_name() -> String {
     format!("{}-{}", utc(now.as_secs()), &blake3::hash(salt.as_bytes()).to_hex()[..6])
 }
 
-/// Seconds since 1970 as `YYYYMMDDThhmmss` (days → civil date after Howard Hinnant).
+/// Seconds since 1970 as `YYYYMMDDThhmmss`.
 fn utc(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(seconds / 86_400);
+    let rest = seconds % 86_400;
+    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// Milliseconds since 1970 as ISO 8601: `2026-07-31T14:25:01.042Z`.
+pub fn iso(ms: i64) -> String {
+    let ms = ms.max(0) as u64;
+    let (year, month, day) = date(ms / 86_400_000);
+    let rest = ms / 1000 % 86_400;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z", rest / 3600, rest / 60 % 60, rest % 60, ms % 1000)
+}
+
+/// Year, month, day of a day since 1970 (after Howard Hinnant).
+fn date(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let (era, of_era) = (z / 146_097, z % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -294,13 +376,13 @@ fn utc(seconds: u64) -> String {
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::parts::part_name;
     use super::*;
 
     fn begin(dir: &Path) -> Lineage {
