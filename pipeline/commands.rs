@@ -15,6 +15,7 @@ use crate::cli::{
     AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs,
     PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, ViewArgs, WorkArgs, print,
 };
+use crate::openlineage::Events;
 use crate::plan::Plan;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
@@ -208,6 +209,13 @@ fn execute(
     }
     let purpose = if out.is_some() { "infer" } else { "run" };
     let lineage = session.begin(plan, file, jobs, purpose)?;
+    let events = match work.openlineage.as_deref().map(|to| Events::begin(to, plan, &lineage.run)).transpose() {
+        Ok(events) => events.unwrap_or_else(Events::silent),
+        Err(e) => {
+            lineage.finish("failed")?;
+            return Err(e);
+        }
+    };
     let names = nodes.iter().map(|i| plan.nodes[*i].name.as_str());
     let mut ui = Progressing::new(work.style(), names);
     ui.is_told_later = is_told_later;
@@ -222,6 +230,7 @@ fn execute(
         heads: &heads,
         contents: &contents,
         lineage: &lineage,
+        events: &events,
         ui: &ui,
         cancel: &CANCEL,
     };
@@ -229,6 +238,9 @@ fn execute(
     let summary = ended
         .unwrap_or_else(|e| Summary { nodes: vec![run::NodeEnd { failed: Some(chain(&e)), ..Default::default() }], ..Default::default() });
     let code = summary.exit_code();
+    if let Some(lost) = events.finish(code) {
+        tell("warning", &format!("warning: {lost}"));
+    }
     let recorded = lineage.finish(match code {
         0 => "done",
         3 => "quarantined",
@@ -262,6 +274,7 @@ fn plan_nodes(plan: &Plan, nodes: &BTreeSet<usize>, format: PlanFormat) -> u8 {
             heads: &heads,
             contents: &session.contents(),
             lineage: &lineage,
+            events: &Events::silent(),
             ui: &ui,
             cancel: &CANCEL,
         };

@@ -33,6 +33,7 @@ pub mod thumbs;
 pub mod cache;
 pub mod forget;
 pub mod lineage;
+pub mod openlineage;
 pub mod query;
 pub mod questions;
 pub mod replay;

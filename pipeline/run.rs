@@ -18,6 +18,7 @@ use voxmill_stages::store::{Commit, Lock, Store};
 use crate::heads::Heads;
 use crate::jobs::{self, Job};
 use crate::lineage::Lineage;
+use crate::openlineage::Events;
 use crate::plan::{Plan, PlanNode};
 use crate::progress::{Bar, Progressing, without_name};
 use crate::publish;
@@ -44,6 +45,7 @@ pub struct Bench<'a> {
     /// What is known of the bytes of the archive's files.
     pub contents: &'a Contents,
     pub lineage: &'a Lineage,
+    pub events: &'a Events,
     pub ui: &'a Progressing,
     pub cancel: &'a AtomicBool,
 }
@@ -111,6 +113,9 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
         }
         let node = &b.plan.nodes[i];
         let started = Instant::now();
+        let from: BTreeSet<usize> = node.from.values().copied().collect();
+        let from: Vec<&str> = from.into_iter().map(|up| b.plan.nodes[up].name.as_str()).collect();
+        b.events.node_begins(&node.name, &from);
         let broken = node.from.values().find_map(|up| ends.get(up).filter(|e| e.failed.is_some()));
         let mut end = if let Some(why) = &stop {
             NodeEnd { failed: Some(why.clone()), ..NodeEnd::default() }
@@ -130,6 +135,7 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
         };
         end.name = node.name.clone();
         end.took_ms = started.elapsed().as_millis() as u64;
+        b.events.node_ended(&end, &from, summary.cancelled);
         if end.failed.is_some() && !summary.cancelled {
             b.ui.node_failed(&end);
         }

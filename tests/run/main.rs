@@ -11,6 +11,7 @@ mod deidentify;
 mod forget;
 mod lazy;
 mod lineage;
+mod openlineage;
 mod out;
 mod publish;
 mod replay;
