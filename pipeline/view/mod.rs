@@ -48,6 +48,7 @@ pub struct Row {
 
 pub fn main(plan: &Plan, a: &ViewArgs) -> Result<(), Fault> {
     let window = a.window.as_deref().map(parsed).transpose()?;
+    let session = opened(plan)?;
     let auto = || inline::protocol(|name| std::env::var(name).ok()).filter(|_| std::io::stdout().is_terminal());
     let protocol = a.inline.or_else(|| if a.output.is_some() { None } else { auto() });
     if protocol.is_none() && a.output.is_none() {
@@ -55,7 +56,6 @@ pub fn main(plan: &Plan, a: &ViewArgs) -> Result<(), Fault> {
             "this is no terminal known to show pictures: say --output FILE.png, or --inline kitty, iterm or sixel".into(),
         ));
     }
-    let session = opened(plan)?;
     let rows = wanted(&session, plan, &a.what)?;
     let (mut pixels, mut told) = (Vec::new(), Vec::new());
     for row in &rows {

@@ -178,13 +178,13 @@ fn a_run_keeps_what_it_was_run_with() {
     let b = Bench::new(1);
     let yaml = std::fs::read_to_string(b.path("p.yaml")).unwrap().replace("spacing_mm: 1.5", "spacing_mm: \"${MM:-1.5}\"");
     std::fs::write(b.path("p.yaml"), &yaml).unwrap();
-    let ran = b.command(&["run", "p.yaml", "image", "--quiet", "--set", "folds.train=0.5"]).env("MM", "2").output().unwrap();
+    let ran = b.command(&["run", "p.yaml", "image", "--quiet", "--set", "net.epochs=3"]).env("MM", "2").output().unwrap();
     assert!(ran.status.success());
     let kept: serde_json::Value =
         serde_json::from_str(&b.voxmill(&["query", "p.yaml", "select * from runs", "--format", "json"]).expect(0).stdout).unwrap();
     let run = &kept[0];
     assert_eq!(run["yaml"], yaml.as_str());
     let variables: serde_json::Value = serde_json::from_str(run["variables"].as_str().unwrap()).unwrap();
-    assert_eq!((&variables["MM"], &variables["folds.train"]), (&"2".into(), &"0.5".into()));
+    assert_eq!((&variables["MM"], &variables["net.epochs"]), (&"2".into(), &"3".into()));
     assert!(run["features"].as_str().unwrap().contains("model") && run["cpu"].is_string(), "{run}");
 }
