@@ -4,7 +4,7 @@
 
 pub use super::fragments::{Fragment, frames};
 use super::header::Header;
-use super::{jpeg, jpeg2000, jpegls, rle};
+use super::{jpeg, jpeg2000, jpegls, rle, unfold};
 
 /// Why a frame gives no samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,19 +48,33 @@ const RLE: &str = "1.2.840.10008.1.2.5";
 const DEFLATED_FRAMES: &str = "1.2.840.10008.1.2.8.1";
 pub(super) const CONVERT: &str = "convert the file first, for example with `gdcmconv --raw`";
 
-impl Samples {
-    /// One byte a sample, where that is enough.
-    fn narrowed(self, precision: u32) -> Samples {
-        match precision <= 8 && self.bytes_per_sample == 2 {
-            true => Samples { bytes: self.bytes.as_chunks::<2>().0.iter().map(|w| w[0]).collect(), bytes_per_sample: 1, ..self },
-            false => self,
-        }
-    }
-}
-
 /// Whether single bits are packed eight in a byte by this syntax.
 pub fn packs_bits(transfer_syntax: &str) -> bool {
     [RLE, DEFLATED_FRAMES, ENCAPSULATED_PLAIN].contains(&transfer_syntax)
+}
+
+/// Decodes one frame where that takes no more than so many bytes.
+pub fn decode_within(h: &Header, stream: &[u8], allowance: u64) -> Result<Samples, CodecError> {
+    let wanted = work_bytes(h, stream);
+    if wanted > allowance {
+        let (rows, columns, why) = (h.rows, h.columns, unfold::closer(wanted));
+        return Err(CodecError::Broken(format!("{} compressed bytes cannot hold {rows}×{columns} pixels: {why}", stream.len())));
+    }
+    decode(h, stream)
+}
+
+/// The most that a decoder holds at a time beside the codestream, its result included.
+fn work_bytes(h: &Header, stream: &[u8]) -> u64 {
+    let width = h.bits_allocated as u64 / 8;
+    let a_sample = match h.transfer_syntax.as_str() {
+        RLE => width + 1,
+        DEFLATED_FRAMES => 2 * width,
+        ENCAPSULATED_PLAIN => width,
+        // Coefficients, a plane, the result; two bytes each, and whole blocks.
+        _ if stream.starts_with(&[0xff, 0xd8]) => 8,
+        _ => jpeg2000::BYTES_A_SAMPLE,
+    };
+    unfold::samples(h).saturating_mul(a_sample)
 }
 
 /// Decodes one frame. `stream`: its fragments, joined.
@@ -108,7 +122,7 @@ fn jpeg(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     let (rows, columns, n) = (h.rows as usize, h.columns as usize, h.samples.max(1) as usize);
     if marker == 0xf7 {
         let values = jpegls::decode(stream, rows, columns, n).map_err(CodecError::Broken)?;
-        return Ok(Samples { bits: stated.precision, shift: 0, ..Samples::as_stored(words(&values), 2, h).narrowed(stated.precision) });
+        return Ok(Samples { bits: stated.precision, shift: 0, ..of_words(values, stated.precision, h) });
     }
     let picture = jpeg::decode(stream, rows, columns, n).map_err(|fault| match fault {
         jpeg::Fault::Broken(why) => CodecError::Broken(why),
@@ -117,13 +131,17 @@ fn jpeg(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     // Signed values fill the bits that the header tells, whatever the codestream's precision.
     let bits = if h.is_signed { h.bits_stored.min(picture.precision) } else { picture.precision };
     let colours = picture.is_ybr.map(|is_ybr| if is_ybr { Colours::Ybr } else { Colours::Rgb });
-    Ok(Samples { bits, shift: 0, colours, ..Samples::as_stored(words(&picture.samples), 2, h).narrowed(picture.precision) })
+    Ok(Samples { bits, shift: 0, colours, ..of_words(picture.samples, picture.precision, h) })
 }
 
-fn words(values: &[u16]) -> Vec<u8> {
-    let mut out = vec![0; 2 * values.len()];
-    out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
-    out
+/// One byte a sample, where that is enough.
+fn of_words(values: Vec<u16>, precision: u32, h: &Header) -> Samples {
+    if precision <= 8 {
+        return Samples::as_stored(values.iter().map(|v| *v as u8).collect(), 1, h);
+    }
+    let mut bytes = vec![0; 2 * values.len()];
+    bytes.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
+    Samples::as_stored(bytes, 2, h)
 }
 
 /// The first SOF marker of a JPEG or JPEG-LS codestream.

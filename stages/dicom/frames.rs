@@ -1,10 +1,13 @@
 //! The pixel data of one file, frame by frame: checked against the header before memory is taken by its word, read from its place or decoded.
 
+use std::sync::Mutex;
+
 use super::bytes::Source;
 use super::codec::{self, CodecError, Fragment, Samples};
 use super::contents::{self, FileRef};
 use super::extras::{self, Extras};
 use super::header::Header;
+use super::unfold;
 use super::values::{Format, Raw};
 use crate::error::Error;
 
@@ -17,14 +20,12 @@ pub struct Opened<'a> {
     source: Source,
     /// Encapsulated files: the fragments of each frame.
     fragments: Vec<Vec<Fragment>>,
+    /// Bytes that a frame may take which is packed closer than any real one; such frames are decoded one at a time.
+    allowance: Mutex<u64>,
 }
 
 const FLOAT: u32 = 0x7FE0_0008;
 const DOUBLE: u32 = 0x7FE0_0009;
-/// What compressed pixels may unfold to, for each byte of them and besides: no real image is packed closer, and a file of a few bytes that asks for gigabytes
-/// is refused before it gets them. On the way from a JPEG of 8 bits to float32 a byte takes twelve: a small file stays within 64 MiB.
-const UNFOLDED_RATIO: u64 = 256;
-const UNFOLDED_BYTES: u64 = 4 << 20;
 
 pub fn fault(name: &str, why: impl Into<String>) -> Error {
     Error::Dicom { file: name.into(), why: why.into() }
@@ -58,21 +59,18 @@ pub fn open<'a>(
     step(source.len())?;
     check(&f.name, header, source.len())?;
     let pixel = header.pixel.expect("checked just above");
-    let fragments = match pixel.length {
-        Some(_) => Vec::new(),
-        None => {
-            let fragments = codec::frames(&source, pixel.offset, header).map_err(|why| fault(&f.name, why))?;
-            let packed = fragments.iter().flatten().map(|(_, length)| *length as u64).sum();
-            check_unfolded(&f.name, header, packed)?;
-            fragments
-        }
-    };
+    let (mut fragments, mut allowance) = (Vec::new(), 0);
+    if pixel.length.is_none() {
+        fragments = codec::frames(&source, pixel.offset, header).map_err(|why| fault(&f.name, why))?;
+        let packed = fragments.iter().flatten().map(|(_, length)| *length as u64).sum();
+        allowance = unfold::allowance(header, packed).map_err(|why| fault(&f.name, why))?;
+    }
     let needs_extras = wants_extras || header.has_modality_lut || header.photometric == "PALETTE COLOR";
     let extras = match needs_extras {
         true => extras::read(&source, header).map_err(|why| fault(&f.name, why))?,
         false => Extras::default(),
     };
-    Ok(Opened { name: &f.name, header, extras, source, fragments })
+    Ok(Opened { name: &f.name, header, extras, source, fragments, allowance: Mutex::new(allowance) })
 }
 
 /// Whether the pixels are of a kind that is read here and whether they are all there.
@@ -116,21 +114,6 @@ pub fn lack(h: &Header, file_len: u64) -> Option<String> {
     let there = file_len.saturating_sub(pixel.offset).min(length);
     let truncated = if length > there { "the file is cut off" } else { "the element is too short" };
     (there < expected).then(|| format!("pixel data are truncated ({truncated}): found {there} bytes, expected {expected}"))
-}
-
-/// Whether so many packed bytes may be an image of so many.
-pub fn may_unfold(packed: u64, bytes: u64) -> bool {
-    bytes <= packed.saturating_mul(UNFOLDED_RATIO).saturating_add(UNFOLDED_BYTES)
-}
-
-/// - `packed`: bytes of all fragments
-fn check_unfolded(name: &str, h: &Header, packed: u64) -> Result<(), Error> {
-    let bytes = pixel_bytes(h).unwrap_or(u64::MAX);
-    if !may_unfold(packed, bytes) {
-        let size = format!("{} frames of {}×{} pixels", h.n_frames, h.rows, h.columns);
-        return Err(fault(name, format!("{packed} bytes of compressed pixels cannot hold {size} ({bytes} bytes)")));
-    }
-    Ok(())
 }
 
 impl Opened<'_> {
@@ -274,7 +257,13 @@ impl Opened<'_> {
             self.source.read_into(*offset, part).map_err(|e| self.unread(frame, e))?;
             rest = after;
         }
-        codec::decode(h, &stream).map_err(|e| match e {
+        let decoded = if unfold::is_likely(stream.len() as u64, unfold::frame_bytes(h)) {
+            codec::decode(h, &stream)
+        } else {
+            let allowance = self.allowance.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            codec::decode_within(h, &stream, *allowance)
+        };
+        decoded.map_err(|e| match e {
             CodecError::Unsupported { syntax, help } => Error::UnsupportedSyntax { file: self.name.into(), syntax, help },
             CodecError::Broken(why) => fault(self.name, format!("frame {}: {why}", frame + 1)),
         })

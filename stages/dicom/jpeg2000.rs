@@ -9,10 +9,14 @@ use dicom::transfer_syntax::TransferSyntaxRegistry;
 
 use super::codec::{CONVERT, CodecError, Colours, Samples, Stated, compare};
 use super::header::Header;
+use super::jpeg2000_size;
 
 const JPEG2000: &str = "1.2.840.10008.1.2.4.91";
 const PART_2_LOSSLESS: &str = "1.2.840.10008.1.2.4.92";
 const PART_2: &str = "1.2.840.10008.1.2.4.93";
+
+/// What the decoder holds for each sample: the picture in 32 bits, the result in 16 and a byte of flags; with two tiles the larger one besides.
+pub const BYTES_A_SAMPLE: u64 = 10;
 
 /// A syntax that nothing here decodes, by its name.
 pub fn unsupported(transfer_syntax: &str) -> CodecError {
@@ -56,6 +60,8 @@ pub fn decode(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
     if n_tiles > stream.len() as u64 / 14 + 1 {
         return Err(CodecError::Broken(format!("{} bytes of JPEG 2000 cannot hold {n_tiles} tiles", stream.len())));
     }
+    compare(h, &stated)?;
+    jpeg2000_size::check(b).map_err(CodecError::Broken)?;
     let samples = through_registry(h, stream, &stated)?;
     // The decoder has undone the colour transform of the codestream (PS3.5 8.2.4).
     let is_transformed = matches!(h.photometric.as_str(), "YBR_RCT" | "YBR_ICT");
@@ -64,7 +70,6 @@ pub fn decode(h: &Header, stream: &[u8]) -> Result<Samples, CodecError> {
 
 fn through_registry(h: &Header, stream: &[u8], stated: &Stated) -> Result<Samples, CodecError> {
     let (broken, syntax) = (CodecError::Broken, JPEG2000);
-    compare(h, stated)?;
     let bytes_per_sample = if stated.precision <= 8 { 1 } else { 2 };
     let frame = OneFrame {
         stream,

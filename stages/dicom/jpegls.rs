@@ -8,12 +8,15 @@ const J: [u32; 32] = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5
 
 /// Decodes to samples of 0 … 2^precision − 1, `[pixel, component]`. The size must be what the caller expects: it is compared before allocating.
 pub fn decode(stream: &[u8], rows: usize, columns: usize, components: usize) -> Result<Vec<u16>, String> {
+    // A run of a whole row takes a bit.
+    if rows > stream.len().saturating_mul(8) {
+        return Err(format!("{} bytes of JPEG-LS cannot hold {rows} rows", stream.len()));
+    }
     let mut out = Vec::new();
     let mut at = 2;
     let mut n_done = 0;
     while n_done < components {
         let (p, start) = Parameters::read(stream, at, rows, columns, components)?;
-        out.resize(rows * columns * components, 0);
         let mut decoder = Decoder::new(p, stream, start);
         decoder.run(rows, columns, components, n_done, &mut out)?;
         at = start + decoder.bits.at.saturating_sub(8);
@@ -240,7 +243,7 @@ impl<'a> Decoder<'a> {
 
     /// - `first`: the component of the scan, or the first of them
     /// - `out`: `[pixel, component]` of all `n` components
-    fn run(&mut self, rows: usize, columns: usize, n: usize, first: usize, out: &mut [u16]) -> Result<(), String> {
+    fn run(&mut self, rows: usize, columns: usize, n: usize, first: usize, out: &mut Vec<u16>) -> Result<(), String> {
         let k = self.p.n_components;
         // Two lines a component, with a sample before the first and one after the last.
         let mut above = vec![vec![0i32; columns + 2]; k];
@@ -262,6 +265,13 @@ impl<'a> Decoder<'a> {
             }
             if self.bits.is_exhausted() {
                 return Err(format!("the JPEG-LS scan ends in row {} of {rows}", row + 1));
+            }
+            // Memory is taken as the codestream bears it out.
+            let (end, all) = ((row + 1) * columns * n, rows * columns * n);
+            if out.len() < end {
+                let len = end.max(2 * out.len()).max(1 << 16).min(all);
+                out.reserve_exact(len - out.len());
+                out.resize(len, 0);
             }
             for (c, line) in line.iter().enumerate() {
                 let place = out[row * columns * n..(row + 1) * columns * n].iter_mut().skip(first + c).step_by(n);

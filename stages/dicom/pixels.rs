@@ -1,5 +1,6 @@
 //! Files of a stack → one array. The type of a voxel is what the headers imply (uint8, int16, float32); where an int16 turns out too narrow it becomes uint16
-//! or float32 without reading again. Rescale is applied frame by frame, never the first one for all. Each file is read once, straight into its place.
+//! where it is, and where neither holds the values files are read again into float32. Rescale is applied frame by frame, never the first one for all. Frames are
+//! read straight into their place.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -271,7 +272,7 @@ impl Stack<'_> {
         }
         let (low, high) = ranges.iter().fold((i64::MAX, i64::MIN), |(l, h), r| (l.min(r.0), h.max(r.1)));
         let is_unsigned = low >= 0 && high <= u16::MAX as i64;
-        if !is_unsigned && ranges.iter().any(|(low, high)| high - low > u16::MAX as i64) {
+        if !is_unsigned {
             drop(words);
             return self.reals(sink, notes);
         }
@@ -281,15 +282,8 @@ impl Stack<'_> {
                 words.resize(n * self.n, 0);
                 self.words(first, &mut words, &mut vec![(0, 0); n])?;
             }
-            if is_unsigned {
-                let spare = (sink.take)(first, Voxels::U16(bytemuck::cast_vec(std::mem::take(&mut words))))?;
-                words = if let Some(Voxels::U16(spare)) = spare { bytemuck::cast_vec(spare) } else { Vec::new() };
-                continue;
-            }
-            let mut out = vec![0f32; words.len()];
-            let slices = words.par_chunks(self.n).zip(&ranges[first..]).zip(out.par_chunks_mut(self.n));
-            slices.for_each(|((words, range), out)| values::widened(words, *range, out));
-            (sink.take)(first, Voxels::F32(out))?;
+            let spare = (sink.take)(first, Voxels::U16(bytemuck::cast_vec(std::mem::take(&mut words))))?;
+            words = if let Some(Voxels::U16(spare)) = spare { bytemuck::cast_vec(spare) } else { Vec::new() };
         }
         Ok(())
     }

@@ -10,21 +10,34 @@ pub fn decode(stream: &[u8], n: usize, samples: usize, width: usize) -> Result<V
         return Err(format!("RLE frame has {count} segments, expected {}", samples * width));
     }
     // 128 bytes are the most that two can stand for.
-    if n > stream.len().saturating_mul(64) {
-        return Err(format!("{} RLE bytes cannot hold {n} pixels", stream.len()));
+    if n.saturating_mul(count) > stream.len().saturating_mul(64) {
+        return Err(format!("{} RLE bytes cannot hold {n} pixels of {count} bytes", stream.len()));
+    }
+    let segment = |i: usize| {
+        let start = word(i + 1).unwrap_or(0);
+        let end = if i + 1 < count { word(i + 2).unwrap_or(0) } else { stream.len() };
+        stream.get(start..end).filter(|_| start >= 64).ok_or("RLE segment lies outside the frame")
+    };
+    let short = |i: usize, k: usize| format!("RLE segment {i} holds {k} of {n} pixels");
+    // What is packed as only runs are is counted before memory is taken for it.
+    if n.saturating_mul(count) / 8 > stream.len() {
+        for i in 0..count {
+            let k = unpacked(segment(i)?);
+            if k < n {
+                return Err(short(i, k));
+            }
+        }
     }
     let mut out = vec![0u8; n * count];
     let mut plane = vec![0u8; if width == 1 { 0 } else { n }];
     for i in 0..count {
-        let start = word(i + 1).unwrap_or(0);
-        let end = if i + 1 < count { word(i + 2).unwrap_or(0) } else { stream.len() };
-        let segment = stream.get(start..end).filter(|_| start >= 64).ok_or("RLE segment lies outside the frame")?;
+        let segment = segment(i)?;
         let (sample, byte) = (i / width, width - 1 - i % width);
         let place = &mut out[sample * n * width..(sample + 1) * n * width];
         if width == 1 {
-            unpack(segment, place).map_err(|k| format!("RLE segment {i} holds {k} of {n} pixels"))?;
+            unpack(segment, place).map_err(|k| short(i, k))?;
         } else {
-            unpack(segment, &mut plane).map_err(|k| format!("RLE segment {i} holds {k} of {n} pixels"))?;
+            unpack(segment, &mut plane).map_err(|k| short(i, k))?;
             match width {
                 2 => place.as_chunks_mut::<2>().0.iter_mut().zip(&plane).for_each(|(o, b)| o[byte] = *b),
                 _ => place.chunks_exact_mut(width).zip(&plane).for_each(|(o, b)| o[byte] = *b),
@@ -32,6 +45,24 @@ pub fn decode(stream: &[u8], n: usize, samples: usize, width: usize) -> Result<V
         }
     }
     Ok(out)
+}
+
+/// How many bytes a segment unpacks to.
+fn unpacked(segment: &[u8]) -> usize {
+    let (mut at, mut n) = (0, 0);
+    while let Some(&control) = segment.get(at) {
+        let (taken, given) = match control {
+            0..128 => (control as usize + 1, control as usize + 1),
+            128 => (0, 0),
+            _ => (1, 257 - control as usize),
+        };
+        at += 1 + taken;
+        if at > segment.len() {
+            break;
+        }
+        n += given;
+    }
+    n
 }
 
 /// Whole runs at a time. `Err`: how many bytes there were.
@@ -90,5 +121,9 @@ mod tests {
         assert!(decode(&short[..40], 3, 1, 2).is_err());
         assert!(decode(&short, 3, 3, 1).is_err());
         assert!(decode(&short, 1 << 40, 1, 2).is_err(), "before anything is allocated");
+        // 63 runs of 128 and a literal that is cut off, and the same with another run.
+        let runs = |n: usize| frame(&[&[129, 7].repeat(n)]);
+        assert!(decode(&runs(500), 128 * 500 + 1, 1, 1).unwrap_err().contains("holds 64000 of 64001"));
+        assert_eq!(decode(&runs(500), 128 * 500, 1, 1).unwrap(), vec![7; 64000]);
     }
 }

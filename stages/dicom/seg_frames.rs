@@ -2,13 +2,15 @@
 
 use super::bytes::Source;
 use super::codec::{self, CodecError, Fragment};
-use super::frames::may_unfold;
 use super::header::Header;
+use super::unfold;
 use crate::error::Error;
 
 const ENCAPSULATED_PLAIN: &str = "1.2.840.10008.1.2.1.98";
 const RLE: &str = "1.2.840.10008.1.2.5";
 const DEFLATED_FRAMES: &str = "1.2.840.10008.1.2.8.1";
+/// For a frame that is packed closer than any real one; its values and the labels made of them come on top.
+const FREE_BYTES: u64 = 48 << 20;
 
 /// Pixel data that is already known to hold all its frames.
 #[derive(Debug)]
@@ -81,9 +83,11 @@ impl Frames {
             return Ok(values(&bytes, bits, if bits == 1 { i * n % 8 } else { 0 }, n));
         };
         let packed: u64 = fragments.iter().map(|(_, length)| *length as u64).sum();
-        if !may_unfold(packed, n as u64 * h.bits_allocated.div_ceil(8) as u64) {
-            return Err(self.broken(i, format!("{packed} compressed bytes cannot hold {}×{} pixels", h.rows, h.columns)));
-        }
+        let is_likely = |h: &Header| unfold::is_likely(packed, unfold::frame_bytes(h));
+        let decode = |h: &Header, stream: &[u8]| match is_likely(h) {
+            true => codec::decode(h, stream),
+            false => codec::decode_within(h, stream, FREE_BYTES),
+        };
         let mut stream = Vec::new();
         for (at, length) in fragments {
             stream.extend(read(*at, *length as usize)?);
@@ -92,10 +96,10 @@ impl Frames {
         let decoded = if is_packed {
             // Eight pixels a byte, each frame on its own.
             let bytes = Header { rows: 1, columns: n.div_ceil(8) as u32, bits_allocated: 8, ..h.clone() };
-            codec::decode(&bytes, &stream).map(|s| values(&s.bytes, 1, 0, n))
+            decode(&bytes, &stream).map(|s| values(&s.bytes, 1, 0, n))
         } else {
             let whole = Header { bits_allocated: h.bits_allocated.max(8), ..h.clone() };
-            codec::decode(&whole, &stream).map(|s| values(&s.bytes, 8 * s.bytes_per_sample, 0, n))
+            decode(&whole, &stream).map(|s| values(&s.bytes, 8 * s.bytes_per_sample, 0, n))
         };
         decoded.map_err(|e| match e {
             CodecError::Unsupported { syntax, help } => Error::UnsupportedSyntax { file: self.file.clone(), syntax, help },

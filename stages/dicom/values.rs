@@ -169,11 +169,6 @@ pub fn real(raw: Raw, map: &Map, out: &mut [f32]) -> bool {
     true
 }
 
-/// Values modulo 2^16 whose range spans less than 2^16 → float32.
-pub fn widened(words: &[i16], (low, _): Range, out: &mut [f32]) {
-    words.iter().zip(out).for_each(|(w, o)| *o = (low + (*w as u16).wrapping_sub(low as u16) as i64) as f32);
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -210,14 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn values_beyond_sixteen_bits_come_back_from_their_range() {
+    fn the_range_of_values_beyond_sixteen_bits_is_known() {
         // Unsigned 16-bit with intercept −1024: −1024 … 64511.
         let mut words = [0u16, 1024, 65535].map(|v| v as i16);
         let range = in_place(&mut words, &format(2, 16, false), 1, -1024);
         assert_eq!(range, (-1024, 64511));
-        let mut out = [0f32; 3];
-        widened(&words, range, &mut out);
-        assert_eq!(out, [-1024.0, 0.0, 64511.0]);
     }
 
     #[test]

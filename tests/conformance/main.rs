@@ -5,6 +5,7 @@
 mod archive;
 mod compare;
 mod files;
+mod htj2k;
 mod pixels;
 mod stages;
 mod verdicts;

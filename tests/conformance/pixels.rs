@@ -32,7 +32,7 @@ fn voxels_are_those_of_pydicom_and_dcmdjpeg() {
     assert_eq!(held, if is_whole() { 108 } else { 13 });
 }
 
-fn read(path: &std::path::Path) -> Result<Voxels, String> {
+pub fn read(path: &std::path::Path) -> Result<Voxels, String> {
     let h = header::read(path, None).unwrap().map_err(|why| format!("{why:?}"))?;
     let file = FileRef { path: path.into(), member: None, name: String::new(), content: String::new(), seen: String::new() };
     let frames: Vec<_> = (0..h.n_frames as usize).map(|frame| (0, frame)).collect();

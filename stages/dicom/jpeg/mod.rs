@@ -116,6 +116,7 @@ pub fn decode(stream: &[u8], rows: usize, columns: usize, components: usize) -> 
                     let found = format!("{}×{} pixels of {} components", f.rows, f.columns, f.components.len());
                     return Err(Fault::Broken(format!("a JPEG frame of {found} where {rows}×{columns} of {components} are expected")));
                 }
+                f.check_bits(stream.len())?;
                 match marker {
                     0xc3 => lossless = Some(lossless::Samples::new(&f)?),
                     _ => dct = Some(dct::Coefficients::new(&f)),
@@ -201,6 +202,23 @@ impl Frame {
             c.block_rows = rows.div_ceil(8 * v) * c.v;
         }
         Ok(Frame { kind, precision: precision as u32, rows, columns, components, h, v })
+    }
+}
+
+impl Frame {
+    /// Whether so many bytes can hold the frame at all: no code is shorter than a bit, and there is one a sample where it is lossless, one a block for its first
+    /// coefficient, and one for the others where they do not come in scans of their own.
+    fn check_bits(&self, n_bytes: usize) -> Result<(), Fault> {
+        let blocks = |c: &Component| c.rows.div_ceil(8) * c.columns.div_ceil(8);
+        let n_bits: usize = match self.kind {
+            0xc3 => self.components.iter().map(|c| c.rows * c.columns).sum(),
+            0xc2 => self.components.iter().map(blocks).sum(),
+            _ => self.components.iter().map(|c| 2 * blocks(c)).sum(),
+        };
+        if n_bits > n_bytes.saturating_mul(8) {
+            return Err(Fault::Broken(format!("{n_bytes} bytes of JPEG cannot hold {}×{} pixels", self.rows, self.columns)));
+        }
+        Ok(())
     }
 }
 

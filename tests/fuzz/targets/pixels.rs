@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use voxmill_fuzz::dicom::names::Names;
 use voxmill_fuzz::dicom::order::{Gaps, How};
-use voxmill_fuzz::dicom::read::{Reading, volume};
+use voxmill_fuzz::dicom::read::{Reading, volume_into};
 use voxmill_fuzz::dicom::suv::Suv;
 use voxmill_fuzz::{indexed, mutated, within_promise};
 use voxmill_schemas::tables::InstanceRow;
@@ -34,7 +34,8 @@ fuzz_target!(|bytes: &[u8]| {
             step: &|_| Ok(()),
         };
         for rows in volumes.values() {
-            let _ = volume(rows, &reading);
+            // As `assemble` does: slab by slab where slices can be given as they are decoded.
+            let _ = volume_into(rows, &reading, Some(&mut |_, _, slab| Ok(Some(slab))));
         }
     });
 });
