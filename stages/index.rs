@@ -60,7 +60,7 @@ pub enum Deidentify {
 impl Stage for Index {
     const INFO: Info = Info {
         name: "index",
-        version: 7,
+        version: 8,
         scope: Scope::Set,
         ports: &[],
         gives: Kind::Table,
@@ -97,14 +97,14 @@ impl Stage for Index {
         if let Some(file) = name_file {
             // Its memory stands in WORKSPACE/memo/NODE.
             let workspace = cx.memo.ancestors().nth(2).unwrap_or(cx.memo);
-            name_file::check(file, &[("the archive", root), ("the workspace", workspace)])?;
+            name_file::check(file, root, &[("the archive", root), ("the workspace", workspace)])?;
         }
         let made = survey::of(found, &names, Some(cx.memo), name_file.is_some(), &|bytes| {
             cx.bytes(bytes);
             cx.check_cancelled()
         })?;
         if let Some(file) = name_file {
-            name_file::write(file, &made)?;
+            name_file::write(file, root, &made)?;
         }
         if made.series.is_empty() {
             let (what, found, expected) = (self.place(), made.nothing_usable(), survey::WANTED.into());

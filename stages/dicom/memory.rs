@@ -17,7 +17,7 @@ use super::pack::{Template, pack, pack_into, unpack};
 use super::walk::Stat;
 
 /// The name goes up when what is read from a file changes, so that older memories are read again.
-pub const FILE: &str = "files-9";
+pub const FILE: &str = "files-10";
 /// A file touched this shortly before it was read may change again without a new time stamp.
 const TOO_FRESH_NS: i64 = 100_000_000;
 const HASH_BYTES: usize = 32;

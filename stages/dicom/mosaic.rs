@@ -42,11 +42,21 @@ pub fn cut(top: &Level, base: &FrameHeader, size: [u32; 2]) -> Result<(Mosaic, V
     };
     let lacks = |what: &str, tags: &str| format!("a Siemens mosaic (slices as tiles of one picture) without {what}: {tags} is missing");
     let n = n.ok_or_else(|| lacks("the number of its slices", "NumberOfImagesInMosaic (0019,100A, or the CSA header 0029,1010)"))?;
+    // One slice alone follows no other.
+    let is_single = n == 1.0;
     let normal = told("SliceNormalVector").filter(|v| v.len() == 3);
-    let normal = normal.ok_or_else(|| lacks("the order of its slices", "SliceNormalVector of the CSA header (0029,1010)"))?;
-    let normal = Lps([normal[0], normal[1], normal[2]]);
+    let normal = match (normal, base.orientation) {
+        (Some(v), _) => Lps([v[0], v[1], v[2]]),
+        (None, Some(orientation)) if is_single => plane(orientation)?.normal,
+        _ => {
+            let why = format!("nothing else says which way its {n} slices follow one another: ask for the files as the scanner wrote them");
+            return Err(format!("{}; {why}", lacks("the order of its slices", "SliceNormalVector of the CSA header (0029,1010)")));
+        }
+    };
     let step = base.between_mm.filter(|s| *s > 0.0).or_else(|| told("SpacingBetweenSlices").map(|v| v[0]).filter(|s| *s > 0.0));
-    let step = step.ok_or_else(|| lacks("the distance of its slices", "SpacingBetweenSlices (0018,0088, or the CSA header 0029,1010)"))?;
+    let step = step
+        .or(is_single.then_some(1.0))
+        .ok_or_else(|| lacks("the distance of its slices", "SpacingBetweenSlices (0018,0088, or the CSA header 0029,1010)"))?;
     let (Some(position), Some(orientation), Some(spacing)) = (base.position, base.orientation, base.spacing_mm) else {
         return Err(lacks("its place", "ImagePositionPatient, ImageOrientationPatient or PixelSpacing"));
     };
@@ -140,9 +150,16 @@ mod tests {
     }
 
     #[test]
+    fn one_slice_alone_needs_no_order() {
+        let (mosaic, frames) = cut_with(b"", &[1, 0], &FrameHeader { between_mm: None, ..base() }).unwrap();
+        assert_eq!((mosaic.side, frames.len(), frames[0].position), (1, 1, Some([0.0; 3])));
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let csa = super::super::csa::tests::header(&[("SliceNormalVector", &["0", "0", "1"])]);
-        assert!(cut_with(b"", &[3, 0], &base()).unwrap_err().contains("SliceNormalVector"));
+        let why = cut_with(b"", &[3, 0], &base()).unwrap_err();
+        assert!(why.contains("SliceNormalVector") && why.contains("which way its 3 slices"), "{why}");
         assert!(cut_with(&csa, b"", &base()).unwrap_err().contains("NumberOfImagesInMosaic"));
         assert!(cut_with(&csa, &[3, 0], &FrameHeader { between_mm: None, ..base() }).unwrap_err().contains("SpacingBetweenSlices"));
         assert!(cut_with(&csa, &[3, 0], &FrameHeader { position: None, ..base() }).unwrap_err().contains("ImagePositionPatient"));
