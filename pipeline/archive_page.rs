@@ -21,6 +21,8 @@ pub struct Page<'a> {
     pub images: Tally,
     /// `None`: labels were not asked for.
     pub labels: Option<Tally>,
+    /// `None`: there are none.
+    pub nifti: Option<Tally>,
     pub rows: &'a [ArchiveRow],
     pub verdicts: &'a [FileRow],
     /// Row → PNG of its middle slice.
@@ -69,6 +71,9 @@ fn counts(out: &mut String, p: &Page) {
     *out += &tally("Image volumes", &p.images);
     if let Some(labels) = &p.labels {
         *out += &tally("Label files", labels);
+    }
+    if let Some(nifti) = &p.nifti {
+        *out += &tally("NIfTI files", nifti);
     }
     *out += "</section>\n";
     if !f.classes.is_empty() {
@@ -244,6 +249,7 @@ mod tests {
             files: Files::default(),
             images: Tally::default(),
             labels: None,
+            nifti: None,
             rows: &[row],
             verdicts: &[file],
             thumbs: &BTreeMap::new(),

@@ -17,6 +17,7 @@ use crate::cli::{
 };
 use crate::openlineage::Events;
 use crate::plan::Plan;
+use crate::problem::Problem;
 use crate::progress::{Progressing, Style};
 use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
@@ -126,23 +127,23 @@ pub fn run(a: &RunArgs, defs: &'static [StageDef]) -> u8 {
 }
 
 pub fn convert(a: &ConvertArgs, defs: &'static [StageDef]) -> u8 {
+    // Nobody wrote the YAML that they are in.
+    let mistakes = |problems: Vec<Problem>| {
+        let problems: Vec<Problem> = problems.into_iter().map(convert::words::problem).collect();
+        tell("mistakes", &problem::render(&problems));
+        Fault::Told(2)
+    };
     let made = (|| {
         let wanted = convert::Wanted::of(a)?;
         let text = wanted.yaml();
         if a.show_yaml {
             // What is shown must run.
-            crate::load_text(Path::new(convert::FILE), text.clone(), defs).map_err(|problems| {
-                tell("mistakes", &problem::render(&problems));
-                Fault::Told(2)
-            })?;
+            crate::load_text(Path::new(convert::FILE), text.clone(), defs).map_err(mistakes)?;
             print(&text);
             return Ok(0);
         }
         // Not what is written: that does not say where a hidden archive is, and another process may write its own.
-        let plan = crate::load_text(&wanted.workspace.join(convert::FILE), text, defs).map_err(|problems| {
-            tell("mistakes", &problem::render(&problems));
-            Fault::Told(2)
-        })?;
+        let plan = crate::load_text(&wanted.workspace.join(convert::FILE), text, defs).map_err(mistakes)?;
         convert::check(&wanted)?;
         let file = FileArgs { file: wanted.write()?, sets: Vec::new() };
         let nodes = (0..plan.nodes.len()).collect();

@@ -46,7 +46,7 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     let step = |_| if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) };
     let mut seen = survey::of(found, &names, None, a.name_file.is_some(), &step)?;
     if let Some(file) = &a.name_file {
-        name_file::write(file, &seen)?;
+        name_file::write(file, &a.archive, &seen)?;
     }
     let others = std::mem::take(&mut seen.others);
     let n_nifti = seen.instances.iter().filter(|i| i.transfer_syntax.is_empty()).count() as u64;

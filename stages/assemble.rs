@@ -170,7 +170,7 @@ impl Stage for Assemble {
         let case = cx.case.map(|c| c.0.clone()).unwrap_or_default();
         if let Some((v, why)) = volumes.iter().find_map(|v| Some((v, v.refused.as_ref()?))) {
             let n = usize::try_from(v.n_frames).unwrap_or(0);
-            return Err(Error::Geometry { what: format!("series of {}", count(n, "slice")), why: why.clone() });
+            return Err(Error::Geometry { what: format!("volume of {}", count(n, "slice")), why: why.clone() });
         }
         let reading = Reading {
             how: How {

@@ -248,7 +248,8 @@ impl Export {
         let volume = Volume::read(dir)?;
         cx.bytes(volume.bytes());
         if !volume.about.is_regular() {
-            let why = "its slices stand at uneven distances (gaps: keep), and NIfTI knows one step: resample it first, or assemble with gaps: fill";
+            let why =
+                "its slices stand at uneven distances (`gaps: keep`), and NIfTI knows one step: take `gaps: fill`, or `resample` before it";
             return Err(Error::Geometry { what: "volume".into(), why: why.into() });
         }
         let labels = volume.labels.as_ref().filter(|_| self.content != Content::Image);

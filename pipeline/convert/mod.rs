@@ -1,10 +1,11 @@
 //! `voxmill convert ARCHIVE OUT --to FORMAT`: a built-in pipeline run by the same engine. `wanted` is what was typed and the YAML it stands for, `verdicts`
-//! what became of every series and label, `place` puts the files under OUT, `told` says it all at the end.
+//! what became of every series and label, `place` puts the files under OUT, `told` says it all at the end, in the `words` of the command.
 
 pub mod place;
 pub mod told;
 mod verdicts;
 mod wanted;
+pub mod words;
 
 use voxmill_schemas::tables::FileRow;
 use voxmill_stages::table;
@@ -37,8 +38,8 @@ and millimetres, and the others go on (exit code 3). An archive without DICOM, a
 makes only what is new. `--show-yaml` prints the pipeline: save it, change it, run it.
 
 Under `--deidentify basic` what is made, said and logged names nobody, files of the
-archive included. `--name-file names.tsv` writes which file is which, readable by you
-alone: look there for what was refused or failed.
+archive included. `--name-file names.tsv` writes which file is which, and the verdict on
+it, readable by you alone: look there for what was refused or failed.
 
 Examples:
   voxmill convert /archive /voxels --to nifti
@@ -69,6 +70,7 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
     let mut files: Vec<FileRow> = table::rows_of(&tables)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let mut told = Told::of(summary, Some(index.manifest.facts.clone()), verdicts::of(plan, summary, &tables)?);
+    told.bad_files = files.iter().filter(|f| f.verdict == "failed").cloned().collect();
     if summary.cancelled {
         return Ok(told);
     }
@@ -81,12 +83,14 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
         }
     }
     let thumbs = thumbs::of(&session.workspace.join("memo/thumbs"), &told.made);
+    let nifti = told.nifti();
     let page = archive_page::html(&Page {
         title: "What became of the archive",
         about: &wanted.said(),
         files: told.files(),
         images: told.images(),
         labels: wanted.has_labels().then(|| told.labels()),
+        nifti: (nifti.all > 0).then_some(nifti),
         rows: &told.rows,
         verdicts: &files,
         thumbs: &thumbs,
@@ -99,5 +103,6 @@ pub fn finish(wanted: &Wanted, plan: &Plan, session: &Session, summary: &Summary
     placing.table(instances, &verdicts::instances(table::rows_of(&tables)?, wanted.is_hidden()))?;
     told.removed = placing.close(summary.nodes.iter().all(|n| n.failed.is_none()))?;
     told.report = Some(wanted.out.join(place::REPORT));
+    told.file_table = Some(wanted.out.join(format!("{file_names}.parquet")));
     Ok(told)
 }

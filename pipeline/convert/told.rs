@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
-use voxmill_schemas::tables::ArchiveRow;
+use voxmill_schemas::tables::{ArchiveRow, FileRow};
 use voxmill_stages::stage::{Input, Quarantined};
 
 use super::verdicts::Verdicts;
-use super::{FILES, Wanted};
+use super::{FILES, Wanted, words};
 use crate::cli::print;
 use crate::progress::{Progressing, Style};
 use crate::run::{NOT_RUN, Summary};
 
 /// Refusals shown on the terminal; the report has them all.
 const SHOWN: usize = 12;
+/// Files that cannot be read.
+const FILES_SHOWN: usize = 10;
 
 /// What became of an archive.
 #[derive(Default)]
@@ -25,6 +27,10 @@ pub struct Told {
     /// Facts of the index.
     index: Map<String, Value>,
     pub report: Option<PathBuf>,
+    /// The verdict on every file.
+    pub file_table: Option<PathBuf>,
+    /// Files that cannot be read, by what they go by.
+    pub bad_files: Vec<FileRow>,
     /// Files of an earlier run that the archive (or `--where`) no longer gives.
     pub removed: usize,
     /// `--to dicom`: files that were left out, and why.
@@ -60,7 +66,8 @@ pub struct Tally {
 impl Told {
     pub fn of(summary: &Summary, index: Option<Map<String, Value>>, verdicts: Verdicts) -> Self {
         // What was not tried for the failure of another is told by that one.
-        let failed = summary.nodes.iter().filter_map(|n| n.failed.clone()).filter(|why| !why.starts_with(NOT_RUN)).collect();
+        let failed =
+            summary.nodes.iter().filter_map(|n| n.failed.as_ref()).filter(|why| !why.starts_with(NOT_RUN)).map(|why| words::of(why));
         let of_dicom = summary.nodes.iter().filter(|n| n.name == FILES).flat_map(|n| &n.items).find(|i| i.manifest.case.is_none());
         let dicom = of_dicom.and_then(|i| serde_json::from_value(i.manifest.facts.get("files")?.clone()).ok());
         Self {
@@ -69,6 +76,8 @@ impl Told {
             made: verdicts.made,
             index: index.unwrap_or_default(),
             report: None,
+            file_table: None,
+            bad_files: Vec::new(),
             removed: 0,
             left_out: summary
                 .nodes
@@ -76,7 +85,7 @@ impl Told {
                 .filter(|n| n.name == FILES && n.items.iter().all(|i| i.manifest.case.is_none()))
                 .flat_map(|n| n.quarantined.clone())
                 .collect(),
-            failed,
+            failed: failed.collect(),
             cancelled: summary.cancelled,
             is_idle: summary.is_idle(),
         }
@@ -109,6 +118,11 @@ impl Told {
         self.tally(|r| matches!(r.kind.as_str(), "seg" | "rtstruct"))
     }
 
+    /// They are NIfTI already: none is converted.
+    pub fn nifti(&self) -> Tally {
+        self.tally(|r| r.kind == "nifti")
+    }
+
     pub fn tell(&self, wanted: &Wanted, ui: &Progressing, code: u8) {
         if wanted.is_json() {
             return print(&serde_json::to_string_pretty(&self.json(wanted, code)).expect("plain data"));
@@ -121,6 +135,7 @@ impl Told {
         if self.is_idle {
             return;
         }
+        self.tell_bad_files();
         let refused: Vec<&ArchiveRow> = self.rows.iter().filter(|r| r.verdict == "refused").collect();
         if !refused.is_empty() {
             eprintln!();
@@ -169,8 +184,14 @@ impl Told {
             print(&format!("dicom   {} = {}", self.dicom.values().sum::<u64>(), parts.join(" + ")));
         }
         print(&format!("images  {}", sum(self.images())));
+        let (labels, nifti) = (self.labels(), self.nifti());
         if wanted.has_labels() {
-            print(&format!("labels  {}", sum(self.labels())));
+            print(&format!("labels  {}", sum(labels)));
+        } else if labels.left_out > 0 && self.dicom.is_empty() {
+            print(&format!("labels  {} left out: --labels draws them on their images", labels.left_out));
+        }
+        if nifti.all > 0 {
+            print(&format!("nifti   {} left out: they are NIfTI already, and lie where they lay", nifti.all));
         }
         let noted = self.rows.iter().filter(|r| r.verdict == "converted" && !r.notes.is_empty()).count();
         if noted > 0 {
@@ -181,6 +202,18 @@ impl Told {
         }
         if let Some(report) = &self.report {
             print(&format!("report  {}", report.display()));
+        }
+    }
+
+    /// Each failed file by name, also where nothing else is said; a name may hold what a terminal obeys.
+    fn tell_bad_files(&self) {
+        if self.bad_files.is_empty() {
+            return;
+        }
+        eprintln!();
+        self.bad_files.iter().take(FILES_SHOWN).for_each(|f| eprintln!("failed {}: {}", f.path.replace(char::is_control, "?"), f.why));
+        if let (more @ 1.., Some(table)) = (self.bad_files.len().saturating_sub(FILES_SHOWN), &self.file_table) {
+            eprintln!("and {more} more files that failed: --json lists them, and {} has the verdict on every file", table.display());
         }
     }
 
@@ -206,11 +239,13 @@ impl Told {
             "dicom": self.dicom,
             "images": tally(self.images()),
             "labels": tally(self.labels()),
+            "nifti": tally(self.nifti()),
             "refused": refused,
+            "failed": self.bad_files.iter().map(|f| json!({ "file": f.path, "why": f.why })).collect::<Vec<_>>(),
             "left_out": self.left_out,
             "removed": self.removed,
             "keyed": wanted.has_key(),
-            "failed": self.failed,
+            "errors": self.failed,
             "cancelled": self.cancelled,
         })
     }

@@ -12,7 +12,7 @@ use voxmill_stages::labels::{FileVerdict, Outcome};
 use voxmill_stages::stage::{Input, Rows};
 use voxmill_stages::table;
 
-use super::{FILES, IMAGES, INDEX, LABELS};
+use super::{FILES, IMAGES, INDEX, LABELS, words};
 use crate::plan::Plan;
 use crate::run::{NodeEnd, Summary};
 
@@ -60,7 +60,7 @@ pub fn of(plan: &Plan, summary: &Summary, tables: &Rows) -> Result<Verdicts, Err
                     None => {
                         // A full disk is no fault of a series.
                         row.verdict = if refused.is_some() { "refused" } else { "left out" }.into();
-                        row.why = Some(refused.unwrap_or("the run stopped before it").to_string());
+                        row.why = Some(words::of(refused.unwrap_or("the run stopped before it")));
                     }
                 }
             }
@@ -149,8 +149,8 @@ fn describe(row: &mut ArchiveRow, m: &Manifest) {
     row.dtype = text("dtype");
     row.unit = text("unit");
     row.channels = texts(m, "channels");
-    row.notes = texts(m, "notes").into_iter().chain(texts(m, "warnings")).collect();
-    row.labels_why = text("labels_why");
+    row.notes = texts(m, "notes").iter().chain(&texts(m, "warnings")).map(|note| words::of(note)).collect();
+    row.labels_why = text("labels_why").map(|why| words::of(&why));
     row.labels = m.facts.get("classes").and_then(Value::as_object).map(|c| c.keys().cloned().collect()).unwrap_or_default();
 }
 
@@ -168,7 +168,7 @@ fn labelled(out: &mut Verdicts, node: &NodeEnd, series: &[SeriesRow]) {
             }
             None => ("refused", Some("the image that it was drawn on is not in this archive")),
         };
-        (row.verdict, row.why) = (verdict.into(), why.map(String::from));
+        (row.verdict, row.why) = (verdict.into(), why.map(words::of));
     }
 }
 

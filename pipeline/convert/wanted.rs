@@ -6,7 +6,7 @@ use voxmill_stages::dicom::names::Names;
 use voxmill_stages::dicom::{keys, name_file, walk};
 use voxmill_stages::error::{Error, chain};
 
-use super::{FILES, IMAGES, INDEX, LABELS};
+use super::{FILES, IMAGES, INDEX, LABELS, words};
 use crate::cli::{ConvertArgs, ConvertColour, ConvertGaps, ConvertNames, ConvertRepeats, ConvertTo, word};
 use crate::infer;
 use crate::session::Fault;
@@ -222,7 +222,7 @@ pub fn secrets_apart(key: Option<&Path>, name_file: Option<&Path>, archive: &Pat
             return Err(Fault::Wrong(format!("{option} {file} lies inside {name}: give a place outside, it is not to be handed on")));
         }
     }
-    name_file.map_or(Ok(()), |file| name_file::check(file, &[])).map_err(|e| Fault::Wrong(chain(&e)))
+    name_file.map_or(Ok(()), |file| name_file::check(file, archive, &[])).map_err(|e| Fault::Wrong(chain(&e)))
 }
 
 /// An archive without a single file is told before anything is made.
@@ -237,7 +237,7 @@ pub fn not_empty(archive: &Path) -> Result<(), Fault> {
 /// The names of the pseudonyms. A key that is not there, weak or open to others is a mistake of the command line, told before any work.
 /// - `is_new`: the key file is made first
 pub fn key(env: Option<&str>, file: Option<&str>, is_new: bool) -> Result<Names, Fault> {
-    let wrong = |e: Error| Fault::Wrong(chain(&e));
+    let wrong = |e: Error| Fault::Wrong(words::of(&chain(&e)));
     if let (Some(file), true) = (file, is_new) {
         keys::create(Path::new(file)).map_err(wrong)?;
     }

@@ -26,7 +26,7 @@ pub fn names(key_env: Option<&str>, key_file: Option<&str>) -> Result<Names, Err
 }
 
 fn from_environment(variable: &str) -> Result<Names, Error> {
-    let wrong = |found: String, expected: &str| Error::Input { what: format!("key_env: {variable}"), found, expected: expected.into() };
+    let wrong = |found: String, expected: &str| Error::Input { what: format!("`key_env: {variable}`"), found, expected: expected.into() };
     let key = std::env::var(variable).ok().filter(|k| !k.is_empty());
     let key = key.ok_or_else(|| {
         let made = format!(

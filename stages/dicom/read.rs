@@ -70,7 +70,7 @@ pub fn volume_into(instances: &[InstanceRow], how: &Reading, slabs: Option<Slabs
     }
     let frames = frames_of(instances, &headers);
     let slices: Vec<Slice> = frames.iter().map(|(file, frame)| Slice::of(&headers[*file], *frame)).collect();
-    let refuse = |why: String| Error::Geometry { what: format!("series of {}", count(slices.len(), "slice")), why };
+    let refuse = |why: String| Error::Geometry { what: format!("volume of {}", count(slices.len(), "slice")), why };
     let Stack { order, duplicates, geometry, z_positions_mm, blends, unknown_geometry, mut notes } =
         order::stack(&slices, &how.how).map_err(refuse)?;
     let samples = headers.iter().map(|h| h.samples.max(1) as usize).max().unwrap_or(1);
@@ -139,7 +139,7 @@ fn pictures(
     let mut wanted: Vec<usize> = slices.iter().map(|(file, _)| *file).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let of = |why: String| Error::Geometry { what: "series of mosaics".into(), why };
+    let of = |why: String| Error::Geometry { what: "volume of mosaics".into(), why };
     if wanted.iter().any(|file| mosaic(*file).is_none()) {
         return Err(of("mosaics and single slices in one volume".into()));
     }

@@ -70,7 +70,7 @@ impl Canvas {
         match self.clashes.iter().next() {
             Some(((a, b), n)) if self.is_strict => {
                 let (a, b) = (name(*a, classes), name(*b, classes));
-                let why = format!("{a} and {b} share {n} voxels: set overlap to first, last or a priority to say which one gets them");
+                let why = format!("{a} and {b} share {n} voxels: `overlap: first`, `overlap: last` or a priority says which one gets them");
                 Err(Error::Labels { what: "labels".into(), why })
             }
             _ => Ok(()),
@@ -104,6 +104,6 @@ mod tests {
         assert_eq!(drawn(Overlap::First).0, [1, 2, 1]);
         assert_eq!(drawn(Overlap::Last), (vec![3, 3, 1], Ok(())));
         assert_eq!(drawn(Overlap::Priority(vec!["B".into(), "C".into(), "A".into()])).0, [2, 2, 1]);
-        assert!(drawn(Overlap::Error).1.is_err_and(|e| e.starts_with("labels: A and B share 1 voxels: set overlap")));
+        assert!(drawn(Overlap::Error).1.is_err_and(|e| e.starts_with("labels: A and B share 1 voxels: `overlap: first`")));
     }
 }

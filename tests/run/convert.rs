@@ -121,6 +121,55 @@ fn bad_files_are_counted_and_stop_nobody() {
     reconciles(&told);
     assert_eq!((told["images"]["converted"].as_u64(), told["images"]["refused"].as_u64()), (Some(1), Some(1)), "{told}");
     assert_eq!(told["refused"].as_array().unwrap().len(), 1);
+    // Each by the name that the tables know it by, on the terminal too, however quiet.
+    let failed = told["failed"].as_array().unwrap();
+    assert_eq!(failed.len() as u64, told["files"]["failed"].as_u64().unwrap(), "{told}");
+    let said = b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--quiet"]).expect(3).stderr;
+    for f in failed {
+        let line = format!("failed {}: {}", f["file"].as_str().unwrap(), f["why"].as_str().unwrap());
+        assert!(said.contains(&line), "{line} in {said}");
+    }
+    for i in 0..20 {
+        std::fs::write(b.archive().join(format!("{i}.dcm")), "").unwrap();
+    }
+    let said = b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--quiet"]).expect(3).stderr;
+    let n_more = json(&convert(&b, &["--to", "nifti"]).expect(3))["failed"].as_array().unwrap().len() - 10;
+    assert!(said.contains(&format!("and {n_more} more files that failed")) && said.contains("files.parquet"), "{said}");
+}
+
+#[test]
+fn mistakes_are_told_by_their_option_and_not_by_a_line_of_yaml() {
+    let b = Bench::new(1);
+    for (option, value) in [("--where", "modalty = 'CT'"), ("--where", "modality ="), ("--key-env", "VOXMILL_NO_SUCH_KEY")] {
+        let said = b.voxmill(&["convert", "archive", "out", "--to", "nifti", option, value]).expect(2).stderr;
+        assert!(said.contains(option) && !said.contains("convert.yaml"), "{said}");
+    }
+}
+
+#[test]
+fn nifti_files_are_counted_and_left_where_they_are() {
+    let b = Bench::new(1);
+    std::fs::write(b.archive().join("mask.nii"), voxmill_nifti()).unwrap();
+    let told = json(&convert(&b, &["--to", "nifti"]).expect(0));
+    assert_eq!((told["nifti"]["all"].as_u64(), told["nifti"]["left_out"].as_u64()), (Some(1), Some(1)), "{told}");
+    b.voxmill(&["convert", "archive", "out", "--to", "nifti"]).expect(0).says("nifti   1 left out");
+}
+
+/// One voxel of bytes.
+fn voxmill_nifti() -> Vec<u8> {
+    let mut bytes = vec![0u8; 353];
+    bytes[..4].copy_from_slice(&348i32.to_le_bytes());
+    for (i, n) in [1i16, 1, 1, 1].into_iter().enumerate() {
+        bytes[40 + 2 * i..42 + 2 * i].copy_from_slice(&(if i == 0 { 3 } else { n }).to_le_bytes());
+    }
+    bytes[70..72].copy_from_slice(&2i16.to_le_bytes());
+    bytes[72..74].copy_from_slice(&8i16.to_le_bytes());
+    for i in 0..4 {
+        bytes[76 + 4 * i..80 + 4 * i].copy_from_slice(&1f32.to_le_bytes());
+    }
+    bytes[108..112].copy_from_slice(&352f32.to_le_bytes());
+    bytes[344..348].copy_from_slice(b"n+1\0");
+    bytes
 }
 
 #[test]

@@ -181,6 +181,7 @@ fn a_name_file_says_which_file_was_left_out_and_lies_outside() {
         let rows: Vec<Vec<&str>> = table.lines().skip(1).map(|l| l.split('\t').collect()).collect();
         let left_out = rows.iter().find(|r| r[2] == "hippocampus_001/cut.dcm").unwrap();
         assert!(left_out[1].is_empty() && !left_out[0].contains("hippocampus"), "{left_out:?}");
+        assert!(matches!(left_out[3], "skipped" | "failed") && !left_out[4].is_empty(), "{left_out:?}");
         assert!(rows.iter().any(|r| r[2] == "hippocampus_004/SEG_binary.dcm" && r[1].starts_with("se-")), "{table}");
         assert!(command[0] == "convert" || ran.stdout.contains(left_out[0]), "{}", ran.stdout);
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(b.path("names.tsv")).unwrap().permissions()) & 0o777, 0o600);
