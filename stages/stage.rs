@@ -13,6 +13,7 @@ use voxmill_schemas::artifact::{CaseId, ContentHash, Kind, Manifest, Port, Scope
 use voxmill_schemas::geometry::Zyx;
 
 use crate::error::Error;
+use crate::sample::Sampler;
 use crate::store::Store;
 
 /// A step. Public API of every stage in this crate.
@@ -58,6 +59,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
     /// The range of intensities that it looks at, in the unit of what comes in, and what it becomes: pictures are windowed by them.
     fn window(&self) -> Option<[(f64, f64); 2]> {
         None
+    }
+
+    /// What it draws patches from, for stages that train: the same batches can then be had without it.
+    fn sampler(&self, _inputs: &Inputs, _seed: u64) -> Result<Option<Sampler>, Error> {
+        Ok(None)
     }
 
     /// Peak memory of one run, bytes. The engine admits cases side by side while their sum stays under `--memory`.
@@ -267,6 +273,7 @@ pub trait AnyStage: Send + Sync {
     fn is_step(&self) -> bool;
     fn partners(&self) -> Partners;
     fn window(&self) -> Option<[(f64, f64); 2]>;
+    fn sampler(&self, inputs: &Inputs, seed: u64) -> Result<Option<Sampler>, Error>;
     fn memory_bytes(&self, inputs: &Inputs) -> u64;
 }
 
@@ -300,6 +307,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn window(&self) -> Option<[(f64, f64); 2]> {
         Stage::window(self)
+    }
+    fn sampler(&self, inputs: &Inputs, seed: u64) -> Result<Option<Sampler>, Error> {
+        Stage::sampler(self, inputs, seed)
     }
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         Stage::memory_bytes(self, inputs)

@@ -13,10 +13,11 @@ use voxmill_schemas::tables::{HistoryRow, PatchRow};
 use crate::error::Error;
 use crate::fit::card::{Card, WEIGHTS};
 use crate::fit::parts::{self, Parts};
-use crate::fit::training::{self, AHEAD, Terms, Trained, Validation};
+use crate::fit::training::{self, Terms, Trained, Validation};
 use crate::model::{self, Loss, Network, Optimiser, Schedule};
+use crate::sample::feed::AHEAD;
 use crate::sample::plan::{Case, Foreground, Plan};
-use crate::sample::{self, Random, cut};
+use crate::sample::{self, Random, Rank, Sampler, cut};
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Stage};
 use crate::table;
 
@@ -141,6 +142,23 @@ with:
         out
     }
 
+    fn sampler(&self, inputs: &Inputs, seed: u64) -> Result<Option<Sampler>, Error> {
+        let split = inputs.one("split").rows.as_ref().expect("the engine opens the tables of a set stage");
+        let parts = parts::open(inputs.all("cases"), split, self.fold)?;
+        Ok(Some(Sampler {
+            cases: look_at(&parts.train, &|| Ok(()))?,
+            steps: steps_per_epoch(self, &parts),
+            sources: parts.train,
+            seed,
+            patch: self.patch,
+            batch: self.batch,
+            epochs: self.epochs as u64,
+            foreground: self.foreground,
+            augment: self.augment.clone(),
+            rank: Rank::ALONE,
+        }))
+    }
+
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
         let facts = |name: &str| inputs.all("cases").iter().filter_map(|i| i.manifest.facts.get(name)).collect::<Vec<_>>();
         let voxels = facts("voxels").iter().filter_map(|v| v.as_u64()).max().unwrap_or(0);
@@ -159,12 +177,17 @@ with:
 fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration) -> Result<Facts, Error> {
     let split = inputs.one("split").rows.as_ref().expect("the engine opens the tables of a set stage");
     let parts = parts::open(inputs.all("cases"), split, config.fold)?;
-    let cases = look_at(&parts, cx)?;
+    let cases = look_at(&parts.train, &|| cx.check_cancelled())?;
+    for (name, id) in &parts.classes {
+        if !cases.iter().any(|c| c.foreground.classes.iter().any(|f| f.class == *id)) {
+            (cx.progress)(Progress::Warn(format!("no training case has class {name}: the network cannot learn it")));
+        }
+    }
     let device = model::device(&config.device)?;
     if let Some(note) = &device.note {
         (cx.progress)(Progress::Warn(note.clone()));
     }
-    let steps = config.steps_per_epoch.unwrap_or(parts.train.len().div_ceil(config.batch) as u64);
+    let steps = steps_per_epoch(config, &parts);
     let plan = Plan {
         seed: cx.seed,
         patch: config.patch,
@@ -173,6 +196,7 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
         foreground: config.foreground,
         augment: &config.augment,
         cases: &cases,
+        rank: Rank::ALONE,
     };
     let spacing_mm = parts.train[0].volume.geometry.spacing_mm();
     let card = Card::new(config.network.clone(), parts.channels.clone(), parts.classes.clone(), config.patch, spacing_mm);
@@ -196,6 +220,11 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
     table::write_rows(cx.draft, &trained.validation)?;
     write_patches(&terms, cx)?;
     Ok(facts(&terms, &trained))
+}
+
+/// Enough to see every training case once, unless it is given.
+fn steps_per_epoch(config: &Train, parts: &Parts) -> u64 {
+    config.steps_per_epoch.unwrap_or(parts.train.len().div_ceil(config.batch) as u64)
 }
 
 /// Epochs of patches that are told at a time.
@@ -229,18 +258,13 @@ fn write_patches(t: &Terms, cx: &Cx) -> Result<(), Error> {
 }
 
 /// What the plan needs to know of the training cases: their labels are read once.
-fn look_at(parts: &Parts, cx: &Cx) -> Result<Vec<Case>, Error> {
-    let mut cases = Vec::with_capacity(parts.train.len());
-    for source in &parts.train {
-        cx.check_cancelled()?;
+fn look_at(sources: &[cut::Source], next: &dyn Fn() -> Result<(), Error>) -> Result<Vec<Case>, Error> {
+    let mut cases = Vec::with_capacity(sources.len());
+    for source in sources {
+        next()?;
         let v = &source.volume;
         let labels = v.labels()?.unwrap_or_default();
         cases.push(Case { size: v.geometry.size, spacing_mm: v.geometry.spacing_mm(), foreground: Foreground::of(&labels) });
-    }
-    for (name, id) in &parts.classes {
-        if !cases.iter().any(|c| c.foreground.classes.iter().any(|f| f.class == *id)) {
-            (cx.progress)(Progress::Warn(format!("no training case has class {name}: the network cannot learn it")));
-        }
     }
     Ok(cases)
 }

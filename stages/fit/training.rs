@@ -14,14 +14,11 @@ use super::predict;
 use crate::error::Error;
 use crate::model::{Blend, Device, Loss, Optimiser, Predictor, Schedule, Trainer, Window};
 use crate::ops::{metrics, regrid};
-use crate::sample::feed::{Pace, feed};
+use crate::sample::feed::{AHEAD, Pace, feed};
 use crate::sample::foresight::Foresight;
 use crate::sample::plan::Plan;
-use crate::sample::{Batch, cut};
+use crate::sample::{Batch, Pool, cut};
 use crate::stage::{Cx, Progress};
-
-/// Batches made ahead of the network.
-pub const AHEAD: usize = 4;
 
 /// When and how the validation cases are predicted.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -125,9 +122,10 @@ impl<'a> Training<'a> {
         let pace = Pace { workers: self.cx.jobs.clamp(1, AHEAD), ahead: AHEAD };
         let (plan, sources, size, store) = (self.terms.plan, &self.terms.parts.train, self.terms.plan.patch, self.cx.store);
         let foresight = Foresight::new(plan, sources, store, of);
+        let pool = Pool::default();
         let make = |n: u64| {
             foresight.at(n, n.saturating_sub((AHEAD + pace.workers) as u64));
-            cut::batch(sources, &plan.step(n / steps, n % steps), size, store)
+            cut::batch(sources, &plan.step(n / steps, n % steps), size, store, &pool)
         };
         let ended = feed(self.state.done..of, pace, self.cx.cancel, make, |feed| -> Result<(), Error> {
             // A training that was stopped while it validated has that left to do.

@@ -2,6 +2,7 @@
 //! slowest axis first; results do not depend on the number of threads.
 
 pub mod augment;
+pub mod boxes;
 pub mod crop;
 pub mod distance;
 pub mod intensity;

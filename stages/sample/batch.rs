@@ -1,4 +1,6 @@
-//! Patches side by side in contiguous buffers, as the network takes them.
+//! Patches side by side in contiguous buffers, as the network takes them, and buffers that are used again.
+
+use std::sync::Mutex;
 
 use voxmill_schemas::geometry::Zyx;
 
@@ -13,6 +15,31 @@ pub struct Batch {
     pub size: Zyx<usize>,
     /// Index of the case of each patch.
     pub cases: Vec<u32>,
+    /// Whether labels were ever written: where they were not, all are background.
+    pub(super) is_labelled: bool,
+}
+
+/// Batches that were given back: a feed in its stride takes its buffers from here and allocates none.
+#[derive(Default)]
+pub struct Pool(Mutex<Vec<Batch>>);
+
+impl Pool {
+    /// A batch with room for patches of one size and number of channels; what stands in it is to be written over.
+    pub fn take(&self, n: usize, channels: usize, size: Zyx<usize>) -> Batch {
+        let fits = |b: &Batch| (b.n, b.size, b.images.len()) == (n, size, n * channels * size.count());
+        let given = self.0.lock().expect("no holder panics").pop().filter(fits);
+        match given {
+            Some(mut batch) => {
+                batch.cases.clear();
+                batch
+            }
+            None => Batch::zeros(n, channels, size),
+        }
+    }
+
+    pub fn give(&self, batch: Batch) {
+        self.0.lock().expect("no holder panics").push(batch);
+    }
 }
 
 /// Memory of one batch in bytes.
@@ -24,7 +51,8 @@ impl Batch {
     /// Room for patches of one size and number of channels.
     pub fn zeros(n: usize, channels: usize, size: Zyx<usize>) -> Self {
         let voxels = n * size.count();
-        Self { images: vec![0.0; voxels * channels], labels: vec![0; voxels], n, size, cases: Vec::with_capacity(n) }
+        let (images, labels, cases) = (vec![0.0; voxels * channels], vec![0; voxels], Vec::with_capacity(n));
+        Self { images, labels, n, size, cases, is_labelled: false }
     }
 
     /// Where patch `i` stands: `[c, z, y, x]` and `[z, y, x]`.

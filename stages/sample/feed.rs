@@ -10,6 +10,9 @@ use std::time::Duration;
 use super::cut::caught;
 use crate::error::Error;
 
+/// Batches made ahead of a network.
+pub const AHEAD: usize = 4;
+
 /// How a feed works; nothing in here changes what comes out.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {

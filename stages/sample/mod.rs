@@ -10,7 +10,9 @@ mod faults;
 pub mod feed;
 pub mod foresight;
 pub mod plan;
+pub mod sampler;
 
-pub use batch::Batch;
+pub use batch::{Batch, Pool};
 pub use draw::Random;
 pub use plan::{PatchAt, Plan};
+pub use sampler::{Rank, Sampler};

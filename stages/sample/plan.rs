@@ -6,6 +6,7 @@ use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::Region;
 
 use super::draw::{Dice, Random};
+use super::sampler::Rank;
 use crate::ops::augment::{Augment, Step};
 use crate::ops::warp::Bend;
 
@@ -37,6 +38,8 @@ pub struct Plan<'a> {
     pub foreground: f64,
     pub augment: &'a [Random],
     pub cases: &'a [Case],
+    /// Which patches of a step are this process's.
+    pub rank: Rank,
 }
 
 /// What a plan needs to know of a case.
@@ -91,10 +94,11 @@ impl ClassRuns {
 }
 
 impl Plan<'_> {
-    /// The patches of one step, in the order in which they stand in the batch.
+    /// The patches of one step that are this process's, in the order in which they stand in the batch.
     pub fn step(&self, epoch: u64, step: u64) -> Vec<PatchAt> {
         let mut order = Order::default();
-        (0..self.batch as u64)
+        let part = self.rank.part(self.batch);
+        (part.start as u64..part.end as u64)
             .map(|j| {
                 let in_epoch = step * self.batch as u64 + j;
                 let in_all = epoch * self.steps * self.batch as u64 + in_epoch;
@@ -218,7 +222,7 @@ mod tests {
     }
 
     fn plan<'a>(cases: &'a [Case], augment: &'a [Random]) -> Plan<'a> {
-        Plan { seed: 7, patch: Zyx::splat(8), batch: 3, steps: 5, foreground: 0.5, augment, cases }
+        Plan { seed: 7, patch: Zyx::splat(8), batch: 3, steps: 5, foreground: 0.5, augment, cases, rank: Rank::ALONE }
     }
 
     #[test]

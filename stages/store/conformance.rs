@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use voxmill_schemas::artifact::{ContentHash, Key, Kind, Recipe};
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
 
 use super::disk::Disk;
 use super::nvme::Nvme;
+use super::pack::{Grid, TRAILER_BYTES};
 use super::ram::Ram;
 use super::{Brick, Commit};
 use crate::error::Error;
@@ -40,12 +43,15 @@ impl Shelf for Ram {
     }
 }
 
+/// A layer of one row, as long as the entries of these tests may be.
 impl Shelf for Nvme {
     fn put(&self, name: &Brick, bytes: &[u8]) {
-        Nvme::put(self, name, bytes).unwrap();
+        let size = Zyx::new(1, 1, bytes.len());
+        Nvme::put(self, &id(name), &Grid { size, brick: size, voxel: 1 }, bytes).unwrap();
     }
     fn get(&self, name: &Brick) -> Option<Vec<u8>> {
-        Nvme::get(self, name).unwrap()
+        let (size, mut found) = (self.grid(&id(name))?.size, Vec::new());
+        Nvme::read(self, &id(name), size, 1, Region::whole(size), &mut |b, _, _| found.extend_from_slice(b)).unwrap().then_some(found)
     }
     fn used_bytes(&self) -> u64 {
         self.counted_bytes()
@@ -57,13 +63,13 @@ impl Shelf for Disk {
     fn put(&self, name: &Brick, bytes: &[u8]) {
         let draft = self.draft().unwrap();
         std::fs::write(draft.path.join("brick"), bytes).unwrap();
-        match draft.commit(commit(Key(name.id()))) {
+        match draft.commit(commit(Key(id(name)))) {
             Ok(_) | Err(Error::ShelfFull { .. }) => {}
             Err(e) => panic!("{e}"),
         }
     }
     fn get(&self, name: &Brick) -> Option<Vec<u8>> {
-        let key = Key(name.id());
+        let key = Key(id(name));
         let manifest = self.manifest(&key).unwrap()?;
         let bytes = std::fs::read(self.dir(&key).join("brick")).unwrap();
         (ContentHash::of(&bytes) == manifest.files["brick"]).then_some(bytes)
@@ -96,6 +102,11 @@ pub(super) fn files(root: &Path) -> Vec<PathBuf> {
         }
     }
     out
+}
+
+/// What a name is filed under.
+fn id(name: &Brick) -> [u8; 32] {
+    *blake3::hash(format!("{name:?}").as_bytes()).as_bytes()
 }
 
 fn brick(i: u32) -> Brick {
@@ -210,7 +221,7 @@ fn ram_conforms() {
 
 #[test]
 fn nvme_conforms() {
-    conforms(&Make { open: |dir, limit| Nvme::open(dir, limit).unwrap(), overhead_bytes: 40, is_durable: true });
+    conforms(&Make { open: |dir, limit| Nvme::open(dir, limit).unwrap(), overhead_bytes: 4 + TRAILER_BYTES as u64, is_durable: true });
 }
 
 #[test]
@@ -218,7 +229,7 @@ fn disk_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::open(dir.path(), None).unwrap();
     disk.put(&brick(0), &bytes(0, 1000));
-    let manifest = disk.dir(&Key(brick(0).id())).join("artifact.json");
+    let manifest = disk.dir(&Key(id(&brick(0)))).join("artifact.json");
     // The manifest's length moves with nothing but the number of digits of `bytes`.
     let overhead_bytes = manifest.metadata().unwrap().len();
     let open = |dir: &Path, limit: u64| Disk::open(dir, Some(limit)).unwrap();

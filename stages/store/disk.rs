@@ -15,7 +15,7 @@ use crate::error::{Error, chain};
 
 /// Version of [`Manifest::layout`].
 pub(super) const LAYOUT: u32 = 1;
-pub(super) const MANIFEST: &str = "artifact.json";
+pub const MANIFEST: &str = "artifact.json";
 /// Manifests name every file of an artifact; none of ours comes near this.
 const MANIFEST_LIMIT_BYTES: u64 = 256 << 20;
 

@@ -2,31 +2,42 @@
 //! Giving up what is needed latest is the best any shelf can do (Belady 1966); [`simulate`] says how near ours comes, and where least-recently-used stands.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::ops::Range;
 
-use super::Brick;
+use voxmill_schemas::artifact::Key;
+
 use super::ram::Ram;
+use super::{Brick, Ids};
 use crate::error::Error;
+
+/// A view of what comes takes no more of the budget than its share of so many.
+pub(super) const VIEW_SHARE: u64 = 16;
 
 /// No need is known.
 pub(super) const NEVER: u32 = u32::MAX;
 
-/// Bricks in the order in which they will be asked for. A request is what one patch reads: it asks for a brick once.
+/// Bricks in the order in which they will be asked for, by their short ids: two that share one cost speed, no voxel. A request is what one patch reads: it
+/// asks for a brick once.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// Every brick once, with the bytes it takes in memory.
-    pub bricks: Vec<(Brick, u64)>,
+    pub bricks: Vec<(u64, u64)>,
     /// (number of the request, index in `bricks`), by request.
     pub uses: Vec<(u32, u32)>,
-    index: HashMap<Brick, u32>,
+    index: HashMap<u64, u32, Ids>,
 }
 
 impl Trace {
     /// - `request`: no smaller than the one before
-    pub fn push(&mut self, request: u32, brick: Brick, bytes: u64) {
+    pub fn push(&mut self, request: u32, brick: &Brick, bytes: u64) {
+        self.push_id(request, brick.short_id(), bytes);
+    }
+
+    fn push_id(&mut self, request: u32, id: u64, bytes: u64) {
         let new = self.bricks.len() as u32;
-        let i = *self.index.entry(brick).or_insert(new);
+        let i = *self.index.entry(id).or_insert(new);
         if i == new {
-            self.bricks.push((brick, bytes));
+            self.bricks.push((id, bytes));
         }
         self.uses.push((request, i));
     }
@@ -36,26 +47,49 @@ impl Trace {
         self.bricks.iter().map(|(_, n)| n).sum()
     }
 
+    /// Bytes that a view made of it takes, about.
+    pub fn view_bytes(&self) -> u64 {
+        self.bricks.len() as u64 * 32 + self.uses.len() as u64 * 4
+    }
+
+    /// Bytes that trace, view and the view before take while the view is made, about: lists and tables that double as they grow.
+    pub fn making_bytes(&self) -> u64 {
+        self.bricks.len() as u64 * 128 + self.uses.len() as u64 * 24
+    }
+
     /// The trace of each part of a shelf.
-    pub(super) fn split(&self, n: usize, part: impl Fn(&Brick) -> usize) -> Vec<Foreseen> {
+    pub(super) fn split(&self, n: usize, part: impl Fn(u64) -> usize) -> Vec<Foreseen> {
         let mut counts = vec![0u32; self.bricks.len()];
         self.uses.iter().for_each(|(_, i)| counts[*i as usize] += 1);
-        let mut at: Vec<Vec<u32>> = counts.into_iter().map(|n| Vec::with_capacity(n as usize)).collect();
-        self.uses.iter().for_each(|(request, i)| at[*i as usize].push(*request));
         let mut parts: Vec<Foreseen> = (0..n).map(|_| Foreseen::default()).collect();
-        for ((brick, _), at) in self.bricks.iter().zip(at) {
-            parts[part(brick)].uses.insert(*brick, Uses { at: at.into_boxed_slice(), done: 0 });
+        // First the room of every brick, then its requests; `counts` becomes where the next one goes.
+        let mut ends = vec![0u32; n];
+        for ((id, _), count) in self.bricks.iter().zip(&mut counts) {
+            let p = part(*id);
+            let begin = ends[p];
+            ends[p] += *count;
+            parts[p].uses.insert(*id, begin..ends[p]);
+            *count = begin;
+        }
+        parts.iter_mut().zip(&ends).for_each(|(p, end)| p.at = vec![0; *end as usize]);
+        for (request, i) in &self.uses {
+            let p = part(self.bricks[*i as usize].0);
+            parts[p].at[counts[*i as usize] as usize] = *request;
+            counts[*i as usize] += 1;
         }
         parts
     }
 
-    /// The requests from one on, counted from it.
-    fn since(&self, first: u32, n: u32) -> Trace {
+    /// The requests from one on, counted from it; as many as a view of so many bytes holds.
+    fn since(&self, first: u32, n: u32, bytes_max: u64) -> Trace {
         let mut out = Trace::default();
         let begin = self.uses.partition_point(|(r, _)| *r < first);
         for (request, i) in self.uses[begin..].iter().take_while(|(r, _)| *r - first < n) {
-            let (brick, bytes) = self.bricks[*i as usize];
-            out.push(request - first, brick, bytes);
+            if out.making_bytes() >= bytes_max {
+                break;
+            }
+            let (id, bytes) = self.bricks[*i as usize];
+            out.push_id(request - first, id, bytes);
         }
         out
     }
@@ -64,35 +98,31 @@ impl Trace {
 /// What is known of the requests to one part of a shelf.
 #[derive(Default)]
 pub(super) struct Foreseen {
-    uses: HashMap<Brick, Uses>,
+    /// Where the requests for a brick that are still to come stand in `at`.
+    uses: HashMap<u64, Range<u32>, Ids>,
+    at: Vec<u32>,
     /// What is held by its next need, with leavings of needs that have passed.
-    heap: BinaryHeap<(u32, Brick)>,
-}
-
-struct Uses {
-    at: Box<[u32]>,
-    /// How many of them have been asked for.
-    done: usize,
+    heap: BinaryHeap<(u32, u64)>,
 }
 
 impl Foreseen {
     /// Counts a request off, and all that should have come before `now`. Gives the next one.
-    pub fn ask(&mut self, name: &Brick, now: u32) -> u32 {
-        let Some(uses) = self.uses.get_mut(name) else { return NEVER };
-        uses.done += 1;
-        while uses.at.get(uses.done).is_some_and(|at| *at < now) {
-            uses.done += 1;
+    pub fn ask(&mut self, id: u64, now: u32) -> u32 {
+        let Some(uses) = self.uses.get_mut(&id) else { return NEVER };
+        uses.start = (uses.start + 1).min(uses.end);
+        while uses.start < uses.end && self.at[uses.start as usize] < now {
+            uses.start += 1;
         }
-        uses.at.get(uses.done).copied().unwrap_or(NEVER)
+        self.next(id)
     }
 
     /// When a brick is needed next.
-    pub fn next(&self, name: &Brick) -> u32 {
-        self.uses.get(name).and_then(|u| u.at.get(u.done)).copied().unwrap_or(NEVER)
+    pub fn next(&self, id: u64) -> u32 {
+        self.uses.get(&id).filter(|u| u.start < u.end).map_or(NEVER, |u| self.at[u.start as usize])
     }
 
-    pub fn push(&mut self, next: u32, name: Brick) {
-        self.heap.push((next, name));
+    pub fn push(&mut self, next: u32, id: u64) {
+        self.heap.push((next, id));
     }
 
     /// Whether there are more leavings than anything else.
@@ -100,20 +130,20 @@ impl Foreseen {
         self.heap.len() > 2 * n_held + 64
     }
 
-    pub fn refill(&mut self, held: impl Iterator<Item = (u32, Brick)>) {
+    pub fn refill(&mut self, held: impl Iterator<Item = (u32, u64)>) {
         self.heap.clear();
         self.heap.extend(held);
     }
 
     /// Takes out the brick that is needed latest, where that is later than `than`.
     /// - `is_held`: whether a brick is held with that need
-    pub fn latest(&mut self, than: u32, is_held: impl Fn(u32, &Brick) -> bool) -> Option<Brick> {
-        while let Some((next, name)) = self.heap.peek().copied() {
-            if !is_held(next, &name) {
+    pub fn latest(&mut self, than: u32, is_held: impl Fn(u32, u64) -> bool) -> Option<u64> {
+        while let Some((next, id)) = self.heap.peek().copied() {
+            if !is_held(next, id) {
                 self.heap.pop();
                 continue;
             }
-            return (next > than).then(|| self.heap.pop().map(|(_, name)| name)).flatten();
+            return (next > than).then(|| self.heap.pop().map(|(_, id)| id)).flatten();
         }
         None
     }
@@ -141,17 +171,31 @@ pub fn simulate(trace: &Trace, ram_bytes: u64, ahead: u32, renewed: u32) -> Rati
     }
 }
 
+/// Bricks are held as if a byte were a thousand: what counts is who is held. The view takes its share of the budget, as in a training.
 fn ours(trace: &Trace, ram_bytes: u64, ahead: u32, renewed: u32) -> usize {
-    let (ram, mut begun, mut hits) = (Ram::new(ram_bytes), 0, 0);
-    ram.foresee(Some(&trace.since(0, ahead)));
+    const SCALE: u64 = 1024;
+    // Bricks of their own, whose ids the view goes by.
+    let bricks: Vec<Brick> =
+        (0..trace.bricks.len() as u32).map(|i| Brick { artifact: Key([0; 32]), array: 0, index: [0, 0, 0, i] }).collect();
+    let mut known = Trace::default();
+    trace.uses.iter().for_each(|(request, i)| known.push(*request, &bricks[*i as usize], trace.bricks[*i as usize].1));
+    let ram = Ram::in_parts(ram_bytes / SCALE, Ram::parts(ram_bytes));
+    let foresee = |first: u32| {
+        let view = known.since(first, ahead, ram_bytes / VIEW_SHARE);
+        let seen = view.uses.last().map_or(0, |(request, _)| *request);
+        ram.resize(ram_bytes.saturating_sub(view.view_bytes()) / SCALE);
+        ram.foresee(Some(&view));
+        renewed.min(seen / 2).max(1)
+    };
+    let (mut begun, mut hits, mut until) = (0, 0, foresee(0));
     for (request, i) in &trace.uses {
-        if *request - begun >= renewed {
+        if *request - begun >= until {
             begun = *request;
-            ram.foresee(Some(&trace.since(begun, ahead)));
+            until = foresee(begun);
         }
         ram.passed(request - begun);
-        let (brick, bytes) = &trace.bricks[*i as usize];
-        let (_, was_there) = ram.get_or_load(brick, || Ok::<_, Error>(vec![0; *bytes as usize])).expect("zeros cannot fail");
+        let bytes = trace.bricks[*i as usize].1.div_ceil(SCALE);
+        let (_, was_there) = ram.get_or_load(&bricks[*i as usize], || Ok::<_, Error>(vec![0; bytes as usize])).expect("zeros cannot fail");
         hits += was_there as usize;
     }
     hits
@@ -229,7 +273,7 @@ mod tests {
                 for i in 0..27 {
                     let at = [first[0] + i / 9, first[1] + i / 3 % 3, first[2] + i % 3].map(|n| n as u32);
                     let brick = Brick { artifact: Key([v as u8; 32]), array: 0, index: [0, at[0], at[1], at[2]] };
-                    trace.push(request, brick, bytes);
+                    trace.push(request, &brick, bytes);
                 }
                 request += 1;
             }
@@ -239,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_shelf_comes_near_the_optimum_and_lies_above_lru() {
-        let trace = crops(20, 100, 16 << 10);
+        let trace = crops(20, 100, 64 << 10);
         for (share, limit) in [(4, trace.bytes() / 4), (2, trace.bytes() / 2)] {
             let r = simulate(&trace, limit, 20 * 32, 20 * 8);
             assert!(r.ours >= 0.98 * r.optimum && r.ours > r.lru && r.optimum < 1.0, "a {share}th: {r:?}");
@@ -255,10 +299,10 @@ mod tests {
             let mut order: Vec<u32> = (0..200).collect();
             (1..200).rev().for_each(|i| order.swap(i, draw(&mut seed) % (i + 1)));
             for (n, i) in order.into_iter().enumerate() {
-                trace.push(epoch * 200 + n as u32, Brick { artifact: Key([1; 32]), array: 0, index: [0, 0, 0, i] }, 100);
+                trace.push(epoch * 200 + n as u32, &Brick { artifact: Key([1; 32]), array: 0, index: [0, 0, 0, i] }, 100 << 10);
             }
         }
-        let r = simulate(&trace, 50 * 100, 16 * 200, 8 * 200);
+        let r = simulate(&trace, 50 * (100 << 10), 16 * 200, 8 * 200);
         assert!((r.optimum - 0.25).abs() < 0.02 && r.ours >= 0.98 * r.optimum && r.lru < 0.06, "{r:?}");
     }
 
@@ -268,7 +312,7 @@ mod tests {
         let brick = |i: u32| Brick { artifact: Key([2; 32]), array: 0, index: [0, 0, 0, i] };
         let ask = |i: u32| ram.get_or_load(&brick(i), || Ok(vec![0; 100])).unwrap().1;
         let mut trace = Trace::default();
-        (0..20u32).for_each(|n| trace.push(n, brick(n % 10), 100));
+        (0..20u32).for_each(|n| trace.push(n, &brick(n % 10), 100));
         ram.foresee(Some(&trace));
         assert_eq!((0..10).filter(|i| ask(*i)).count(), 0);
         assert_eq!((100..200).filter(|i| ask(*i)).count(), 0);

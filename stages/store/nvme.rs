@@ -1,23 +1,22 @@
-//! The NVMe shelf: decoded bricks, one file each, on a fast disk near the program. Evictable, checksummed, shared by processes, there again after
-//! a restart. Entries of earlier runs leave first, oldest first; those of this run stay, because an order of epochs makes every use equally far.
+//! The NVMe shelf: layers of arrays, one file each (`pack.rs`), on a fast disk near the program. Evictable, checksummed, shared by processes, there again
+//! after a restart. Entries of earlier runs leave first, oldest first; those of this run stay, because an order of epochs makes every use equally far.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use super::Brick;
+use voxmill_schemas::geometry::Zyx;
+use voxmill_schemas::region::Region;
+
 use super::disk::list;
 use super::ledger::Ledger;
+use super::pack::{self, Grid};
 use crate::error::{Error, chain};
 
-/// What follows the brick's bytes in its file: the brick's id, the crc32c of bytes and id, a magic number.
-const TRAILER_BYTES: usize = 32 + 4 + 4;
-const MAGIC: [u8; 4] = *b"vxb1";
 /// After so many failures the shelf is left alone.
 const PATIENCE: u32 = 16;
 
@@ -25,10 +24,14 @@ pub(super) struct Nvme {
     dir: PathBuf,
     limit_bytes: u64,
     failures: AtomicU32,
+    /// No entry as large as this found room.
+    refused_bytes: AtomicU64,
     /// Found at opening, oldest first: who may leave. Held while the shelf changes.
     old: Mutex<VecDeque<PathBuf>>,
     /// Used by this process: they stay. Locked last, and never across a file operation.
     used: Mutex<HashSet<PathBuf>>,
+    /// Entries that a thread of this process is making.
+    making: Mutex<HashSet<[u8; 32]>>,
 }
 
 /// What stands on the shelf.
@@ -41,14 +44,33 @@ pub struct Shelved {
     pub damaged: usize,
 }
 
+/// The right to make an entry, given back on drop.
+pub(super) struct Making<'a> {
+    shelf: &'a Nvme,
+    id: [u8; 32],
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.shelf.making.lock().expect(HELD).remove(&self.id);
+    }
+}
+
 const HELD: &str = "no thread panics while it holds the shelf";
 
 impl Nvme {
     /// Counts what stands in `dir`, drops what is no whole entry, and evicts down to the limit.
     pub fn open(dir: &Path, limit_bytes: u64) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::io("make folder", dir))?;
-        let shelf =
-            Self { dir: dir.to_path_buf(), limit_bytes, failures: AtomicU32::new(0), old: Mutex::default(), used: Mutex::default() };
+        let shelf = Self {
+            dir: dir.to_path_buf(),
+            limit_bytes,
+            failures: AtomicU32::new(0),
+            refused_bytes: AtomicU64::new(u64::MAX),
+            old: Mutex::default(),
+            used: Mutex::default(),
+            making: Mutex::default(),
+        };
         let ledger = shelf.ledger()?;
         ledger.begin().map_err(Error::io("write", shelf.dir.join("usage")))?;
         let mut entries = shelf.entries()?;
@@ -77,50 +99,64 @@ impl Nvme {
                 tracing::warn!(dir = %self.dir.display(), error = chain(e), "the NVMe shelf fails again and again and is no longer used")
             }
             1 => {
-                tracing::warn!(dir = %self.dir.display(), error = chain(e), "the NVMe shelf failed, the brick is read from the disk shelf")
+                tracing::warn!(dir = %self.dir.display(), error = chain(e), "the NVMe shelf failed, the layer is read from the disk shelf")
             }
             _ => {}
         }
     }
 
-    /// `None` when it is not there. A damaged entry is dropped and is not there either.
-    pub fn get(&self, name: &Brick) -> Result<Option<Vec<u8>>, Error> {
-        let id = name.id();
-        let path = self.path(&id);
-        let read = || -> std::io::Result<(Vec<u8>, File)> {
+    /// Gives the bricks of a box of a layer, as [`pack::read`] does. `false` when the entry is not there; a damaged one is dropped and is not there either,
+    /// though some of its bricks, whole ones, may have been given.
+    /// - `size`, `voxel`: voxels of the layer, bytes of each
+    pub fn read(
+        &self,
+        id: &[u8; 32],
+        size: Zyx<usize>,
+        voxel: usize,
+        region: Region,
+        take: &mut dyn FnMut(&[u8], Zyx<usize>, Zyx<usize>),
+    ) -> Result<bool, Error> {
+        let path = self.path(id);
+        let mut read = || -> std::io::Result<Option<File>> {
             let file = File::open(&path)?;
-            // More than the whole shelf holds is none of ours.
-            let mut bytes = vec![0; file.metadata()?.len().min(self.limit_bytes) as usize];
-            file.read_exact_at(&mut bytes, 0)?;
-            Ok((bytes, file))
+            let is_whole = match pack::open(&file)? {
+                Some((found, grid)) if found == *id && (grid.size, grid.voxel) == (size, voxel) => {
+                    pack::read(&file, id, &grid, region, take)?
+                }
+                _ => false,
+            };
+            Ok(is_whole.then_some(file))
         };
-        let (mut bytes, file) = match read() {
-            Ok(found) => found,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        let file = match read() {
+            Ok(Some(file)) => file,
+            Ok(None) => {
+                tracing::warn!(entry = %path.display(), "a layer on the NVMe shelf is damaged and is read again from the disk shelf");
+                self.drop_entry(&path)?;
+                return Ok(false);
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
-        let Some(length) = whole(&bytes, &id) else {
-            tracing::warn!(entry = %path.display(), "a brick on the NVMe shelf is damaged and is read again from the disk shelf");
-            self.drop_entry(&path)?;
-            return Ok(None);
-        };
-        bytes.truncate(length);
-        let is_first_use = self.used.lock().expect(HELD).insert(path);
-        if is_first_use {
+        let mut used = self.used.lock().expect(HELD);
+        if !used.contains(&path) {
+            used.insert(path);
+            drop(used);
             // Age across restarts; a shelf that cannot keep it is none the worse.
             let _ = file.set_modified(SystemTime::now());
         }
-        Ok(Some(bytes))
+        Ok(true)
     }
 
-    /// Takes a brick in where the limit allows it.
-    pub fn put(&self, name: &Brick, bytes: &[u8]) -> Result<(), Error> {
-        let id = name.id();
-        let path = self.path(&id);
-        let need = (bytes.len() + TRAILER_BYTES) as u64;
-        if need > self.limit_bytes {
-            return Ok(());
-        }
+    /// Whether a layer is worth decoding whole: there seems to be room for it, and no other thread is at it.
+    pub fn make(&self, id: &[u8; 32], grid: &Grid) -> Option<Making<'_>> {
+        let need = grid.file_bytes();
+        let has_room = need <= self.limit_bytes && need < self.refused_bytes.load(Ordering::Relaxed);
+        (has_room && self.making.lock().expect(HELD).insert(*id)).then(|| Making { shelf: self, id: *id })
+    }
+
+    /// Takes a layer in where the limit allows it.
+    pub fn put(&self, id: &[u8; 32], grid: &Grid, layer: &[u8]) -> Result<(), Error> {
+        let (path, need) = (self.path(id), grid.file_bytes());
         let usage = self.dir.join("usage");
         let mut old = self.old.lock().expect(HELD);
         let ledger = self.ledger()?;
@@ -131,6 +167,7 @@ impl Nvme {
         ledger.begin().map_err(Error::io("write", &usage))?;
         while used_bytes + need > self.limit_bytes {
             let Some(victim) = old.pop_front() else {
+                self.refused_bytes.fetch_min(need, Ordering::Relaxed);
                 ledger.settle(used_bytes).map_err(Error::io("write", &usage))?;
                 return Ok(());
             };
@@ -139,21 +176,16 @@ impl Nvme {
                 used_bytes = used_bytes.saturating_sub(remove(&victim)?);
             }
         }
-        self.write(&path, &id, bytes)?;
+        self.write(&path, id, grid, layer)?;
         self.used.lock().expect(HELD).insert(path);
         ledger.settle(used_bytes + need).map_err(Error::io("write", &usage))
     }
 
-    /// Beside first, so that a reader sees a whole entry or none. Not synced: after a power cut the checksum tells.
-    fn write(&self, path: &Path, id: &[u8; 32], bytes: &[u8]) -> Result<(), Error> {
+    /// Beside first, so that a reader sees a whole entry or none. Not synced: after a power cut the checksums tell.
+    fn write(&self, path: &Path, id: &[u8; 32], grid: &Grid, layer: &[u8]) -> Result<(), Error> {
         let folder = path.parent().expect("an entry stands in a folder of the shelf");
         let beside = self.dir.join("incoming");
-        let crc = crc32c::crc32c_append(crc32c::crc32c(bytes), id);
-        let mut trailer = [0; TRAILER_BYTES];
-        trailer[..32].copy_from_slice(id);
-        trailer[32..36].copy_from_slice(&crc.to_le_bytes());
-        trailer[36..].copy_from_slice(&MAGIC);
-        let written = File::create(&beside).and_then(|mut f| f.write_all(bytes).and_then(|()| f.write_all(&trailer)));
+        let written = File::create(&beside).and_then(|mut f| pack::write(&mut f, id, grid, layer));
         written.inspect_err(|_| drop(fs::remove_file(&beside))).map_err(Error::io("write", &beside))?;
         let placed = fs::rename(&beside, path).or_else(|e| match e.kind() {
             ErrorKind::NotFound => fs::create_dir_all(folder).and_then(|()| fs::rename(&beside, path)),
@@ -181,14 +213,14 @@ impl Nvme {
         Ok(out)
     }
 
-    /// Whether an entry's checksum is right and it stands under its own name. One that another process has dropped meanwhile is none to worry about.
+    /// Whether all checksums of an entry are right and it stands under its own name. One that another process has dropped meanwhile is none to worry about.
     fn is_whole(&self, path: &Path) -> bool {
-        let bytes = match fs::metadata(path).and_then(|m| if m.len() > self.limit_bytes { Ok(Vec::new()) } else { fs::read(path) }) {
-            Ok(bytes) => bytes,
-            Err(e) => return e.kind() == ErrorKind::NotFound,
+        let look = || -> std::io::Result<bool> {
+            let file = File::open(path)?;
+            let Some((id, grid)) = pack::open(&file)? else { return Ok(false) };
+            Ok(self.path(&id) == *path && pack::read(&file, &id, &grid, Region::whole(grid.size), &mut |_, _, _| ())?)
         };
-        let id = bytes.len().checked_sub(TRAILER_BYTES).and_then(|at| bytes[at..at + 32].try_into().ok());
-        id.is_some_and(|id: [u8; 32]| whole(&bytes, &id).is_some() && self.path(&id) == *path)
+        look().unwrap_or_else(|e| e.kind() == ErrorKind::NotFound)
     }
 
     /// Takes every entry off the shelf and says how many there were.
@@ -202,6 +234,7 @@ impl Nvme {
             remove(path)?;
         }
         old.clear();
+        self.refused_bytes.store(u64::MAX, Ordering::Relaxed);
         ledger.settle(0).map_err(Error::io("write", &usage))?;
         Ok(entries.len())
     }
@@ -212,6 +245,7 @@ impl Nvme {
         let used_bytes = self.used_bytes(&ledger)?;
         let settle = |bytes| ledger.settle(bytes).map_err(Error::io("write", self.dir.join("usage")));
         ledger.begin().map_err(Error::io("write", self.dir.join("usage")))?;
+        self.refused_bytes.store(u64::MAX, Ordering::Relaxed);
         settle(used_bytes.saturating_sub(remove(path)?))
     }
 
@@ -246,18 +280,17 @@ impl Nvme {
         self.dir.join(&hex[..2]).join(&hex[2..34])
     }
 
+    /// How an entry is laid out; `None` for what is not there or no whole entry.
+    #[cfg(test)]
+    pub fn grid(&self, id: &[u8; 32]) -> Option<Grid> {
+        let file = File::open(self.path(id)).ok()?;
+        pack::open(&file).expect("a test's shelf works").map(|(_, grid)| grid)
+    }
+
     #[cfg(test)]
     pub fn counted_bytes(&self) -> u64 {
         self.ledger().expect("a test's shelf works").used_bytes().expect("a test's ledger is whole")
     }
-}
-
-/// Length of the brick in a whole entry of that id.
-fn whole(entry: &[u8], id: &[u8; 32]) -> Option<usize> {
-    let length = entry.len().checked_sub(TRAILER_BYTES)?;
-    let (crc, magic) = (&entry[length + 32..length + 36], &entry[length + 36..]);
-    let is_whole = magic == MAGIC && entry[length..length + 32] == *id && crc32c::crc32c(&entry[..length + 32]).to_le_bytes() == crc;
-    is_whole.then_some(length)
 }
 
 /// Removes an entry and says how many bytes that freed; none when another process was faster.
@@ -276,20 +309,29 @@ fn remove(path: &Path) -> Result<u64, Error> {
 mod tests {
     use voxmill_schemas::artifact::Key;
 
+    use super::super::Layer;
     use super::*;
 
-    const ENTRY: u64 = 1000 + TRAILER_BYTES as u64;
+    const GRID: Grid = Grid { size: Zyx::new(1, 10, 100), brick: Zyx::new(1, 4, 32), voxel: 1 };
+    const ENTRY: u64 = 1000 + 12 * 4 + pack::TRAILER_BYTES as u64;
 
-    fn brick(i: u32) -> Brick {
-        Brick { artifact: Key([5; 32]), array: 0, index: [0, 0, 0, i] }
+    fn layer(i: u32) -> [u8; 32] {
+        Layer { artifact: Key([5; 32]), array: 0, channel: 0, z: i }.id()
     }
 
     fn put(shelf: &Nvme, i: u32) {
-        shelf.put(&brick(i), &[i as u8; 1000]).unwrap();
+        shelf.put(&layer(i), &GRID, &[i as u8; 1000]).unwrap();
+    }
+
+    /// The whole layer; `None` where it is not there.
+    fn get(shelf: &Nvme, i: u32) -> Option<Vec<u8>> {
+        let mut seen = Vec::new();
+        let whole = Region::whole(GRID.size);
+        shelf.read(&layer(i), GRID.size, 1, whole, &mut |bytes, _, _| seen.extend_from_slice(bytes)).unwrap().then_some(seen)
     }
 
     fn held(shelf: &Nvme) -> Vec<u32> {
-        (0..50).filter(|i| shelf.get(&brick(*i)).unwrap().is_some_and(|b| b == [*i as u8; 1000])).collect()
+        (0..50).filter(|i| get(shelf, *i).is_some_and(|b| b == [*i as u8; 1000])).collect()
     }
 
     fn bytes_in(dir: &Path) -> u64 {
@@ -303,14 +345,14 @@ mod tests {
         let shelf = Nvme::open(dir.path(), 3 * ENTRY).unwrap();
         for i in 0..3 {
             put(&shelf, i);
-            let file = File::open(shelf.path(&brick(i).id())).unwrap();
+            let file = File::open(shelf.path(&layer(i))).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100 + i as u64)).unwrap();
         }
         put(&shelf, 3);
         assert_eq!(held(&shelf), [0, 1, 2], "full of this run's own");
         let shelf = Nvme::open(dir.path(), 3 * ENTRY).unwrap();
         // Used now: it stays, although it is the oldest.
-        shelf.get(&brick(0)).unwrap();
+        get(&shelf, 0).unwrap();
         put(&shelf, 3);
         assert_eq!(held(&shelf), [0, 2, 3]);
     }
@@ -351,7 +393,7 @@ mod tests {
         (0..2).for_each(|i| put(&shelf, i));
         // As a killed process leaves it: the ledger open, an entry not yet counted, another half written.
         shelf.ledger().unwrap().begin().unwrap();
-        std::fs::copy(shelf.path(&brick(0).id()), dir.path().join("aa-incoming")).unwrap();
+        std::fs::copy(shelf.path(&layer(0)), dir.path().join("aa-incoming")).unwrap();
         std::fs::create_dir_all(dir.path().join("aa")).unwrap();
         std::fs::rename(dir.path().join("aa-incoming"), dir.path().join("aa").join("b".repeat(32))).unwrap();
         std::fs::write(dir.path().join("incoming"), "half").unwrap();
@@ -365,11 +407,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shelf = Nvme::open(dir.path(), 2 * ENTRY).unwrap();
         (0..2).for_each(|i| put(&shelf, i));
-        let path = shelf.path(&brick(0).id());
+        let path = shelf.path(&layer(0));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[500] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(shelf.get(&brick(0)).unwrap(), None);
+        assert_eq!(get(&shelf, 0), None);
         assert!(!path.exists());
         put(&shelf, 7);
         assert_eq!(held(&shelf), [1, 7]);
@@ -380,11 +422,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shelf = Nvme::open(dir.path(), 9 * ENTRY).unwrap();
         (0..4).for_each(|i| put(&shelf, i));
-        let path = shelf.path(&brick(2).id());
+        let path = shelf.path(&layer(2));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[10] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        std::fs::write(shelf.path(&brick(3).id()), "short").unwrap();
+        std::fs::write(shelf.path(&layer(3)), "short").unwrap();
         assert_eq!(shelf.inventory(false).unwrap().entries, 4);
         let seen = shelf.inventory(true).unwrap();
         assert_eq!((seen.entries, seen.bytes, seen.damaged), (2, 2 * ENTRY, 2));
@@ -396,7 +438,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shelf = Nvme::open(dir.path(), 4 * ENTRY).unwrap();
         (0..2).for_each(|i| put(&shelf, i));
-        std::fs::copy(shelf.path(&brick(0).id()), shelf.path(&brick(1).id())).unwrap();
-        assert_eq!(shelf.get(&brick(1)).unwrap(), None);
+        std::fs::copy(shelf.path(&layer(0)), shelf.path(&layer(1))).unwrap();
+        assert_eq!(get(&shelf, 1), None);
     }
 }

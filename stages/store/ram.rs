@@ -4,11 +4,11 @@
 //! comes next, keeping what is there is the best that needs no plan, and frequency adds the popular middle of a volume.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::Brick;
 use super::future::{Foreseen, NEVER, Trace};
+use super::{Brick, Ids};
 use crate::error::Error;
 
 /// Shards no smaller than this, so that a large brick still fits its part of the budget.
@@ -21,16 +21,17 @@ const LEAD: u8 = 1;
 
 pub(super) struct Ram {
     shards: Vec<Mutex<Shard>>,
-    shard_bytes: u64,
+    shard_bytes: AtomicU64,
     /// Requests before this one of the foreseen trace are all answered.
     now: AtomicU32,
 }
 
 #[derive(Default)]
 struct Shard {
-    entries: HashMap<Brick, Entry>,
-    /// The names in `entries`, for drawing at random.
-    order: Vec<Brick>,
+    /// By the id of the name.
+    entries: HashMap<u64, Entry, Ids>,
+    /// The ids in `entries`, for drawing at random.
+    order: Vec<u64>,
     /// Bricks that a thread is fetching.
     flights: HashMap<Brick, Arc<Flight>>,
     used_bytes: u64,
@@ -40,6 +41,8 @@ struct Shard {
 }
 
 struct Entry {
+    /// Two names may have one id; only this one is here.
+    name: Brick,
     bytes: Arc<Vec<u8>>,
     /// Index in `order`.
     place: usize,
@@ -66,14 +69,35 @@ const HELD: &str = "no thread panics while it holds a shard";
 
 impl Ram {
     pub fn new(limit_bytes: u64) -> Self {
-        let n = (limit_bytes / SHARD_MIN_BYTES).clamp(1, SHARDS_MAX);
-        Self { shards: (0..n).map(|_| Mutex::default()).collect(), shard_bytes: limit_bytes / n, now: AtomicU32::new(0) }
+        Self::in_parts(limit_bytes, Self::parts(limit_bytes))
+    }
+
+    /// How many parts a budget is shared among.
+    pub fn parts(limit_bytes: u64) -> u64 {
+        (limit_bytes / SHARD_MIN_BYTES).clamp(1, SHARDS_MAX)
+    }
+
+    pub fn in_parts(limit_bytes: u64, n: u64) -> Self {
+        Self { shards: (0..n).map(|_| Mutex::default()).collect(), shard_bytes: AtomicU64::new(limit_bytes / n), now: AtomicU32::new(0) }
+    }
+
+    /// Another budget; what no longer fits leaves.
+    pub fn resize(&self, limit_bytes: u64) {
+        let shard_bytes = limit_bytes / self.shards.len() as u64;
+        self.shard_bytes.store(shard_bytes, Ordering::Relaxed);
+        for shard in &self.shards {
+            let mut s = shard.lock().expect(HELD);
+            while s.used_bytes > shard_bytes {
+                let last = *s.order.last().expect("what takes bytes is an entry");
+                s.remove(last);
+            }
+        }
     }
 
     /// From now on requests come as the trace says; `None`: nothing is known of them.
     pub fn foresee(&self, trace: Option<&Trace>) {
         self.now.store(0, Ordering::Relaxed);
-        let mut parts = trace.map(|t| t.split(self.shards.len(), |name| self.shard_of(name)).into_iter());
+        let mut parts = trace.map(|t| t.split(self.shards.len(), |id| self.shard_of(id)).into_iter());
         for shard in &self.shards {
             let mut s = shard.lock().expect(HELD);
             s.foreseen = parts.as_mut().and_then(Iterator::next);
@@ -86,14 +110,14 @@ impl Ram {
         self.now.fetch_max(request, Ordering::Relaxed);
     }
 
-    fn shard_of(&self, name: &Brick) -> usize {
-        (short_id(name) >> 32) as usize % self.shards.len()
+    fn shard_of(&self, id: u64) -> usize {
+        (id >> 32) as usize % self.shards.len()
     }
 
     /// The brick, and whether it was on the shelf (or in another thread's hands) already.
     pub fn get_or_load(&self, name: &Brick, load: impl FnOnce() -> Result<Vec<u8>, Error>) -> Result<(Arc<Vec<u8>>, bool), Error> {
-        let id = short_id(name);
-        let shard = &self.shards[(id >> 32) as usize % self.shards.len()];
+        let id = name.short_id();
+        let shard = &self.shards[self.shard_of(id)];
         let now = self.now.load(Ordering::Relaxed);
         let mut asked = None;
         loop {
@@ -101,9 +125,9 @@ impl Ram {
                 let mut s = shard.lock().expect(HELD);
                 let next = *asked.get_or_insert_with(|| {
                     s.wanted.count(id);
-                    s.ask(name, now)
+                    s.ask(id, now)
                 });
-                if let Some(entry) = s.entries.get(name) {
+                if let Some(entry) = s.entries.get(&id).filter(|e| e.name == *name) {
                     return Ok((entry.bytes.clone(), true));
                 }
                 match s.flights.get(name) {
@@ -114,7 +138,7 @@ impl Ram {
                         drop(s);
                         let mut landing = Landing { shard, name: *name, flight, bytes: None };
                         let bytes = Arc::new(load()?);
-                        shard.lock().expect(HELD).admit(*name, id, next, &bytes, self.shard_bytes);
+                        shard.lock().expect(HELD).admit(*name, id, next, &bytes, self.shard_bytes.load(Ordering::Relaxed));
                         landing.bytes = Some(bytes.clone());
                         return Ok((bytes, false));
                     }
@@ -132,27 +156,14 @@ impl Ram {
     }
 }
 
-/// What a brick is filed under in here: spread evenly, and cheap beside the copy of a row.
-fn short_id(name: &Brick) -> u64 {
-    let word = |i: usize| u64::from_le_bytes(name.artifact.0[8 * i..8 * i + 8].try_into().expect("eight bytes"));
-    let [c, z, y, x] = name.index.map(u64::from);
-    [word(1), c << 32 | name.array as u64, z << 32 | y, x].into_iter().fold(word(0), |h, w| {
-        // The finaliser of SplitMix64.
-        let h = (h ^ w).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        h ^ (h >> 31)
-    })
-}
-
 impl Shard {
     /// Counts one request off the foreseen ones and says when the brick is needed again.
-    fn ask(&mut self, name: &Brick, now: u32) -> u32 {
+    fn ask(&mut self, id: u64, now: u32) -> u32 {
         let Some(foreseen) = &mut self.foreseen else { return NEVER };
-        let next = foreseen.ask(name, now);
-        if let Some(entry) = self.entries.get_mut(name) {
+        let next = foreseen.ask(id, now);
+        if let Some(entry) = self.entries.get_mut(&id) {
             entry.next = next;
-            foreseen.push(next, *name);
+            foreseen.push(next, id);
             if foreseen.is_stale(self.entries.len()) {
                 self.look_ahead_again();
             }
@@ -163,14 +174,14 @@ impl Shard {
     /// Looks up when each brick that is held is needed next.
     fn look_ahead(&mut self) {
         let Some(foreseen) = &self.foreseen else { return };
-        self.entries.iter_mut().for_each(|(name, e)| e.next = foreseen.next(name));
+        self.entries.iter_mut().for_each(|(id, e)| e.next = foreseen.next(*id));
         self.look_ahead_again();
     }
 
     /// Puts what is held in order anew.
     fn look_ahead_again(&mut self) {
         if let Some(foreseen) = &mut self.foreseen {
-            foreseen.refill(self.entries.iter().map(|(name, e)| (e.next, *name)));
+            foreseen.refill(self.entries.iter().map(|(id, e)| (e.next, *id)));
         }
     }
 
@@ -178,13 +189,13 @@ impl Shard {
     fn admit(&mut self, name: Brick, id: u64, next: u32, bytes: &Arc<Vec<u8>>, limit_bytes: u64) {
         // What the allocation takes, not what is used of it.
         let need = bytes.capacity() as u64;
-        if need > limit_bytes || self.entries.contains_key(&name) {
+        if need > limit_bytes || self.entries.contains_key(&id) {
             return;
         }
         if self.foreseen.is_some() {
             while self.used_bytes + need > limit_bytes {
                 let Some(victim) = self.latest(next) else { return };
-                self.remove(&victim);
+                self.remove(victim);
             }
         }
         let asked = self.wanted.estimate(id);
@@ -193,31 +204,31 @@ impl Shard {
                 .map(|_| {
                     let place = self.next_draw() as usize % self.order.len();
                     let candidate = self.order[place];
-                    (self.wanted.estimate(short_id(&candidate)), candidate)
+                    (self.wanted.estimate(candidate), candidate)
                 })
                 .min_by_key(|(n, _)| *n)
                 .expect("a full shard holds something");
             if asked <= asked_least.saturating_add(LEAD) {
                 return;
             }
-            self.remove(&victim);
+            self.remove(victim);
         }
         self.used_bytes += need;
-        self.entries.insert(name, Entry { bytes: bytes.clone(), place: self.order.len(), next });
-        self.order.push(name);
+        self.entries.insert(id, Entry { name, bytes: bytes.clone(), place: self.order.len(), next });
+        self.order.push(id);
         if let Some(foreseen) = &mut self.foreseen {
-            foreseen.push(next, name);
+            foreseen.push(next, id);
         }
     }
 
     /// The brick that is needed latest, where that is later than `than`.
-    fn latest(&mut self, than: u32) -> Option<Brick> {
+    fn latest(&mut self, than: u32) -> Option<u64> {
         let foreseen = self.foreseen.as_mut()?;
-        foreseen.latest(than, |next, name| self.entries.get(name).is_some_and(|e| e.next == next))
+        foreseen.latest(than, |next, id| self.entries.get(&id).is_some_and(|e| e.next == next))
     }
 
-    fn remove(&mut self, name: &Brick) {
-        let entry = self.entries.remove(name).expect("drawn from the entries");
+    fn remove(&mut self, id: u64) {
+        let entry = self.entries.remove(&id).expect("drawn from the entries");
         self.used_bytes -= entry.bytes.capacity() as u64;
         self.order.swap_remove(entry.place);
         if let Some(moved) = self.order.get(entry.place) {

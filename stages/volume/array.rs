@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
+use voxmill_schemas::artifact::{ContentHash, Manifest};
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::zarr_attrs::ArrayMeta;
 use zarrs::array::codec::{blosc_decompress_bytes, blosc_validate};
@@ -15,12 +16,15 @@ use zarrs::array::codec::{blosc_decompress_bytes, blosc_validate};
 use super::layout::Layout;
 use super::writer::ArrayWriter;
 use crate::error::Error;
+use crate::store::MANIFEST;
 
 #[cfg(target_endian = "big")]
 compile_error!("arrays are written as they lie in memory, little endian");
 
 /// No `zarr.json` of ours comes near this.
 const META_LIMIT_BYTES: u64 = 1 << 20;
+/// Nor any manifest of a volume near this.
+const MANIFEST_LIMIT_BYTES: u64 = 16 << 20;
 /// Offset and length that stand in an index for a brick of zeros.
 pub(super) const ABSENT: u64 = u64::MAX;
 
@@ -65,7 +69,7 @@ pub(super) struct ArrayFile {
 
 /// Files of an array that one read has opened.
 pub(super) struct OpenShards<'a> {
-    array: &'a ArrayFile,
+    pub array: &'a ArrayFile,
     files: Vec<OnceLock<File>>,
 }
 
@@ -115,7 +119,7 @@ impl ArrayFile {
 }
 
 /// - `slab`: the planes of the array that the brick's layer covers
-fn paste_into_slab(layout: &Layout, at: Zyx<usize>, raw: &[u8], slab: &mut [u8]) {
+pub(super) fn paste_into_slab(layout: &Layout, at: Zyx<usize>, raw: &[u8], slab: &mut [u8]) {
     let (region, voxel, size, brick) = (layout.region(at), layout.dtype.bytes(), layout.size, layout.brick);
     let (y0, x0, length) = (region.start.y as usize, region.start.x as usize, region.size.x * voxel);
     for z in 0..region.size.z {
@@ -207,4 +211,25 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(root: &Path, name: &str)
     let found = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
     let text = if found <= META_LIMIT_BYTES { fs::read(&path).map_err(Error::io("read", &path))? } else { Vec::new() };
     serde_json::from_slice(&text).map_err(|e| Fault::Damaged(format!("{name} of {found} bytes: {e}")))
+}
+
+/// Whether what is said about the voxels of an artifact is what was committed: bricks and indices have checksums, texts have none of their own. A folder without
+/// a manifest is a draft or a copy, and vouches for itself.
+pub(super) fn vouch(root: &Path) -> Result<(), Fault> {
+    let path = root.join(MANIFEST);
+    let Ok(found) = fs::metadata(&path) else { return Ok(()) };
+    if found.len() > MANIFEST_LIMIT_BYTES {
+        return Err(Fault::Damaged(format!("{MANIFEST} has {} bytes, more than that of a volume", found.len())));
+    }
+    let manifest = fs::read(&path).map_err(Error::io("read", &path))?;
+    let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|e| Fault::Damaged(format!("{MANIFEST}: {e}")))?;
+    for (name, wanted) in manifest.files.iter().filter(|(name, _)| name.ends_with(".json")) {
+        let path = root.join(name);
+        let found = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+        let text = if found <= META_LIMIT_BYTES { fs::read(&path).map_err(Error::io("read", &path))? } else { Vec::new() };
+        if ContentHash::of(&text) != *wanted {
+            return Err(Fault::Damaged(format!("{name} of {found} bytes has other bytes than were written")));
+        }
+    }
+    Ok(())
 }

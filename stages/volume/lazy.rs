@@ -14,8 +14,9 @@ use super::array::{self, ArrayFile, Fault};
 use super::chain::Chain;
 use super::group::{self, IMAGE};
 use super::layout::Layout;
+use super::reading::{Reading, Threads};
 use super::step::{Outline, Step};
-use super::stored::StoredVolume;
+use super::stored::{self, StoredVolume};
 use super::writer::ArrayWriter;
 use super::{Labels, Voxels};
 use crate::error::Error;
@@ -147,12 +148,15 @@ impl StoredVolume {
         let fetch = |channel: usize, at: Zyx<usize>| {
             recent.brick((channel, at), || shards.brick(channel, at).map_err(|f| f.of(&self.dir, Some(self.key))))
         };
-        chain.slabs(&|r| self.base(array, r, &fetch), |z, slab| {
-            let bytes = slab.as_bytes();
-            let n = (bytes.len() / chain.after().channels.len().max(1)).max(1);
-            bytes.chunks_exact(n).enumerate().try_for_each(|(channel, slab)| take(z, channel, slab))?;
-            recent.next_slab();
-            Ok(())
+        self.reading(&shards, stored::IMAGE, None, Threads::All, |plain| {
+            let reading = Reading { fetch: Some(&fetch), ..*plain };
+            chain.slabs(&|r| stored::base(array, r, &reading), |z, slab| {
+                let bytes = slab.as_bytes();
+                let n = (bytes.len() / chain.after().channels.len().max(1)).max(1);
+                bytes.chunks_exact(n).enumerate().try_for_each(|(channel, slab)| take(z, channel, slab))?;
+                recent.next_slab();
+                Ok(())
+            })
         })
     }
 }

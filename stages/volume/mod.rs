@@ -35,6 +35,7 @@ mod lazy_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod place_tests;
+mod reading;
 mod sidecar;
 mod slabs;
 mod step;
@@ -54,6 +55,7 @@ pub use voxmill_schemas::zarr_attrs::{About, Repeats};
 pub use self::chain::{Chain, apply};
 pub use self::layout::Dtype;
 pub use self::lazy::is_lazy;
+pub use self::reading::Threads;
 pub use self::sidecar::{Sidecar, VolumeOf, sidecar};
 pub use self::slabs::{SlabWriter, slab_depth};
 pub use self::step::{Filling, Outline, Step};
