@@ -32,12 +32,16 @@ Examples:
   voxmill cache status FILE
   voxmill cache gc FILE --dry-run --older-than 7d
   voxmill cache pin FILE net
+  voxmill cache simulate FILE --ram 10%,8GiB
   voxmill cache export FILE ready/case-12 copies"#;
 
 /// Does what was asked and gives the exit code.
 pub fn main(plan: &Plan, command: &CacheCommand) -> Result<u8, Fault> {
     if !crate::session::store_dir(&plan.workspace).is_dir() {
         return Err(Fault::Wrong(format!("nothing was run in {} yet: there is no store", plan.workspace.display())));
+    }
+    if let CacheCommand::Simulate(a) = command {
+        return crate::feed::simulated(plan, a, crate::session::cores());
     }
     let session = Session::open(plan, None)?;
     match command {
@@ -47,6 +51,7 @@ pub fn main(plan: &Plan, command: &CacheCommand) -> Result<u8, Fault> {
         CacheCommand::Pin { what, .. } => pin(&session, plan, what),
         CacheCommand::Unpin { what, .. } => unpin(&session, plan, what),
         CacheCommand::Export { what, out, .. } => export(&session, plan, what, out),
+        CacheCommand::Simulate(_) => unreachable!("answered above"),
     }
 }
 

@@ -12,7 +12,7 @@ use voxmill_stages::stage::{Input, StageDef};
 use voxmill_stages::table::RecordBatch;
 
 use crate::cli::{
-    AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs,
+    AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FeedArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs,
     PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, ViewArgs, WorkArgs, print,
 };
 use crate::openlineage::Events;
@@ -23,8 +23,8 @@ use crate::run::{self, Bench, Options, Summary};
 use crate::session::{Fault, Session, cores};
 use crate::trace::{self, Web};
 use crate::{
-    cache as shelves, convert, deidentify, forget, infer, language, problem, publish, query, replay, report as pages, serve, status,
-    summary, view,
+    cache as shelves, convert, deidentify, feed as feeding, forget, infer, language, problem, publish, query, replay, report as pages,
+    serve, status, summary, view,
 };
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -414,6 +414,17 @@ pub fn view(a: &ViewArgs, defs: &'static [StageDef]) -> u8 {
 pub fn replay(a: &ReplayArgs, defs: &'static [StageDef]) -> u8 {
     let done = load(&a.file, defs).map_err(Fault::Told).and_then(|plan| replay::main(&plan, a));
     done.map_or_else(|e| fault(&e), |()| 0)
+}
+
+pub fn feed(a: &FeedArgs, defs: &'static [StageDef]) -> u8 {
+    let jobs = a.jobs.map_or_else(cores, |j| j as usize);
+    with_threads(jobs);
+    listen_for_ctrl_c();
+    match load(&a.file, defs).map_err(Fault::Told).and_then(|plan| feeding::main(&plan, a, jobs, &CANCEL)) {
+        Ok(()) => 0,
+        Err(Fault::Stage(Error::Cancelled)) => 130,
+        Err(e) => fault(&e),
+    }
 }
 
 pub fn forget(a: &ForgetArgs, defs: &'static [StageDef]) -> u8 {

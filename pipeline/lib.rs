@@ -31,6 +31,7 @@ pub mod thumbs;
 
 // Artifacts answer questions.
 pub mod cache;
+pub mod feed;
 pub mod forget;
 pub mod lineage;
 pub mod openlineage;

@@ -57,6 +57,9 @@ enum Command {
     /// Make the batch of a training step again, as NIfTI or PNG
     #[command(after_long_help = crate::replay::HELP)]
     Replay(ReplayArgs),
+    /// Make the batches of a training without the training, and time them
+    #[command(after_long_help = crate::feed::HELP)]
+    Feed(FeedArgs),
     /// Take a patient out of the workspace: a plan first, then the deed, a search and a receipt
     #[command(after_long_help = crate::forget::HELP)]
     Forget(ForgetArgs),
@@ -130,6 +133,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Saw(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::saw(plan, a.model.as_deref(), a.patient.as_deref())),
         Command::View(a) => commands::view(&a, defs),
         Command::Replay(a) => commands::replay(&a, defs),
+        Command::Feed(a) => commands::feed(&a, defs),
         Command::Forget(a) => commands::forget(&a, defs),
         Command::Report(a) => commands::report(&a, defs),
         Command::Serve(a) => commands::serve(&a, defs),

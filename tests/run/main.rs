@@ -18,6 +18,7 @@ mod replay;
 mod report;
 mod reuse;
 mod serve;
+mod shelves;
 mod stack;
 mod view;
 mod way;
