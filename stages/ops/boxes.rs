@@ -28,15 +28,15 @@ pub type Paste<T> = fn(&[u8], &mut [T], Span);
 /// Voxels that are turned at once.
 const GROUP: usize = 16;
 
-/// Rows of a box, one after another.
-/// - `V`: bytes of a voxel
+/// Rows of a box, one after another. Functions, not closures: a closure that is not inlined is compiled for the plain processor.
+/// - `V`: bytes of a voxel; `one`: a voxel as float32
 #[inline(always)]
-fn rows<const V: usize, T>(from: &[u8], to: &mut [T], s: Span, mut row: impl FnMut(&[[u8; V]], &mut [T])) {
+fn rows<const V: usize>(from: &[u8], to: &mut [f32], s: Span, one: impl Fn([u8; V]) -> f32 + Copy) {
     let from = from.as_chunks::<V>().0;
     for z in 0..s.n.z {
         for y in 0..s.n.y {
             let (f, t) = (s.from.0 + z * s.from.1 + y * s.from.2, s.to.0 + z * s.to.1 + y * s.to.2);
-            row(&from[f..f + s.n.x], &mut to[t..t + s.n.x]);
+            turn(&from[f..f + s.n.x], &mut to[t..t + s.n.x], one);
         }
     }
 }
@@ -44,34 +44,60 @@ fn rows<const V: usize, T>(from: &[u8], to: &mut [T], s: Span, mut row: impl FnM
 /// One row, sixteen voxels at a time; the last sixteen end with the row, so that no rest is done one by one.
 #[inline(always)]
 fn turn<const V: usize>(from: &[[u8; V]], to: &mut [f32], one: impl Fn([u8; V]) -> f32 + Copy) {
-    let group = |from: &[[u8; V]; GROUP], to: &mut [f32; GROUP]| (0..GROUP).for_each(|i| to[i] = one(from[i]));
-    let whole = from.as_chunks::<GROUP>().0.iter().zip(to.as_chunks_mut::<GROUP>().0);
-    whole.for_each(|(f, t)| group(f, t));
+    for (f, t) in from.as_chunks::<GROUP>().0.iter().zip(to.as_chunks_mut::<GROUP>().0) {
+        group(f, t, one);
+    }
     if from.len().is_multiple_of(GROUP) {
         return;
     }
     match (from.last_chunk::<GROUP>(), to.last_chunk_mut::<GROUP>()) {
-        (Some(f), Some(t)) => group(f, t),
-        _ => from.iter().zip(to).for_each(|(f, t)| *t = one(*f)),
+        (Some(f), Some(t)) => group(f, t, one),
+        _ => {
+            for (f, t) in from.iter().zip(to) {
+                *t = one(*f);
+            }
+        }
     }
+}
+
+#[inline(always)]
+fn group<const V: usize>(from: &[[u8; V]; GROUP], to: &mut [f32; GROUP], one: impl Fn([u8; V]) -> f32) {
+    for i in 0..GROUP {
+        to[i] = one(from[i]);
+    }
+}
+
+#[inline(always)]
+fn of_u8([v]: [u8; 1]) -> f32 {
+    v as f32
+}
+
+#[inline(always)]
+fn of_i16(v: [u8; 2]) -> f32 {
+    i16::from_le_bytes(v) as f32
+}
+
+#[inline(always)]
+fn of_u16(v: [u8; 2]) -> f32 {
+    u16::from_le_bytes(v) as f32
 }
 
 on_lanes! {
     /// `uint8` → float32.
     pub fn u8_to_f32(from: &[u8], to: &mut [f32], s: Span) {
-        rows::<1, f32>(from, to, s, |f, t| turn(f, t, |[v]: [u8; 1]| v as f32));
+        rows(from, to, s, of_u8);
     }
 }
 on_lanes! {
     /// `int16` → float32.
     pub fn i16_to_f32(from: &[u8], to: &mut [f32], s: Span) {
-        rows::<2, f32>(from, to, s, |f, t| turn(f, t, |v| i16::from_le_bytes(v) as f32));
+        rows(from, to, s, of_i16);
     }
 }
 on_lanes! {
     /// `uint16` → float32.
     pub fn u16_to_f32(from: &[u8], to: &mut [f32], s: Span) {
-        rows::<2, f32>(from, to, s, |f, t| turn(f, t, |v| u16::from_le_bytes(v) as f32));
+        rows(from, to, s, of_u16);
     }
 }
 

@@ -148,8 +148,7 @@ fn two_trainings_at_once_share_a_workspace_and_its_shelves() {
 
 fn fed(b: &Bench, args: &[&str], ranks: &[(&str, &str)]) -> Value {
     let mut c = b.command(&[&["feed", "p.yaml", "--format", "json"], args].concat());
-    ranks.iter().for_each(|(name, value)| drop(c.env(name, value)));
-    let out = c.output().unwrap();
+    let out = c.envs(ranks.iter().copied()).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     serde_json::from_slice(&out.stdout).unwrap()
 }
