@@ -15,7 +15,7 @@ pub struct Line {
 
 /// Place of the plot inside a chart's 640 × 240.
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 628.0;
+const RIGHT: f64 = 614.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 206.0;
 
@@ -156,7 +156,9 @@ pub fn dots(title: &str, rows: &[(String, Vec<f64>)]) -> String {
     let title = escape(title);
     let mut out =
         format!("<svg class=\"chart dots\" viewBox=\"0 0 640 {height}\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>");
-    let left = 150.0;
+    // Room for the longest name and its mean.
+    let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let left = ((longest + 7) as f64 * 7.2).clamp(120.0, 340.0);
     let at = |v: f64| left + v.clamp(0.0, 1.0) * (RIGHT - left);
     for t in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] {
         let x = at(t);

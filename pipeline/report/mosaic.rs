@@ -237,6 +237,18 @@ fn drawn(planes: &[Plane], edge: usize, window: Option<(f64, f64)>) -> Drawn {
             let r = if k == 0 { r } else { rows - 1 - r };
             (r * p.rows / rows).min(p.rows - 1) * p.columns + (c * p.columns / columns).min(p.columns - 1)
         };
+        // Between voxels the greys are interpolated; labels are not.
+        let value = |r: usize, c: usize| -> f32 {
+            let r = if k == 0 { r } else { rows - 1 - r };
+            let place = |i: usize, n: usize, of: usize| ((i as f64 + 0.5) * of as f64 / n as f64 - 0.5).clamp(0.0, (of - 1) as f64);
+            let (y, x) = (place(r, rows, p.rows), place(c, columns, p.columns));
+            let of_row = |y: usize| {
+                let at = |x: usize| p.values.get(y * p.columns + x.min(p.columns - 1)).copied().unwrap_or(black);
+                at(x as usize) + (at(x as usize + 1) - at(x as usize)) * x.fract() as f32
+            };
+            let (above, below) = (of_row(y as usize), of_row((y as usize + 1).min(p.rows - 1)));
+            above + (below - above) * y.fract() as f32
+        };
         let is_edge = |labels: &[u8], r: usize, c: usize| {
             let Some(own) = labels.get(source(r, c)).filter(|l| **l > 0) else { return false };
             let other = |r: Option<usize>, c: Option<usize>| match (r.filter(|r| *r < rows), c.filter(|c| *c < columns)) {
@@ -254,10 +266,7 @@ fn drawn(planes: &[Plane], edge: usize, window: Option<(f64, f64)>) -> Drawn {
                     (true, true) => BOTH,
                     (true, false) => TRUTH,
                     (false, true) => PREDICTION,
-                    (false, false) => {
-                        let value = p.values.get(source(r, c)).copied().unwrap_or(black);
-                        scale(value, (black, white), (GREYS - 1) as f32) as u8
-                    }
+                    (false, false) => scale(value(r, c), (black, white), (GREYS - 1) as f32) as u8,
                 };
                 pixels[(top + r) * width + k * edge + left + c] = colour;
             }
