@@ -42,6 +42,7 @@ pub mod report;
 pub mod serve;
 pub mod trace;
 pub mod view;
+pub mod why;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -152,9 +152,9 @@ fn add_tables(out: &mut BTreeMap<String, Source>, disk: &Disk, heads: &Heads, no
 }
 
 /// Of every node that gives volumes the newest one of each case.
-const CASES: &str = "select \"case\", patient, study, series, modality, node, key, unit, n_channels, size_zyx, spacing_zyx_mm, bytes, run, made_ms from \
-    (select *, row_number() over (partition by node, \"case\" order by made_ms desc, run desc) as n from artifacts where kind = 'volume' and \"case\" is not null) \
-    where n = 1";
+const CASES: &str = "select a.\"case\", a.patient, a.study, a.series, a.modality, a.node, a.key, a.unit, a.n_channels, a.size_zyx, a.spacing_zyx_mm, a.bytes, \
+    a.run, a.made_ms from (select node, \"case\", max(made_ms) as made_ms from artifacts where kind = 'volume' and \"case\" is not null group by node, \"case\") n \
+    join artifacts a on a.node = n.node and a.\"case\" = n.\"case\" and a.made_ms = n.made_ms where a.kind = 'volume'";
 
 /// Labels that a model drew, with the model.
 const PREDICTIONS: &str = "select a.\"case\", a.patient, a.series, a.node, a.key, a.content, m.key as model, m.node as trained_by, a.run, a.made_ms from artifacts a \

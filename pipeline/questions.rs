@@ -1,14 +1,14 @@
-//! What people ask of lineage without writing SQL: why an artifact was made, what differs between two runs, which patients a model saw.
+//! What people ask of lineage without writing SQL: what differs between two runs, which patients a model saw (`why.rs`: why an artifact was made).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
 use voxmill_schemas::artifact::{Key, Kind, Manifest};
-use voxmill_schemas::tables::{DifferenceRow, ExecutionRow, HistoryRow, Row, RunRow, SawRow, SplitRow};
+use voxmill_schemas::tables::{DifferenceRow, ExecutionRow, HistoryRow, PatchRow, Row, RunRow, SawRow, SplitRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::store::Disk;
-use voxmill_stages::table::{self, RecordBatch};
+use voxmill_stages::table::{self, RecordBatch, Source};
 
 use crate::heads::Heads;
 use crate::lineage;
@@ -39,33 +39,16 @@ pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// What became of a node, case by case, the last time that it was reached: made (and which part of its key was new), reused, or why not.
-pub fn why(plan: &Plan, node: &str, case: Option<&str>) -> Result<Vec<RecordBatch>, Fault> {
-    if !plan.nodes.iter().any(|n| n.name == node) {
-        let nodes = plan.nodes.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", ");
-        return Err(Fault::NoSuchNode { name: node.into(), nodes });
-    }
-    let session = opened(plan)?;
-    let (node_sql, pipeline) = (quoted(node), quoted(&plan.name));
-    let of_case = case.map(|c| format!(" and \"case\" = {}", quoted(c))).unwrap_or_default();
-    // The last time it was made tells why it is what it is; a reuse since then tells that nothing has changed.
-    let sql = format!(
-        "with own as (select e.* from executions e join runs r on e.run = r.run where r.pipeline = {pipeline} and e.node = {node_sql}{of_case}), \
-         last as (select *, row_number() over (partition by \"case\" order by started_ms desc) as n from own), \
-         made as (select *, row_number() over (partition by \"case\", key order by started_ms desc) as n from own where status = 'made') \
-         select l.\"case\", l.status, \
-           coalesce(l.error, case when l.status = 'reused' then 'nothing that it is made from has changed; made because: ' || coalesce(m.why, 'not told') \
-             else l.why end, '') as why, \
-           l.took_ms, substr(l.key, 1, 8) as key, l.run, m.run as made_in \
-         from last l left join made m on m.n = 1 and m.key = l.key and coalesce(m.\"case\", '') = coalesce(l.\"case\", '') \
-         where l.n = 1 order by l.\"case\""
-    );
-    let answer = asked(&session.workspace, &sql)?;
-    if answer.iter().all(|b| b.num_rows() == 0) {
-        let what = case.map_or(node.to_string(), |c| format!("{node} of {c}"));
-        return Err(Fault::Wrong(format!("{what} was never reached by a run: voxmill plan says what a run would do")));
-    }
-    Ok(answer)
+/// A condition on the column `run`: that it is one of these runs.
+pub fn runs_where(s: &Session, is_meant: impl Fn(&RunRow) -> bool) -> Result<String, Fault> {
+    let all: Vec<RunRow> = rows(&asked(&s.workspace, "select * from runs")?)?;
+    let meant: Vec<String> = all.iter().filter(|r| is_meant(r)).map(|r| quoted(&r.run)).collect();
+    // All of them is said without their names.
+    Ok(match meant.len() {
+        0 => "false".into(),
+        n if n == all.len() => "true".into(),
+        _ => format!("run in ({})", meant.join(", ")),
+    })
 }
 
 /// What differs between two runs. Runs go by the first characters of their names, by `last`, or by `last~2` for the second before it.
@@ -254,6 +237,7 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
         let split: Vec<SplitRow> = table::rows_of(&table::open(&disk.dir(key))?)?;
         parts.extend(SplitRow::parts(&split, fold));
     }
+    let n_patches = patches_of(disk, model)?;
     let is_marked = model.facts.contains_key(crate::forget::MARK);
     let mut out = Vec::new();
     for key in keys("cases") {
@@ -275,6 +259,7 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
             node: node.cloned(),
             patient: fact("patient"),
             part: parts.get(&case).cloned().unwrap_or_else(|| if is_marked { "forgotten" } else { "not used" }.into()),
+            patches: n_patches.as_ref().map(|n| n.get(&case).copied().unwrap_or(0)),
             case,
             series: fact("series"),
             volume: key.hex(),
@@ -282,6 +267,17 @@ fn seen_by(disk: &Disk, model: &Manifest, node: Option<&String>) -> Result<Vec<S
     }
     out.sort_by(|a, b| (&a.part, &a.patient, &a.case).cmp(&(&b.part, &b.patient, &b.case)));
     Ok(out)
+}
+
+/// Case → how many patches of it a model saw. `None` where it keeps no table of them.
+fn patches_of(disk: &Disk, model: &Manifest) -> Result<Option<BTreeMap<String, i64>>, Error> {
+    let name = format!("{}.parquet", PatchRow::TABLE);
+    if !model.files.contains_key(&name) {
+        return Ok(None);
+    }
+    let files = BTreeMap::from([(PatchRow::TABLE.to_string(), Source::Files(vec![disk.dir(&model.key).join(name)]))]);
+    let cells = table::show::cells(&table::query(files, "select \"case\", count(*) from patches group by \"case\"")?, "")?;
+    Ok(Some(cells.into_iter().filter_map(|row| Some((row[0].clone(), row[1].parse().ok()?))).collect()))
 }
 
 #[cfg(test)]

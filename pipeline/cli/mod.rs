@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use voxmill_stages::stage::StageDef;
 
 use crate::progress::Style;
-use crate::{commands, questions};
+use crate::{commands, questions, why};
 
 mod args;
 pub use args::*;
@@ -128,7 +128,7 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Deidentify(a) => commands::deidentify(&a),
         Command::Query(a) => commands::query(&a, defs),
         Command::Trace(a) => commands::trace(&a, defs),
-        Command::Why(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::why(plan, &a.node, a.case.as_deref())),
+        Command::Why(a) => commands::asked(&a.file, &a.answer, defs, |plan| why::why(plan, &a.node, a.case.as_deref())),
         Command::Diff(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::diff(plan, &a.old, &a.new)),
         Command::Saw(a) => commands::asked(&a.file, &a.answer, defs, |plan| questions::saw(plan, a.model.as_deref(), a.patient.as_deref())),
         Command::View(a) => commands::view(&a, defs),

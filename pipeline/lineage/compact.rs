@@ -81,7 +81,9 @@ fn compact_older(lineage: &Path, than: SystemTime) -> Result<(), Error> {
     }
     let young = utc(than.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
     let before = oldest_alive(&folder)?.map_or(young.clone(), |run| run.min(young));
-    TABLES.iter().filter(is_full).try_for_each(|(name, merge)| compact_table(&lineage.join(name), &before, *merge))
+    // One that cannot be read keeps none of the others from it.
+    let done: Vec<_> = TABLES.iter().filter(is_full).map(|(name, merge)| compact_table(&lineage.join(name), &before, *merge)).collect();
+    done.into_iter().collect()
 }
 
 /// Neighbours in the order of runs, as many as fit into a file.

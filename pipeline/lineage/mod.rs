@@ -344,12 +344,12 @@ pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
-/// `20260731T142501-3fa2b1`: sorts by start; process, nanosecond and count keep runs apart.
+/// `20260731T142501042-3fa2b1`: sorts by start, to the millisecond; process, nanosecond and count keep runs apart.
 pub fn unique_name() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let salt = format!("{}/{}/{}", std::process::id(), now.as_nanos(), COUNT.fetch_add(1, Ordering::Relaxed));
-    format!("{}-{}", utc(now.as_secs()), &blake3::hash(salt.as_bytes()).to_hex()[..6])
+    format!("{}{:03}-{}", utc(now.as_secs()), now.subsec_millis(), &blake3::hash(salt.as_bytes()).to_hex()[..6])
 }
 
 /// Seconds since 1970 as `YYYYMMDDThhmmss`.

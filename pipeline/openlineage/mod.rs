@@ -1,5 +1,5 @@
 //! A run told as OpenLineage 2-0-2 run events, for catalogues such as Marquez or DataHub: an event when the run and each node begins, one when it ends. The run
-//! is the parent of its nodes; a node's result is a dataset. Names of cases and patients, and places of files, are in none of them.
+//! is the parent of its nodes; a node's result is a dataset. Cases, patients and places of files are in none of them, but for what an error names.
 //!
 //! `send.rs` writes or posts what is said here. An event that cannot be delivered before the first node stops the run; a later one is told as a warning.
 

@@ -170,13 +170,17 @@ fn about(plan: &Plan, runs: &[RunRow]) -> Vec<(String, String)> {
 
 /// Of each node the rows of the newest run that reached it.
 fn newest_executions(session: &Session, plan: &Plan) -> Result<BTreeMap<String, Vec<ExecutionRow>>, Fault> {
-    let sql = format!(
-        "with own as (select e.* from executions e join runs r on e.run = r.run where r.pipeline = {} and r.purpose = 'run'), \
-         newest as (select node, max(run) as run from own group by node) \
-         select own.* from own join newest on own.node = newest.node and own.run = newest.run",
-        questions::quoted(&plan.name)
-    );
+    let own = questions::runs_where(session, |r| r.pipeline == plan.name && r.purpose == "run")?;
+    // Names of runs sort by their beginnings.
+    let sql = format!("select node, max(run) from executions where {own} group by node");
+    let cells = table::show::cells(&questions::asked(&session.workspace, &sql)?, "")?;
+    let newest = |row: &Vec<String>| format!("(node = {} and run = {})", questions::quoted(&row[0]), questions::quoted(&row[1]));
+    let newest: Vec<String> = cells.iter().map(newest).collect();
     let mut out: BTreeMap<String, Vec<ExecutionRow>> = BTreeMap::new();
+    if newest.is_empty() {
+        return Ok(out);
+    }
+    let sql = format!("select * from executions where {}", newest.join(" or "));
     for row in questions::rows::<ExecutionRow>(&questions::asked(&session.workspace, &sql)?)? {
         out.entry(row.node.clone()).or_default().push(row);
     }
@@ -298,7 +302,7 @@ fn take_pictures(session: &Session, plan: &Plan, items: &[Vec<Input>], cases: &m
     let Some(pair) = shown::pair(plan, |i| items[i].iter().any(|item| shown::is_image(&item.manifest))) else { return Ok(()) };
     let (images, predictions) = (by_case(pair.image), pair.prediction.map(by_case).unwrap_or_default());
     let unit_of = |i: usize| Some(shown::unit(&items[i].first()?.manifest).to_string());
-    let memo = session.workspace.join("memo").join("mosaics-1");
+    let memo = session.workspace.join("memo").join("mosaics-2");
     cases.par_iter_mut().for_each(|case| {
         if let Some(item) = images.get(&case.name) {
             let window = shown::window(plan, Some(pair.image), shown::unit(&item.manifest), unit_of);

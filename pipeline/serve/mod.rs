@@ -110,18 +110,18 @@ impl Served<'_> {
         if !self.session.workspace.join("lineage").is_dir() {
             return Ok(json!({ "version": version, "text": "nothing was run yet" }));
         }
-        let sql = format!(
-            "with last as (select run, status from runs where pipeline = {} order by started_ms desc limit 1) \
-             select l.run, l.status, e.node, count(*) from last l left join executions e on l.run = e.run \
-             group by l.run, l.status, e.node order by max(e.started_ms)",
-            quoted(&self.plan.name)
-        );
-        let rows = show::cells(&asked(&self.session.workspace, &sql)?, "")?;
-        let text = match rows.last() {
-            None => "nothing was run yet".to_string(),
-            Some(row) if row[2].is_empty() => format!("run {}: {}", row[0], row[1]),
-            Some(row) => format!("run {}: {}, last at {} ({} artifacts)", row[0], row[1], row[2], row[3]),
+        let ask = |sql: String| -> Result<Vec<Vec<String>>, Fault> { Ok(show::cells(&asked(&self.session.workspace, &sql)?, "")?) };
+        let last =
+            ask(format!("select run, status from runs where pipeline = {} order by started_ms desc limit 1", quoted(&self.plan.name)))?;
+        let Some([run, status]) = last.first().map(Vec::as_slice) else {
+            return Ok(json!({ "version": version, "text": "nothing was run yet" }));
         };
+        let at = ask(format!(
+            "select node, count(*) from executions where run = {} group by node order by max(started_ms) desc limit 1",
+            quoted(run)
+        ))?;
+        let at = at.first().map(|row| format!(", last at {} ({} artifacts)", row[0], row[1])).unwrap_or_default();
+        let text = format!("run {run}: {status}{at}");
         Ok(json!({ "version": version, "text": text }))
     }
 
@@ -168,6 +168,7 @@ impl Served<'_> {
             );
         }
         for (name, text, value) in [("low", "Black", drawn.window.0), ("high", "White", drawn.window.1)] {
+            let value = view::short(value);
             let _ = write!(out, "<label>{text} <input type=\"number\" step=\"any\" name=\"{name}\" value=\"{value}\"></label>");
         }
         out += "</div><p>Green is the truth, red the prediction, yellow where both agree. Arrow keys move a slice that has the focus.</p>";

@@ -107,7 +107,7 @@ fn sentence(row: &Row, drawn: &Drawn) -> String {
     format!("{}  {size} voxels{}", row.label, grey.trim_end())
 }
 
-fn short(v: f32) -> String {
+pub fn short(v: f32) -> String {
     let text = format!("{v:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }

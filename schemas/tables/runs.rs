@@ -177,6 +177,25 @@ rows! {
         series: String,
         /// Key of the volume as the training read it.
         volume: String,
+        /// How many patches of it the training saw; empty for a model that keeps no table of them.
+        patches: Option<i64>,
+    }
+}
+
+rows! {
+    /// What became of a node and case the last time that it was reached: answer of `voxmill why`.
+    WhyRow = "why" {
+        case: Option<String>,
+        /// As in `executions`.
+        status: String,
+        /// Which part of the key was new, or what went wrong.
+        why: String,
+        took_ms: i64,
+        /// The first digits.
+        key: String,
+        run: String,
+        /// The run that made what the case has.
+        made_in: Option<String>,
     }
 }
 

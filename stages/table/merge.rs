@@ -64,10 +64,14 @@ fn append(path: &Path, schema: &SchemaRef, put: &mut dyn FnMut(RecordBatch) -> R
         check_claims(path, builder.metadata())?;
         for batch in builder.with_batch_size(ROWS_OF_A_BATCH).build().map_err(wrong)? {
             let batch = batch.map_err(|e| table_error("read", path, e))?;
-            let column = |f: &Arc<Field>| -> ArrayRef {
-                batch.column_by_name(f.name()).cloned().unwrap_or_else(|| new_null_array(f.data_type(), batch.num_rows()))
+            // Others name the items of a list otherwise.
+            let column = |f: &Arc<Field>| match batch.column_by_name(f.name()) {
+                Some(c) if c.data_type() != f.data_type() => arrow::compute::cast(c, f.data_type()),
+                Some(c) => Ok(c.clone()),
+                None => Ok(new_null_array(f.data_type(), batch.num_rows())),
             };
-            let columns = schema.fields().iter().map(column).collect();
+            let columns = schema.fields().iter().map(column).collect::<Result<Vec<ArrayRef>, _>>();
+            let columns = columns.map_err(|e| table_error("understand", path, e))?;
             put(RecordBatch::try_new(schema.clone(), columns).map_err(|e| table_error("understand", path, e))?)?;
         }
         Ok(())

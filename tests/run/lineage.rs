@@ -124,6 +124,9 @@ fn a_model_tells_whom_it_saw_and_a_patient_who_saw_them() {
         })
         .collect();
     assert_eq!(seen, split);
+    // Patches: those of the training's own table.
+    let counted: i64 = saw.lines().skip(1).map(|l| l.rsplit(',').next().unwrap().parse::<i64>().unwrap()).sum();
+    assert_eq!(ask(&b, "select count(*) from patches"), [counted.to_string()]);
     let patient = split[0].split(',').nth(1).unwrap();
     let by_patient = b.voxmill(&["saw", "p.yaml", "--patient", patient, "--format", "csv"]).expect(0).stdout;
     assert_eq!(by_patient.lines().count(), 2);
