@@ -30,6 +30,8 @@ pub mod convert;
 pub mod thumbs;
 
 // Artifacts answer questions.
+#[cfg(feature = "model")]
+pub mod bundle;
 pub mod cache;
 pub mod feed;
 pub mod forget;

@@ -77,7 +77,7 @@ pub fn main(plan: &Plan, a: &ReplayArgs) -> Result<(), Fault> {
     Ok(())
 }
 
-fn model_called(s: &Session, plan: &Plan, what: &str) -> Result<Manifest, Fault> {
+pub fn model_called(s: &Session, plan: &Plan, what: &str) -> Result<Manifest, Fault> {
     let has_patches = |m: &Manifest| m.kind == Kind::Model && m.files.contains_key("patches.parquet");
     let models: Vec<Manifest> = s.store.disk.manifests()?.into_iter().filter(has_patches).collect();
     let keys: Vec<Key> = s.heads(plan, false).read(what).into_values().collect();

@@ -345,6 +345,7 @@ pub struct ReplayArgs {
     pub output: Option<PathBuf>,
 }
 
+<<<<<<< HEAD
 /// What `voxmill feed` is told.
 #[derive(Args)]
 pub struct FeedArgs {
@@ -390,6 +391,20 @@ pub struct SimulateArgs {
     /// Print it as one JSON object
     #[arg(long)]
     pub json: bool,
+=======
+/// What `voxmill bundle` is told.
+#[derive(Args)]
+pub struct BundleArgs {
+    #[command(flatten)]
+    pub file: FileArgs,
+    /// The node that trains, or the first digits of a model's key
+    pub model: String,
+    /// The folder to make
+    pub out: PathBuf,
+    /// Numbers that the network works with; what goes in and comes out is float32 in each
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "int8"])]
+    pub precision: String,
+>>>>>>> 66b758e (Give a trained model to others: voxmill bundle writes ONNX in fp32, fp16 or int8 and says what it costs)
 }
 
 /// What `voxmill forget` is told.

@@ -38,6 +38,10 @@ enum Command {
     Graph(GraphArgs),
     /// Apply the trained pipeline to a new DICOM study
     Infer(InferArgs),
+    /// Write a trained model for other programs: ONNX in fp32, fp16 or int8, a card and a script
+    #[cfg(feature = "model")]
+    #[command(after_long_help = crate::bundle::HELP)]
+    Bundle(BundleArgs),
     /// Write the DICOM files of an archive without what names a patient
     #[command(after_long_help = crate::deidentify::HELP)]
     Deidentify(DeidentifyArgs),
@@ -125,6 +129,8 @@ pub fn main(defs: &'static [StageDef]) -> u8 {
         Command::Check(a) => commands::check(&a, defs),
         Command::Graph(a) => commands::graph(&a, defs),
         Command::Infer(a) => commands::infer(&a, defs),
+        #[cfg(feature = "model")]
+        Command::Bundle(a) => commands::bundle(&a, defs),
         Command::Deidentify(a) => commands::deidentify(&a),
         Command::Query(a) => commands::query(&a, defs),
         Command::Trace(a) => commands::trace(&a, defs),

@@ -1,6 +1,7 @@
 //! What training and inference share: which cases play which part, the card that makes weights usable, prediction of a whole volume, and the state
 //! of a training in hand.
 
+pub mod bundle;
 pub mod card;
 pub mod checkpoint;
 pub mod parts;

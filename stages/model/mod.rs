@@ -7,6 +7,7 @@ mod dropout;
 mod dynunet;
 mod kernels;
 pub mod loss;
+pub mod onnx;
 pub mod optimiser;
 mod overlap;
 mod predictor;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod bundle;
 mod bytes;
 mod cache;
 mod convert;

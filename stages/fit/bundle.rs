@@ -1,0 +1,134 @@
+//! A trained model as one folder that needs neither us nor the pipeline: the network as ONNX, a card in JSON, and a short Python script that answers with it as
+//! [`super::predict`] does. What a lower precision costs is measured on cases before anything is written.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use voxmill_schemas::region::Region;
+
+use super::card::{Card, WEIGHTS};
+use crate::error::Error;
+use crate::model::onnx::{Graph, Precision, Ranges, Session};
+use crate::model::{Device, Predictor, Window, slide, weights};
+use crate::ops::{metrics, regrid};
+use crate::sample::cut::{OUTSIDE, Source};
+use crate::store::Store;
+
+pub const ONNX: &str = "model.onnx";
+pub const BUNDLE: &str = "bundle.json";
+pub const SCRIPT: &str = "predict.py";
+/// Goes up when a reader of the older one could not use it.
+const FORMAT: u32 = 1;
+/// Cases whose values set the ranges of int8.
+const CALIBRATED_ON: usize = 8;
+
+/// What stands in `bundle.json` beside the model's own card.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bundle {
+    pub format: u32,
+    pub precision: Precision,
+    pub card: Card,
+    pub window: Window,
+    /// The nodes between the archive and the network, in the words of the pipeline.
+    pub preprocessing: Value,
+    /// Dice of each case, by class and precision.
+    pub measured: Vec<Measured>,
+}
+
+/// What the file answers for one case beside what the network answers in float32. Nothing where a class stands in neither of the two.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub case: String,
+    pub class: String,
+    /// Against the labels of the case.
+    pub dice_fp32: Option<f64>,
+    pub dice: Option<f64>,
+    /// Between the two answers.
+    pub agreement: Option<f64>,
+}
+
+/// A model artifact and how it shall be written.
+pub struct Order<'a> {
+    pub model: &'a Path,
+    pub precision: Precision,
+    pub window: Option<Window>,
+    pub preprocessing: Value,
+    /// Preprocessed as in training, best the ones that validated it. int8 takes its ranges from the first of them.
+    pub cases: &'a [Source],
+}
+
+/// Writes the three files into `out`, an empty folder. `go_on` is asked before every batch of windows.
+pub fn write(o: &Order, store: &Store, out: &Path, go_on: &mut dyn FnMut() -> Result<(), Error>) -> Result<Bundle, Error> {
+    let card = Card::read(o.model)?;
+    let device = Device::cpu();
+    let (file, outputs) = (o.model.join(WEIGHTS), card.n_outputs());
+    // Reads and checks the weights as inference does.
+    let predictor = Predictor::load(&card.network, card.channels.len(), outputs, &file, &device)?;
+    let graph = || Graph::of(&card.network, weights::read(&file, u64::MAX)?, card.channels.len(), outputs);
+    let window = o.window.clone().unwrap_or(Window { batch: 2, ..Window::of(card.patch) });
+    let mut ranges = Ranges::new();
+    if o.precision == Precision::Int8 {
+        if o.cases.is_empty() {
+            let (found, expected) =
+                ("none".into(), "at least one case that the training validated with, to measure the ranges of int8 on".into());
+            return Err(Error::Input { what: "validation cases".into(), found, expected });
+        }
+        let session = Session::new(graph()?, Precision::Fp32, Ranges::new(), &device)?;
+        for case in o.cases.iter().take(CALIBRATED_ON) {
+            answer(case, &card, &window, store, &mut |images, n| {
+                go_on()?;
+                session.measure(images, n, window.size, &mut ranges)
+            })?;
+        }
+    }
+    let mut measured = Vec::new();
+    if o.precision != Precision::Fp32 {
+        let session = Session::new(graph()?, o.precision, ranges.clone(), &device)?;
+        for case in o.cases {
+            let full = answer(case, &card, &window, store, &mut |images, n| {
+                go_on()?;
+                predictor.forward(images, n, window.size)
+            })?;
+            let less = answer(case, &card, &window, store, &mut |images, n| {
+                go_on()?;
+                session.forward(images, n, window.size)
+            })?;
+            let truth = case.volume.labels()?.unwrap_or_default();
+            let dice = |a: &[u8], b: &[u8], class: u8| if a.len() == b.len() { metrics::dice(a, b, class) } else { None };
+            measured.extend(card.classes.iter().map(|(name, id)| Measured {
+                case: case.case.0.clone(),
+                class: name.clone(),
+                dice_fp32: dice(&full, &truth, *id),
+                dice: dice(&less, &truth, *id),
+                agreement: dice(&less, &full, *id),
+            }));
+        }
+    }
+    let bundle =
+        Bundle { format: FORMAT, precision: o.precision, card: card.clone(), window, preprocessing: o.preprocessing.clone(), measured };
+    // The file can be told from any other without its folder.
+    let metadata = [("voxmill", serde_json::to_string(&bundle).expect("a bundle is plain data"))];
+    let save = |name: &str, bytes: &[u8]| {
+        let path = out.join(name);
+        std::fs::write(&path, bytes).map_err(Error::io("write", &path))
+    };
+    save(ONNX, &graph()?.to_onnx(o.precision, &ranges, &metadata)?)?;
+    save(BUNDLE, &serde_json::to_vec_pretty(&bundle).expect("a bundle is plain data"))?;
+    save(SCRIPT, include_bytes!("predict.py"))?;
+    Ok(bundle)
+}
+
+/// The class of every voxel of a case on its own grid.
+fn answer(
+    case: &Source,
+    card: &Card,
+    window: &Window,
+    store: &Store,
+    look: &mut dyn FnMut(Vec<f32>, usize) -> Result<Vec<f32>, Error>,
+) -> Result<Vec<u8>, Error> {
+    let size = case.volume.geometry.size;
+    let patch = case.volume.read(Region::whole(size), OUTSIDE, store)?;
+    let logits = slide(&patch.voxels, card.channels.len(), size, card.n_outputs(), window, look)?;
+    Ok(regrid::argmax(&logits, card.n_outputs()))
+}
