@@ -12,13 +12,8 @@ use voxmill_stages::stage::{Input, StageDef};
 use voxmill_stages::table::RecordBatch;
 
 use crate::cli::{
-<<<<<<< HEAD
-    AnswerArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FeedArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs, PhantomArgs,
-    PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, ViewArgs, WorkArgs, print,
-=======
-    AnswerArgs, BundleArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs,
+    AnswerArgs, BundleArgs, CacheCommand, ConvertArgs, DeidentifyArgs, FeedArgs, FileArgs, ForgetArgs, GraphArgs, GraphFormat, InferArgs,
     PhantomArgs, PlanFormat, QueryArgs, ReplayArgs, ReportArgs, RunArgs, TraceArgs, TraceFormat, ViewArgs, WorkArgs, print,
->>>>>>> 66b758e (Give a trained model to others: voxmill bundle writes ONNX in fp32, fp16 or int8 and says what it costs)
 };
 use crate::openlineage::Events;
 use crate::plan::Plan;
@@ -421,7 +416,6 @@ pub fn replay(a: &ReplayArgs, defs: &'static [StageDef]) -> u8 {
     done.map_or_else(|e| fault(&e), |()| 0)
 }
 
-<<<<<<< HEAD
 pub fn feed(a: &FeedArgs, defs: &'static [StageDef]) -> u8 {
     let jobs = a.jobs.map_or_else(cores, |j| j as usize);
     with_threads(jobs);
@@ -429,7 +423,10 @@ pub fn feed(a: &FeedArgs, defs: &'static [StageDef]) -> u8 {
     match load(&a.file, defs).map_err(Fault::Told).and_then(|plan| feeding::main(&plan, a, jobs, &CANCEL)) {
         Ok(()) => 0,
         Err(Fault::Stage(Error::Cancelled)) => 130,
-=======
+        Err(e) => fault(&e),
+    }
+}
+
 #[cfg(feature = "model")]
 pub fn bundle(a: &BundleArgs, defs: &'static [StageDef]) -> u8 {
     listen_for_ctrl_c();
@@ -439,7 +436,6 @@ pub fn bundle(a: &BundleArgs, defs: &'static [StageDef]) -> u8 {
             tell("cancelled", "stopped. Nothing half-made is left.");
             130
         }
->>>>>>> 66b758e (Give a trained model to others: voxmill bundle writes ONNX in fp32, fp16 or int8 and says what it costs)
         Err(e) => fault(&e),
     }
 }

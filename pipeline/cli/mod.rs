@@ -10,7 +10,9 @@ use crate::progress::Style;
 use crate::{commands, questions, why};
 
 mod args;
+mod shelves;
 pub use args::*;
+pub use shelves::*;
 
 const AFTER: &str = "Exit codes: 0 all done · 1 failed · 2 the file or the command is wrong, or there is nothing to work on · 3 done, but something is quarantined · 130 stopped on request";
 
