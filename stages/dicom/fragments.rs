@@ -6,6 +6,10 @@ use super::header::Header;
 /// Place and length of a fragment in the file.
 pub type Fragment = (u64, u32);
 
+/// What a fragment of its own frame is remembered in, and what all may take beside twice their file: a file of empty items is no image.
+const FRAGMENT_BYTES: u64 = 64;
+const FREE_BYTES: u64 = 32 << 20;
+
 /// The fragments of each frame.
 /// - `start`: of the first item, the basic offset table
 pub fn frames(source: &Source, start: u64, h: &Header) -> Result<Vec<Vec<Fragment>>, String> {
@@ -84,6 +88,9 @@ fn items(source: &Source, start: u64) -> Result<(Vec<u64>, Vec<Fragment>), Strin
             table = bytes.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]) as u64).collect();
         } else {
             fragments.push((at + 8, length));
+            if fragments.len() as u64 * FRAGMENT_BYTES > 2 * source.len() + FREE_BYTES {
+                return Err(format!("the first {} fragments of pixel data hold almost nothing", fragments.len()));
+            }
         }
         at += 8 + length as u64;
     }
@@ -128,6 +135,14 @@ mod tests {
         let wrong = Header { extended_offsets: vec![0, 21], ..h(2) };
         assert_eq!(frames(&source, 0, &wrong).unwrap().len(), 2, "a table that points nowhere does not count");
         assert!(frames(&source, 0, &h(4)).unwrap_err().contains("(2 codestreams begin)"));
+    }
+
+    #[test]
+    fn a_million_empty_fragments_are_no_image() {
+        let items = |n: usize| Source::of_raw([0xfe, 0xff, 0x00, 0xe0, 0, 0, 0, 0].repeat(n));
+        let h = |n_frames| Header { n_frames, ..Header::default() };
+        assert_eq!(frames(&items(1001), 0, &h(1000)).unwrap().len(), 1000);
+        assert!(frames(&items(1 << 20), 0, &h(1 << 20)).unwrap_err().contains("almost nothing"));
     }
 
     /// Three planes of 2×3 pixels with values 0, 1, 2 …, each in `parts` fragments.
