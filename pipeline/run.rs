@@ -52,6 +52,8 @@ pub struct Bench<'a> {
 
 /// Begins the reason of a node that was not even tried.
 pub const NOT_RUN: &str = "not run: ";
+/// Begins why a node gave nothing whose cases are all quarantined.
+pub const NO_CASE: &str = "no case is left";
 
 /// How a node ended.
 #[derive(Clone, Debug, Default)]
@@ -233,7 +235,7 @@ fn run_node(b: &Bench, o: &Options, node: &PlanNode, ends: &BTreeMap<usize, Node
         let first = end.quarantined.first().map(|q| format!("; the first, {}: {}", q.what, q.why)).unwrap_or_default();
         end.failed = Some(match work.jobs.len() {
             0 => "there is no case to work on".into(),
-            n => format!("no case is left: {} of {n} quarantined{first}", end.quarantined.len()),
+            n => format!("{NO_CASE}: {} of {n} quarantined{first}", end.quarantined.len()),
         });
     }
     b.heads.write(&node.name, &end.items)?;

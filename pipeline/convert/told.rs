@@ -11,7 +11,7 @@ use super::verdicts::Verdicts;
 use super::{FILES, Wanted, words};
 use crate::cli::print;
 use crate::progress::{Progressing, Style};
-use crate::run::{NOT_RUN, Summary};
+use crate::run::{NO_CASE, NOT_RUN, Summary};
 
 /// Refusals shown on the terminal; the report has them all.
 const SHOWN: usize = 12;
@@ -131,12 +131,17 @@ impl Told {
             return eprintln!("\nstopped. Nothing half-made is left; the same command goes on where this one stopped.");
         }
         let how = if self.is_idle { "nothing to convert: " } else { "" };
-        self.failed.iter().for_each(|why| eprintln!("error: {how}{why}"));
+        let refused: Vec<&ArchiveRow> = self.rows.iter().filter(|r| r.verdict == "refused").collect();
+        // Why each was refused is told below.
+        let is_told = |why: &&String| why.starts_with(NO_CASE) && !refused.is_empty();
+        self.failed.iter().filter(|why| !is_told(why)).for_each(|why| eprintln!("error: {how}{why}"));
         if self.is_idle {
             return;
         }
+        if self.failed.iter().any(|why| is_told(&why)) {
+            eprintln!("error: nothing was converted: each image is refused, for the reason below");
+        }
         self.tell_bad_files();
-        let refused: Vec<&ArchiveRow> = self.rows.iter().filter(|r| r.verdict == "refused").collect();
         if !refused.is_empty() {
             eprintln!();
         }

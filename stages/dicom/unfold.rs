@@ -3,6 +3,7 @@
 //! anything stay within 64 MiB.
 
 use super::header::Header;
+use super::order::count;
 
 /// Voxels and decoder together, for a file that is packed closer than [`RATIO`].
 pub const FREE_BYTES: u64 = 60 << 20;
@@ -37,7 +38,7 @@ pub fn allowance(h: &Header, packed: u64) -> Result<u64, String> {
     let channels = if h.photometric == "PALETTE COLOR" { 3 } else { 1 };
     let voxels = samples(h).saturating_mul(voxel_bytes * channels).saturating_mul(n);
     FREE_BYTES.checked_sub(voxels).ok_or_else(|| {
-        let size = format!("{} frames of {}×{} pixels", h.n_frames, h.rows, h.columns);
+        let size = format!("{} of {}×{} pixels", count(h.n_frames as usize, "frame"), h.rows, h.columns);
         format!("{packed} bytes of compressed pixels cannot hold {size}: {}", closer(voxels))
     })
 }

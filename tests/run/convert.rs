@@ -138,6 +138,18 @@ fn bad_files_are_counted_and_stop_nobody() {
 }
 
 #[test]
+fn where_every_image_is_refused_each_reason_is_said_once() {
+    let b = Bench::new(1);
+    let slices = slices(&b.archive().join("hippocampus_001/MR"));
+    let bytes = std::fs::read(&slices[3]).unwrap();
+    std::fs::write(&slices[3], &bytes[..bytes.len() / 2]).unwrap();
+    let said = b.voxmill(&["convert", "archive", "out", "--to", "nifti", "--quiet"]).expect(1).stderr;
+    assert!(said.contains("nothing was converted") && !said.contains("no case is left"), "{said}");
+    let begin = |what: &str| said.lines().filter(|l| l.starts_with(what)).count();
+    assert_eq!((begin("error: "), begin("failed "), begin("refused ")), (1, 1, 1), "{said}");
+}
+
+#[test]
 fn mistakes_are_told_by_their_option_and_not_by_a_line_of_yaml() {
     let b = Bench::new(1);
     for (option, value) in [("--where", "modalty = 'CT'"), ("--where", "modality ="), ("--key-env", "VOXMILL_NO_SUCH_KEY")] {
