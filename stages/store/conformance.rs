@@ -51,7 +51,9 @@ impl Shelf for Nvme {
     }
     fn get(&self, name: &Brick) -> Option<Vec<u8>> {
         let (size, mut found) = (self.grid(&id(name))?.size, Vec::new());
-        Nvme::read(self, &id(name), size, 1, Region::whole(size), &mut |b, _, _| found.extend_from_slice(b)).unwrap().then_some(found)
+        Nvme::read(self, &id(name), size, 1, Region::whole(size), &mut |b| found.extend_from_slice(&b.bytes[..size.x]))
+            .unwrap()
+            .then_some(found)
     }
     fn used_bytes(&self) -> u64 {
         self.counted_bytes()

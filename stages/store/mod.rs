@@ -35,6 +35,7 @@ pub use self::keep::{Pin, Swept};
 use self::nvme::Nvme;
 pub use self::nvme::Shelved;
 use self::pack::Grid;
+pub use self::pack::{Bricks, Take};
 use self::ram::Ram;
 use self::resident::{Held, Residents};
 use crate::error::{Error, chain};
@@ -147,9 +148,6 @@ pub struct BoxOfLayer {
     /// Bricks of the disk shelf that it touches: what hits are counted in.
     pub bricks: u64,
 }
-
-/// Takes voxels of a layer: bytes `[z, y, x]`, where they begin in the layer, how many they are.
-pub type Take<'a> = dyn FnMut(&[u8], Zyx<usize>, Zyx<usize>) + 'a;
 
 /// What came of asking for a box of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,7 +286,7 @@ impl Store {
                 }
                 return Ok(match layer {
                     Some(layer) => {
-                        take(&layer, Zyx::splat(0), b.size);
+                        take(Bricks::one(&layer, Zyx::splat(0), b.size));
                         Found::Given
                     }
                     None => Found::Zeros,
@@ -303,12 +301,11 @@ impl Store {
     fn whole_layer(&self, b: &BoxOfLayer, decode: &dyn Fn() -> Result<Option<Vec<u8>>, Error>) -> Result<Option<Vec<u8>>, Error> {
         let all = BoxOfLayer { region: Region::whole(b.size), ..*b };
         let mut bytes = vec![0; b.size.count() * b.voxel];
-        let found = self.packed(&all, decode, &mut |from, at, n| {
-            for (z, y) in (0..n.z).flat_map(|z| (0..n.y).map(move |y| (z, y))) {
-                let to = (((at.z + z) * b.size.y + at.y + y) * b.size.x + at.x) * b.voxel;
-                let row = n.x * b.voxel;
-                bytes[to..to + row].copy_from_slice(&from[(z * n.y + y) * row..][..row]);
-            }
+        let found = self.packed(&all, decode, &mut |bricks| {
+            bricks.pieces(b.voxel, |at, piece| {
+                let to = ((at.z * b.size.y + at.y) * b.size.x + at.x) * b.voxel;
+                bytes[to..to + piece.len()].copy_from_slice(piece);
+            });
         })?;
         match found {
             Found::Given => Ok(Some(bytes)),
@@ -343,7 +340,7 @@ impl Store {
         if let Err(e) = nvme.put(&id, &grid, &layer) {
             nvme.failed(&e);
         }
-        take(&layer, Zyx::splat(0), b.size);
+        take(Bricks::one(&layer, Zyx::splat(0), b.size));
         Ok(Found::Given)
     }
 

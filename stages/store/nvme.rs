@@ -14,7 +14,7 @@ use voxmill_schemas::region::Region;
 
 use super::disk::list;
 use super::ledger::Ledger;
-use super::pack::{self, Grid};
+use super::pack::{self, Grid, Take};
 use crate::error::{Error, chain};
 
 /// After so many failures the shelf is left alone.
@@ -108,14 +108,7 @@ impl Nvme {
     /// Gives the bricks of a box of a layer, as [`pack::read`] does. `false` when the entry is not there; a damaged one is dropped and is not there either,
     /// though some of its bricks, whole ones, may have been given.
     /// - `size`, `voxel`: voxels of the layer, bytes of each
-    pub fn read(
-        &self,
-        id: &[u8; 32],
-        size: Zyx<usize>,
-        voxel: usize,
-        region: Region,
-        take: &mut dyn FnMut(&[u8], Zyx<usize>, Zyx<usize>),
-    ) -> Result<bool, Error> {
+    pub fn read(&self, id: &[u8; 32], size: Zyx<usize>, voxel: usize, region: Region, take: &mut Take) -> Result<bool, Error> {
         let path = self.path(id);
         let mut read = || -> std::io::Result<Option<File>> {
             let file = File::open(&path)?;
@@ -218,7 +211,7 @@ impl Nvme {
         let look = || -> std::io::Result<bool> {
             let file = File::open(path)?;
             let Some((id, grid)) = pack::open(&file)? else { return Ok(false) };
-            Ok(self.path(&id) == *path && pack::read(&file, &id, &grid, Region::whole(grid.size), &mut |_, _, _| ())?)
+            Ok(self.path(&id) == *path && pack::read(&file, &id, &grid, Region::whole(grid.size), &mut |_| ())?)
         };
         look().unwrap_or_else(|e| e.kind() == ErrorKind::NotFound)
     }
@@ -327,7 +320,7 @@ mod tests {
     fn get(shelf: &Nvme, i: u32) -> Option<Vec<u8>> {
         let mut seen = Vec::new();
         let whole = Region::whole(GRID.size);
-        shelf.read(&layer(i), GRID.size, 1, whole, &mut |bytes, _, _| seen.extend_from_slice(bytes)).unwrap().then_some(seen)
+        shelf.read(&layer(i), GRID.size, 1, whole, &mut |b| b.pieces(1, |_, bytes| seen.extend_from_slice(bytes))).unwrap().then_some(seen)
     }
 
     fn held(shelf: &Nvme) -> Vec<u32> {

@@ -159,15 +159,44 @@ thread_local! {
     static ROW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Gives every brick that a box of the layer touches, each checked against its checksum: bytes `[z, y, x]`, where it begins in the layer, its voxels. `false`
-/// where one is damaged; those before it were given.
-pub(super) fn read(
-    file: &File,
-    id: &[u8; 32],
-    grid: &Grid,
-    region: Region,
-    take: &mut dyn FnMut(&[u8], Zyx<usize>, Zyx<usize>),
-) -> Result<bool> {
+/// Bricks side by side along x: a box of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Bricks<'a> {
+    /// Each `[z, y, x]`, one after another.
+    pub bytes: &'a [u8],
+    /// Where they begin in the layer.
+    pub begin: Zyx<usize>,
+    /// Voxels of all.
+    pub n: Zyx<usize>,
+    /// Voxels of each along x, the last has what is left; bytes from one to the next.
+    pub width: usize,
+    pub stride: usize,
+}
+
+impl<'a> Bricks<'a> {
+    /// A box in one piece.
+    pub fn one(bytes: &'a [u8], begin: Zyx<usize>, n: Zyx<usize>) -> Self {
+        Self { bytes, begin, n, width: n.x.max(1), stride: bytes.len() }
+    }
+
+    /// Every piece of a row that lies in one brick: where it begins in the layer, its bytes.
+    /// - `voxel`: bytes of one
+    pub fn pieces(&self, voxel: usize, mut piece: impl FnMut(Zyx<usize>, &'a [u8])) {
+        for first in (0..self.n.x).step_by(self.width) {
+            let (wide, brick) = (self.width.min(self.n.x - first), &self.bytes[first / self.width * self.stride..]);
+            for row in 0..self.n.z * self.n.y {
+                let at = self.begin.zip(Zyx::new(row / self.n.y, row % self.n.y, first)).map(|(a, b)| a + b);
+                piece(at, &brick[row * wide * voxel..(row + 1) * wide * voxel]);
+            }
+        }
+    }
+}
+
+/// Takes voxels of a layer.
+pub type Take<'a> = dyn FnMut(Bricks) + 'a;
+
+/// Gives the bricks that a box of the layer touches, row by row, each checked against its checksum. `false` where one is damaged; the rows before it were given.
+pub(super) fn read(file: &File, id: &[u8; 32], grid: &Grid, region: Region, take: &mut Take) -> Result<bool> {
     let first = region.start.zip(grid.brick).map(|(s, b)| s as usize / b);
     let end = region.end().zip(grid.brick).map(|(e, b)| (e as usize).div_ceil(b));
     ROW.with_borrow_mut(|row| {
@@ -178,13 +207,13 @@ pub(super) fn read(
             if row.len() < bytes {
                 row.resize(bytes, 0);
             }
-            let row = &mut row[..bytes];
-            match file.read_exact_at(row, begin as u64) {
+            match file.read_exact_at(&mut row[..bytes], begin as u64) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(false),
                 Err(e) => return Err(e),
             }
-            let mut rest = &row[..];
+            let row = &row[..bytes];
+            let mut rest = row;
             for x in first.x..end.x {
                 let at = Zyx::new(z, y, x);
                 let (dims, (_, number)) = (grid.dims(at), grid.place(at));
@@ -194,8 +223,12 @@ pub(super) fn read(
                 if crc32c::crc32c_append(seed(id, number), brick).to_le_bytes() != crc {
                     return Ok(false);
                 }
-                take(brick, at.zip(grid.brick).map(|(i, b)| i * b), dims);
             }
+            let begin = Zyx::new(z, y, first.x).zip(grid.brick).map(|(i, b)| i * b);
+            let dims = grid.dims(last);
+            let n = Zyx { x: last.x * grid.brick.x + dims.x - begin.x, ..dims };
+            let stride = dims.z * dims.y * grid.brick.x * grid.voxel + CRC_BYTES;
+            take(Bricks { bytes: row, begin, n, width: grid.brick.x, stride });
         }
         Ok(true)
     })
@@ -230,13 +263,10 @@ mod tests {
             let n = Zyx::new(n.0, n.1, n.2).zip(size.zip(start)).map(|(n, (size, s))| n.min(size - s));
             let mut seen = vec![None; grid.size.count() * grid.voxel];
             let region = Region { start: start.map(|s| s as i64), size: n };
-            let is_whole = read(&file, &[9; 32], &grid, region, &mut |bytes, at, dims| {
-                for i in 0..dims.count() {
-                    let (z, y, x) = (at.z + i / (dims.y * dims.x), at.y + i / dims.x % dims.y, at.x + i % dims.x);
-                    let to = ((z * size.y + y) * size.x + x) * voxel;
-                    (0..voxel).for_each(|b| seen[to + b] = Some(bytes[i * voxel + b]));
-                }
-            });
+            let is_whole = read(&file, &[9; 32], &grid, region, &mut |b| b.pieces(voxel, |at, bytes| {
+                let to = ((at.z * size.y + at.y) * size.x + at.x) * voxel;
+                bytes.iter().enumerate().for_each(|(k, v)| seen[to + k] = Some(*v));
+            }));
             prop_assert!(is_whole.unwrap());
             for i in 0..size.count() {
                 let at = Zyx::new(i / (size.y * size.x), i / size.x % size.y, i % size.x);
@@ -254,18 +284,18 @@ mod tests {
         let layer: Vec<u8> = (0..(grid.size.count() * grid.voxel)).map(|i| i as u8).collect();
         let whole = Region::whole(grid.size);
         let file = written(&grid, &layer);
-        assert!(!read(&file, &[8; 32], &grid, whole, &mut |_, _, _| ()).unwrap());
+        assert!(!read(&file, &[8; 32], &grid, whole, &mut |_| ()).unwrap());
         for at in (0..grid.file_bytes()).step_by(7) {
             let file = written(&grid, &layer);
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-            let is_taken = open(&file).unwrap() == Some(([9; 32], grid)) && read(&file, &[9; 32], &grid, whole, &mut |_, _, _| ()).unwrap();
+            let is_taken = open(&file).unwrap() == Some(([9; 32], grid)) && read(&file, &[9; 32], &grid, whole, &mut |_| ()).unwrap();
             assert!(!is_taken, "byte {at}");
             file.set_len(at).unwrap();
             assert_eq!(open(&file).unwrap(), None);
             let is_cut = at < grid.file_bytes() - TRAILER_BYTES as u64;
-            assert!(!is_cut || !read(&file, &[9; 32], &grid, whole, &mut |_, _, _| ()).unwrap());
+            assert!(!is_cut || !read(&file, &[9; 32], &grid, whole, &mut |_| ()).unwrap());
         }
     }
 

@@ -11,7 +11,7 @@ use super::array::{Fault, OpenShards, paste_into_slab};
 use super::layout::Layout;
 use crate::error::Error;
 use crate::ops::boxes::{Paste, Span};
-use crate::store::{Array, BoxOfLayer, Brick, Found, Layer, Store};
+use crate::store::{Array, BoxOfLayer, Brick, Bricks, Found, Layer, Store};
 
 /// Gives a decoded brick, by channel and place; `None` for one of zeros.
 pub(super) type Fetch<'a> = dyn Fn(usize, Zyx<usize>) -> Result<Option<Arc<Vec<u8>>>, Error> + Sync + 'a;
@@ -97,7 +97,7 @@ impl Reading<'_> {
         };
         if let Some(store) = self.store {
             let b = self.box_of(p.channel, p.layer, size, wanted);
-            match store.layer(&b, &|| self.layer(p.channel, p.layer), &mut |bytes, at, n| canvas.put(bytes, at, n, n))? {
+            match store.layer(&b, &|| self.layer(p.channel, p.layer), &mut |bricks| canvas.put(bricks))? {
                 Found::Given => return Ok(()),
                 Found::Zeros => {
                     canvas.clear(wanted);
@@ -112,7 +112,7 @@ impl Reading<'_> {
             let whole = layout.region(at);
             let begin = whole.start.zip(first).map(|(s, f)| s as usize - f);
             match brick {
-                Some(bytes) => canvas.put(&bytes, begin, whole.size, layout.brick),
+                Some(bytes) => canvas.put_padded(&bytes, begin, whole.size, layout.brick),
                 None => canvas.clear(Region { start: begin.map(|b| b as i64), size: whole.size }),
             }
         };
@@ -174,16 +174,16 @@ impl Reading<'_> {
         let size = Zyx { z: layout.brick.z.min(layout.size.z - first), ..layout.size };
         let mut bytes = vec![0; layout.brick_bytes()];
         let voxel = layout.dtype.bytes();
-        let mut take = |from: &[u8], begin: Zyx<usize>, n: Zyx<usize>| {
-            let found = Region { start: begin.map(|b| b as i64), size: n };
-            let Some(part) = found.intersect(&region) else { return };
-            let (start, to) =
-                (part.start.zip(found.start).map(|(a, b)| (a - b) as usize), part.start.zip(region.start).map(|(a, b)| (a - b) as usize));
-            for (z, y) in (0..part.size.z).flat_map(|z| (0..part.size.y).map(move |y| (z, y))) {
-                let f = (((start.z + z) * n.y + start.y + y) * n.x + start.x) * voxel;
-                let t = (((to.z + z) * layout.brick.y + to.y + y) * layout.brick.x + to.x) * voxel;
-                bytes[t..t + part.size.x * voxel].copy_from_slice(&from[f..f + part.size.x * voxel]);
-            }
+        let (start, end) = (region.start.map(|v| v as usize), region.end().map(|v| v as usize));
+        let mut take = |found: Bricks| {
+            found.pieces(voxel, |at, piece| {
+                let (x, x_end) = (at.x.max(start.x), (at.x + piece.len() / voxel).min(end.x));
+                if (start.z..end.z).contains(&at.z) && (start.y..end.y).contains(&at.y) && x < x_end {
+                    let to = (((at.z - start.z) * layout.brick.y + at.y - start.y) * layout.brick.x + x - start.x) * voxel;
+                    let piece = &piece[(x - at.x) * voxel..(x_end - at.x) * voxel];
+                    bytes[to..to + piece.len()].copy_from_slice(piece);
+                }
+            });
         };
         let b = BoxOfLayer { bricks: 1, ..self.box_of(channel, at.z, size, region) };
         let found = store.packed(&b, &|| self.layer(channel, at.z), &mut take)?;
@@ -238,8 +238,16 @@ impl<T: Copy + Default> Canvas<'_, T> {
         Zyx::new(to.z, to.y + self.at.y, to.x + self.at.x)
     }
 
+    fn put(&mut self, bricks: Bricks) {
+        let found = Region { start: bricks.begin.map(|b| b as i64), size: bricks.n };
+        let Some(part) = found.intersect(&self.region) else { return };
+        let start = part.start.zip(found.start).map(|(a, b)| (a - b) as usize);
+        let span = Span::new(part.size, start, bricks.n, self.place(part), self.size);
+        (self.paste)(bricks.bytes, self.out, span.in_bricks(bricks.width, bricks.stride));
+    }
+
     /// - `bytes`: an array of `pitch` voxels whose first `n` stand at `begin` of the layer
-    fn put(&mut self, bytes: &[u8], begin: Zyx<usize>, n: Zyx<usize>, pitch: Zyx<usize>) {
+    fn put_padded(&mut self, bytes: &[u8], begin: Zyx<usize>, n: Zyx<usize>, pitch: Zyx<usize>) {
         let found = Region { start: begin.map(|b| b as i64), size: n };
         let Some(part) = found.intersect(&self.region) else { return };
         let start = part.start.zip(found.start).map(|(a, b)| (a - b) as usize);
