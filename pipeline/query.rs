@@ -56,7 +56,7 @@ Tables of the newest artifacts of this pipeline (where its nodes make them):
   patches     epoch, step, slot, case, start_z, start_y, start_x, size_z, size_y,
               size_x, augment (every patch of every batch)
   validation  epoch, case, class, dice
-  scores      case, part, class, dice, hd95_mm, missed, spurious, truth_ml,
+  scores      case, part, class, dice, hd95_mm, nsd, missed, spurious, truth_ml,
               prediction_ml
   metrics     node, level, epoch, step, case, class, name, value (a view of steps,
               history, validation and scores; level: step, epoch or case)
@@ -176,7 +176,7 @@ fn metrics_of(stem: &str, node: &str, name: &str) -> Vec<String> {
         StepRow::TABLE => ["loss", "lr"].map(|m| select("step", ["epoch", "step", "null", "null"], m, m)).into(),
         HistoryRow::TABLE => vec![of_epoch("loss", "loss"), of_epoch("dice", "val_dice")],
         ValidationRow::TABLE => vec![select("case", ["epoch", "null", "\"case\"", "class"], "dice", "dice")],
-        ScoreRow::TABLE => ["dice", "hd95_mm"].map(|m| select("case", ["null", "null", "\"case\"", "class"], m, m)).into(),
+        ScoreRow::TABLE => ["dice", "hd95_mm", "nsd"].map(|m| select("case", ["null", "null", "\"case\"", "class"], m, m)).into(),
         _ => Vec::new(),
     }
 }

@@ -1,5 +1,5 @@
-//! Judges predictions against truth, a row a case and class: Dice, HD95 in mm, structures missed or invented. Both lie on one grid or the case is
-//! refused; nothing is resampled behind the reader's back.
+//! Judges predictions against truth, a row a case and class: Dice, HD95 in mm, normalised surface Dice, structures missed or invented. Both lie on one
+//! grid or the case is refused; nothing is resampled behind the reader's back.
 
 use std::collections::BTreeMap;
 
@@ -13,19 +13,30 @@ use voxmill_schemas::tables::{ScoreRow, SplitRow};
 
 use crate::error::{Error, chain};
 use crate::ops::metrics;
-use crate::stage::{Cx, Facts, Info, Input, Inputs, Progress, Quarantined, Stage};
+use crate::stage::{Cx, Facts, Finding, Info, Input, Inputs, Progress, Quarantined, Stage};
 use crate::table;
 use crate::volume::StoredVolume;
 
 /// How predictions are judged.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Evaluate {
+    /// Normalised surface Dice (NSD): how far two surfaces may lie apart and still agree, mm. 0 for a structure that only truth or only the prediction has.
+    pub nsd_tolerance_mm: f64,
+    /// A class of the truth whose voxels are not judged, whatever is predicted there: the one that the training ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignore: Option<String>,
     /// HD95 of a structure that only truth or only the prediction has. There is no distance then: `none` leaves it out of the mean (and counts it
     /// under missed or spurious), `diagonal` punishes it with the diagonal of the image.
     pub penalty: Penalty,
     /// Which fold of the split names the parts, from 0.
     pub fold: u32,
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Self { nsd_tolerance_mm: 2.0, ignore: None, penalty: Penalty::None, fold: 0 }
+    }
 }
 
 /// What stands for a distance that does not exist.
@@ -42,7 +53,7 @@ pub enum Penalty {
 impl Stage for Evaluate {
     const INFO: Info = Info {
         name: "evaluate",
-        version: 1,
+        version: 2,
         scope: Scope::Set,
         ports: &[
             Port { name: "truth", kind: Kind::Volume, required: true, about: "volumes with the labels of experts" },
@@ -50,10 +61,18 @@ impl Stage for Evaluate {
             Port { name: "split", kind: Kind::Table, required: false, about: "parts to tell apart in the report" },
         ],
         gives: Kind::Table,
-        summary: "judge predictions against truth: Dice and HD95 per case and class, missed and spurious structures",
+        summary: "judge predictions against truth: Dice, HD95 and NSD per case and class, missed and spurious structures",
         example: "uses: evaluate\nfrom: { truth: masks, prediction: seg, split: folds }\n",
         absent_in_inference: None,
     };
+
+    fn check(&self) -> Vec<Finding> {
+        if self.nsd_tolerance_mm >= 0.0 && self.nsd_tolerance_mm.is_finite() {
+            return Vec::new();
+        }
+        let found = format!("a tolerance of {} mm", self.nsd_tolerance_mm);
+        vec![Finding::error("nsd_tolerance_mm", found, "give 0 or more, such as 2")]
+    }
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let parts = match inputs.maybe("split") {
@@ -146,7 +165,7 @@ impl Evaluate {
             })?;
             Ok((volume, labels))
         };
-        let (t, truth_labels) = open(truth, "truth")?;
+        let (t, mut truth_labels) = open(truth, "truth")?;
         let (p, mut predicted) = open(prediction, "prediction")?;
         if !t.geometry.same_grid(&p.geometry, 0.01) {
             return Err(Error::Geometry {
@@ -160,16 +179,21 @@ impl Evaluate {
             });
         }
         to_ids_of_truth(&mut predicted, &t.classes, &p.classes, &case)?;
+        let ignored = self.ignore.as_ref().and_then(|name| t.classes.get(name)).copied();
+        if let Some(ignored) = ignored {
+            truth_labels.iter_mut().zip(&mut predicted).filter(|(t, _)| **t == ignored).for_each(|(t, p)| (*t, *p) = (0, 0));
+        }
         let part = parts.get(&case).cloned();
         let diagonal_mm = diagonal_mm(&t.geometry);
         let voxel_ml = voxel_mm3(&t.geometry) / 1000.0;
-        let rows = t.classes.iter().map(|(class, id)| {
+        let rows = t.classes.iter().filter(|(_, id)| Some(**id) != ignored).map(|(class, id)| {
             let count = |labels: &[u8]| labels.iter().filter(|v| *v == id).count();
             let (n_truth, n_predicted) = (count(&truth_labels), count(&predicted));
             let (missed, spurious) = (n_truth > 0 && n_predicted == 0, n_truth == 0 && n_predicted > 0);
+            let surfaces = metrics::surface_distances(&truth_labels, &predicted, *id, t.geometry.size, t.geometry.spacing_mm());
             let distance = match self.penalty {
                 Penalty::Diagonal if missed || spurious => Some(diagonal_mm),
-                _ => metrics::hd95_mm(&truth_labels, &predicted, *id, t.geometry.size, t.geometry.spacing_mm()),
+                _ => surfaces.hd95_mm(),
             };
             ScoreRow {
                 case: case.clone(),
@@ -177,6 +201,7 @@ impl Evaluate {
                 class: class.clone(),
                 dice: metrics::dice(&truth_labels, &predicted, *id),
                 hd95_mm: distance,
+                nsd: surfaces.nsd(self.nsd_tolerance_mm),
                 missed,
                 spurious,
                 truth_ml: n_truth as f64 * voxel_ml,
@@ -227,6 +252,8 @@ struct Mean {
     dice: Option<f64>,
     /// Over the cases where there is a distance.
     hd95_mm: Option<f64>,
+    /// Over the cases where truth or prediction has the class.
+    nsd: Option<f64>,
     missed: usize,
     spurious: usize,
 }
@@ -273,6 +300,7 @@ fn mean_of(part: Option<&str>, class: &str, cases: Vec<Vec<&ScoreRow>>) -> Mean 
         cases: cases.len(),
         dice: over(|r| r.dice),
         hd95_mm: over(|r| r.hd95_mm),
+        nsd: over(|r| r.nsd),
         missed: cases.iter().flatten().filter(|r| r.missed).count(),
         spurious: cases.iter().flatten().filter(|r| r.spurious).count(),
     }
@@ -291,7 +319,7 @@ fn facts(scores: &[ScoreRow]) -> Facts {
 /// The table that closes a run.
 fn report(means: &[Mean]) -> Vec<String> {
     let number = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
-    let mut rows = vec![["part", "class", "cases", "Dice", "HD95 mm", "missed", "spurious"].map(str::to_string)];
+    let mut rows = vec![["part", "class", "cases", "Dice", "HD95 mm", "NSD", "missed", "spurious"].map(str::to_string)];
     rows.extend(means.iter().map(|m| {
         [
             m.part.clone(),
@@ -299,12 +327,13 @@ fn report(means: &[Mean]) -> Vec<String> {
             m.cases.to_string(),
             number(m.dice, 3),
             number(m.hd95_mm, 2),
+            number(m.nsd, 3),
             m.missed.to_string(),
             m.spurious.to_string(),
         ]
     }));
-    let widths: Vec<usize> = (0..7).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
-    let line = |r: &[String; 7]| {
+    let widths: Vec<usize> = (0..8).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+    let line = |r: &[String; 8]| {
         let cells =
             r.iter().zip(&widths).enumerate().map(|(c, (cell, w))| if c < 2 { format!("{cell:w$}") } else { format!("{cell:>w$}") });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_string()
@@ -326,7 +355,7 @@ mod tests {
 
     fn row(case: &str, part: &str, class: &str, dice: Option<f64>, hd95_mm: Option<f64>) -> ScoreRow {
         let missed = dice == Some(0.0);
-        ScoreRow { case: case.into(), part: Some(part.into()), class: class.into(), dice, hd95_mm, missed, ..Default::default() }
+        ScoreRow { case: case.into(), part: Some(part.into()), class: class.into(), dice, hd95_mm, nsd: dice, missed, ..Default::default() }
     }
 
     #[test]
@@ -340,13 +369,13 @@ mod tests {
             row("c", "val", "Tibia", None, None),
         ];
         insta::assert_snapshot!(report(&means(&scores)).join("\n"), @r"
-        part   class  cases   Dice  HD95 mm  missed  spurious
-        train  Femur      1  0.900     1.00       0         0
-        train  Tibia      1  0.800     2.00       0         0
-        train  all        1  0.850     1.50       0         0
-        val    Femur      2  0.600     5.00       0         0
-        val    Tibia      2  0.000        -       1         0
-        val    all        2  0.475     5.00       1         0
+        part   class  cases   Dice  HD95 mm    NSD  missed  spurious
+        train  Femur      1  0.900     1.00  0.900       0         0
+        train  Tibia      1  0.800     2.00  0.800       0         0
+        train  all        1  0.850     1.50  0.850       0         0
+        val    Femur      2  0.600     5.00  0.600       0         0
+        val    Tibia      2  0.000        -  0.000       1         0
+        val    all        2  0.475     5.00  0.475       1         0
         ");
         let f = facts(&scores);
         assert_eq!(f.facts["cases"], 3);
@@ -448,8 +477,15 @@ mod tests {
         assert_eq!(facts.quarantined.len(), 1);
         assert!(facts.quarantined[0].what == "c" && facts.quarantined[0].why.contains("different grids"), "{:?}", facts.quarantined);
 
-        let (_, rows) = evaluate(tmp.path(), &Evaluate { penalty: Penalty::Diagonal, fold: 0 }, &inputs).unwrap();
+        let (_, rows) = evaluate(tmp.path(), &Evaluate { penalty: Penalty::Diagonal, ..Evaluate::default() }, &inputs).unwrap();
         assert_eq!(rows[1].hd95_mm, Some((3f64.powi(2) + 5f64.powi(2)).sqrt()));
+        // Truth voxels of Femur: 4, each on the surface, 2 of them one voxel off; the prediction likewise.
+        let (_, rows) = evaluate(tmp.path(), &Evaluate { nsd_tolerance_mm: 0.5, ..Evaluate::default() }, &inputs).unwrap();
+        let nsd: Vec<_> = rows.iter().map(|r| r.nsd).collect();
+        assert_eq!(nsd, [Some(0.5), Some(0.0), Some(1.0), Some(1.0)]);
+        let (_, rows) = evaluate(tmp.path(), &Evaluate { ignore: Some("Tibia".into()), ..Evaluate::default() }, &inputs).unwrap();
+        assert_eq!(rows.iter().map(|r| (r.class.as_str(), r.dice)).collect::<Vec<_>>(), [("Femur", Some(0.5)), ("Femur", Some(1.0))]);
+        assert!(Evaluate { nsd_tolerance_mm: f64::NAN, ..Evaluate::default() }.check().len() == 1);
         let only_c = Inputs(inputs.0.into_iter().map(|(port, items)| (port, items[2..].to_vec())).collect());
         assert!(matches!(evaluate(tmp.path(), &Evaluate::default(), &only_c), Err(Error::Geometry { .. })));
         assert!(matches!(evaluate(tmp.path(), &Evaluate::default(), &Inputs::default()), Err(Error::Input { .. })));

@@ -37,6 +37,8 @@ rows! {
         class: String,
         dice: Option<f64>,
         hd95_mm: Option<f64>,
+        /// Share of both surfaces that lies within the tolerance of the other; 0 where one mask is empty, null where both are.
+        nsd: Option<f64>,
         /// Truth has voxels, the prediction none.
         missed: bool,
         /// The prediction has voxels, truth none.
