@@ -97,7 +97,7 @@ fn wanted(plan: &Plan, nodes: &[String]) -> Result<BTreeSet<usize>, Fault> {
     let mut all = BTreeSet::new();
     while let Some(i) = todo.pop() {
         if all.insert(i) {
-            todo.extend(plan.nodes[i].from.values());
+            todo.extend(plan.nodes[i].ups().map(|(_, up)| up));
         }
     }
     Ok(all)

@@ -37,19 +37,19 @@ pub fn part_of(plan: &Plan, chosen: Option<&str>) -> Result<BTreeSet<String>, Fa
         if !part.insert(i) || n.def.info.gives == Kind::Model {
             continue;
         }
-        for (port, up) in &n.from {
+        for (port, up) in n.ups() {
             let passes = match n.def.info.absent_in_inference {
                 Some(kept) => port == kept,
                 None => n.def.info.ports.iter().any(|p| p.name == port && (p.required || p.kind != Kind::Table)),
             };
             if passes {
-                todo.push(*up);
+                todo.push(up);
             }
         }
     }
     // Exports: nodes that give files and whose every input is in the part.
     for (i, n) in plan.nodes.iter().enumerate() {
-        if n.def.info.gives == Kind::Files && n.from.values().all(|up| part.contains(up)) {
+        if n.def.info.gives == Kind::Files && n.ups().all(|(_, up)| part.contains(&up)) {
             part.insert(i);
         }
     }
@@ -95,7 +95,7 @@ pub fn cut(plan: Plan, part: &BTreeSet<String>) -> Result<Plan, Fault> {
     let through: Vec<usize> = (0..plan.nodes.len())
         .map(|mut i| {
             while let Some(port) = plan.nodes[i].def.info.absent_in_inference {
-                i = plan.nodes[i].from[port];
+                i = plan.nodes[i].from[port][0];
             }
             i
         })
@@ -109,10 +109,11 @@ pub fn cut(plan: Plan, part: &BTreeSet<String>) -> Result<Plan, Fault> {
         .map(|i| {
             let mut n = nodes[*i].take().expect("each node is kept once");
             let is_model = n.def.info.gives == Kind::Model;
-            n.from.retain(|_, up| new_index.contains_key(&through[*up]) && !is_model);
-            for up in n.from.values_mut() {
-                *up = new_index[&through[*up]];
+            for ups in n.from.values_mut() {
+                ups.retain(|up| new_index.contains_key(&through[*up]) && !is_model);
+                ups.iter_mut().for_each(|up| *up = new_index[&through[*up]]);
             }
+            n.from.retain(|_, ups| !ups.is_empty());
             n
         })
         .collect();
@@ -148,9 +149,15 @@ pub fn check_training(session: &Session, whole: &Plan, part: &BTreeSet<String>) 
         if !differences.is_empty() {
             return Err(Fault::OtherTraining { node: node.name.clone(), what: differences.join("; ") });
         }
-        for (port, up) in &node.from {
-            // All cases of a port are made by one recipe but for what goes in.
-            todo.extend(made.input_keys.get(port).and_then(|keys| keys.first()).map(|k| (*up, *k)));
+        for (port, ups) in &node.from {
+            let keys = made.input_keys.get(port).map_or(&[][..], Vec::as_slice);
+            match ups[..] {
+                // All cases of a port are made by one recipe but for what goes in.
+                [up] => todo.extend(keys.first().map(|k| (up, *k))),
+                // Models stand in the order of the file; cases of several nodes cannot be told apart here.
+                _ if keys.len() == ups.len() => todo.extend(ups.iter().copied().zip(keys.iter().copied())),
+                _ => {}
+            }
         }
     }
     Ok(())

@@ -37,8 +37,12 @@ pub fn of<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input
     match node.def.info.scope {
         Scope::Set => {
             let mut ports = BTreeMap::new();
-            for (port, up) in &node.from {
-                let mut items = upstream(*up).to_vec();
+            for (port, ups) in &node.from {
+                let mut items: Vec<Input> = ups.iter().flat_map(|up| upstream(*up)).cloned().collect();
+                if ups.len() > 1 {
+                    items.sort_by(|a, b| a.manifest.case.cmp(&b.manifest.case));
+                    refuse_twins(node, port, &items)?;
+                }
                 for item in items.iter_mut().filter(|i| i.manifest.kind == Kind::Table) {
                     item.rows = Some(table::open(&item.dir)?);
                 }
@@ -50,10 +54,29 @@ pub fn of<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input
     }
 }
 
+/// Nodes that feed one port give different cases. Models have no case.
+fn refuse_twins(node: &PlanNode, port: &str, items: &[Input]) -> Result<(), Error> {
+    let twin = items.windows(2).find(|w| w[0].manifest.case.is_some() && w[0].manifest.case == w[1].manifest.case);
+    match twin.and_then(|w| w[0].manifest.case.as_ref()) {
+        None => Ok(()),
+        Some(case) => Err(Error::Input {
+            what: format!("port `{port}` of {}", node.name),
+            found: format!("case {case} from two nodes"),
+            expected: "each case from one of them, as with `only: val` and another fold in each".into(),
+        }),
+    }
+}
+
 fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [Input]) -> Result<Work, Error> {
     let kind_of = |port: &str| node.def.info.ports.iter().find(|p| p.name == port).map(|p| p.kind);
     // In the order of the stage, not of the names: the first volume leads.
-    let connected = || node.def.info.ports.iter().filter_map(|p| Some((p.kind, node.from.get_key_value(p.name)?)));
+    let connected = || {
+        node.def.info.ports.iter().filter_map(|p| {
+            let (port, ups) = node.from.get_key_value(p.name)?;
+            // Only models come from several nodes here.
+            Some((p.kind, (port, ups.first()?)))
+        })
+    };
     let of_kind = |want: Kind| connected().filter(move |(kind, _)| *kind == want).map(|(_, from)| from);
     let mut tables: BTreeMap<&str, (&Input, Rows)> = BTreeMap::new();
     for (port, up) in of_kind(Kind::Table) {
@@ -108,8 +131,8 @@ fn case_jobs<'a>(node: &PlanNode, seed: u64, upstream: impl Fn(usize) -> &'a [In
                 }
             };
         }
-        for (port, up) in node.from.iter().filter(|(p, _)| !matches!(kind_of(p), Some(Kind::Volume | Kind::Table))) {
-            ports.insert(port.clone(), upstream(*up).to_vec());
+        for (port, ups) in node.from.iter().filter(|(p, _)| !matches!(kind_of(p), Some(Kind::Volume | Kind::Table))) {
+            ports.insert(port.clone(), ups.iter().flat_map(|up| upstream(*up)).cloned().collect());
         }
         work.jobs.push(job(node, seed, lead.manifest.case.clone(), Inputs(ports)));
     }

@@ -53,9 +53,9 @@ pub fn graph_mermaid(plan: &Plan) -> String {
         out.push_str(&format!("  {}{shape}\n", mermaid_id(&n.name)));
     }
     for n in &plan.nodes {
-        for (port, up) in &n.from {
+        for (port, up) in n.ups() {
             let label = edge(&n.def.info, port);
-            out.push_str(&format!("  {} -->|{label}| {}\n", mermaid_id(&plan.nodes[*up].name), mermaid_id(&n.name)));
+            out.push_str(&format!("  {} -->|{label}| {}\n", mermaid_id(&plan.nodes[up].name), mermaid_id(&n.name)));
         }
     }
     out
@@ -81,8 +81,8 @@ pub fn graph_dot(plan: &Plan) -> String {
         out.push_str(&format!("  \"{}\" [shape={shape}, label=\"{}\\n{}\"];\n", n.name, n.name, n.def.info.name));
     }
     for n in &plan.nodes {
-        for (port, up) in &n.from {
-            out.push_str(&format!("  \"{}\" -> \"{}\" [label=\"{}\"];\n", plan.nodes[*up].name, n.name, edge(&n.def.info, port)));
+        for (port, up) in n.ups() {
+            out.push_str(&format!("  \"{}\" -> \"{}\" [label=\"{}\"];\n", plan.nodes[up].name, n.name, edge(&n.def.info, port)));
         }
     }
     out.push_str("}\n");

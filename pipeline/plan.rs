@@ -29,10 +29,17 @@ pub struct PlanNode {
     pub name: String,
     pub def: &'static StageDef,
     pub stage: Box<dyn AnyStage>,
-    /// Port → index of the node that feeds it.
-    pub from: BTreeMap<String, usize>,
+    /// Port → indices of the nodes that feed it, in the order of the file.
+    pub from: BTreeMap<String, Vec<usize>>,
     /// Its volumes stay steps over what is stored: voxels are made where they are asked for.
     pub lazy: bool,
+}
+
+impl PlanNode {
+    /// Each port with each node that feeds it.
+    pub fn ups(&self) -> impl Iterator<Item = (&String, usize)> {
+        self.from.iter().flat_map(|(port, ups)| ups.iter().map(move |up| (port, *up)))
+    }
 }
 
 /// What is known of a node while the plan is made.
@@ -63,7 +70,8 @@ pub fn make(spec: &PipelineSpec, defs: &'static [StageDef], problems: &mut Vec<P
     let mut nodes = BTreeMap::new();
     for (i, d) in drafts.into_iter().enumerate() {
         let (Some(def), Some(stage)) = (d.def, d.stage) else { return None };
-        let from = d.from.iter().map(|(port, up, _)| (port.to_string(), new_index[up])).collect();
+        let mut from: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        d.from.iter().for_each(|(port, up, _)| from.entry(port.to_string()).or_default().push(new_index[up]));
         nodes.insert(new_index[&i], PlanNode { name: d.spec.name.value.clone(), def, stage, from, lazy: lazy[i] });
     }
     Some(Plan {
@@ -226,6 +234,13 @@ fn connect(i: usize, drafts: &[Draft], mistakes: &mut Vec<Mistake>) -> Vec<(&'st
             let message = format!("port `{}` of {stage} takes {}, but {} gives {}", port.name, a(port.kind), node.value, a(gives));
             mistakes.push(Mistake::at(&node.place, message, help));
         }
+        if out.iter().any(|(name, from, _): &(&str, usize, Place)| *name == port.name && *from == up) {
+            mistakes.push(Mistake::at(&node.place, format!("{} feeds port `{}` twice", node.value, port.name), "name it once"));
+        } else if out.iter().any(|(name, ..)| *name == port.name) && !takes_several(port, def.as_ref().map(|d| d.info.scope)) {
+            let message = format!("port `{}` of {stage} takes one node", port.name);
+            let help = "name one; several nodes may feed a port for models, and ports for volumes of stages that see all cases at once";
+            mistakes.push(Mistake::at(&node.place, message, help));
+        }
         out.push((port.name, up, node.place.clone()));
     }
     missing_ports(spec, ports, &taken, mistakes);
@@ -260,6 +275,11 @@ fn missing_ports(spec: &NodeSpec, ports: &[Port], taken: &[(Option<&Port>, &Plac
         _ => format!("add it to `from` ({abouts})"),
     };
     mistakes.push(Mistake::at(place, message, help));
+}
+
+/// Models of an ensemble, and the cases of several nodes (predictions of k folds) for a stage that sees all cases at once.
+fn takes_several(port: &Port, scope: Option<Scope>) -> bool {
+    port.kind == Kind::Model || (port.kind == Kind::Volume && scope == Some(Scope::Set))
 }
 
 /// The port that `from: NODE` means: the only one, or the only one that is required.

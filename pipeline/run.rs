@@ -115,10 +115,10 @@ pub fn run(b: &Bench, o: &Options, wanted: &BTreeSet<usize>, given: BTreeMap<usi
         }
         let node = &b.plan.nodes[i];
         let started = Instant::now();
-        let from: BTreeSet<usize> = node.from.values().copied().collect();
+        let from: BTreeSet<usize> = node.ups().map(|(_, up)| up).collect();
         let from: Vec<&str> = from.into_iter().map(|up| b.plan.nodes[up].name.as_str()).collect();
         b.events.node_begins(&node.name, &from);
-        let broken = node.from.values().find_map(|up| ends.get(up).filter(|e| e.failed.is_some()));
+        let broken = node.ups().find_map(|(_, up)| ends.get(&up).filter(|e| e.failed.is_some()));
         let mut end = if let Some(why) = &stop {
             NodeEnd { failed: Some(why.clone()), ..NodeEnd::default() }
         } else if let Some(up) = broken {

@@ -170,7 +170,12 @@ fn usable(workspace: &Path) -> std::io::Result<()> {
 /// Hash of everything the file says about what is made: nodes, their configuration and connections, and the seed.
 fn config_hash(plan: &Plan) -> ContentHash {
     let nodes = plan.nodes.iter().map(|n| {
-        let from: serde_json::Map<_, _> = n.from.iter().map(|(port, up)| (port.clone(), plan.nodes[*up].name.clone().into())).collect();
+        let named = |up: &usize| serde_json::Value::from(plan.nodes[*up].name.clone());
+        let names = |ups: &Vec<usize>| match &ups[..] {
+            [up] => named(up),
+            _ => ups.iter().map(named).collect(),
+        };
+        let from: serde_json::Map<String, serde_json::Value> = n.from.iter().map(|(port, ups)| (port.clone(), names(ups))).collect();
         serde_json::json!([n.name, n.def.info.name, n.def.info.version, n.stage.config(), from])
     });
     let said = serde_json::json!({ "name": plan.name, "seed": plan.seed, "nodes": nodes.collect::<Vec<_>>() });

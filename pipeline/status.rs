@@ -80,8 +80,8 @@ pub fn of(b: &Bench, o: &Options, wanted: &BTreeSet<usize>) -> Result<Vec<NodeSt
                 Err(e) => cases.push(CaseStatus { case: None, status: Status::Unknown, why: chain(&e), key: None }),
             }
         } else {
-            let waits: BTreeSet<Option<String>> = node.from.values().filter_map(|up| unsettled.get(up)).flatten().cloned().collect();
-            let blocked = node.from.values().any(|up| !known.contains_key(up));
+            let waits: BTreeSet<Option<String>> = node.ups().filter_map(|(_, up)| unsettled.get(&up)).flatten().cloned().collect();
+            let blocked = node.ups().any(|(_, up)| !known.contains_key(&up));
             let whole_set_waits = node.def.info.scope == voxmill_schemas::artifact::Scope::Set || waits.contains(&None);
             for case in waits.iter().filter(|_| !whole_set_waits) {
                 cases.push(CaseStatus {

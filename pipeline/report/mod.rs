@@ -222,7 +222,7 @@ fn node(
         name: n.name.clone(),
         stage: n.def.info.name,
         gives: Some(n.def.info.gives),
-        from: n.from.values().copied().collect::<BTreeSet<_>>().into_iter().collect(),
+        from: n.ups().map(|(_, up)| up).collect::<BTreeSet<_>>().into_iter().collect(),
         made: count("made"),
         reused: count("reused"),
         quarantined: count("quarantined"),
@@ -296,11 +296,11 @@ fn describe(case: &mut Case, m: &Manifest) {
 }
 
 fn take_pictures(session: &Session, plan: &Plan, items: &[Vec<Input>], cases: &mut [Case]) -> Result<(), Error> {
-    let by_case = |i: usize| -> BTreeMap<String, &Input> {
-        items[i].iter().filter_map(|item| Some((item.manifest.case.as_ref()?.0.clone(), item))).collect()
+    let by_case = |of: &[usize]| -> BTreeMap<String, &Input> {
+        of.iter().flat_map(|i| &items[*i]).filter_map(|item| Some((item.manifest.case.as_ref()?.0.clone(), item))).collect()
     };
     let Some(pair) = shown::pair(plan, |i| items[i].iter().any(|item| shown::is_image(&item.manifest))) else { return Ok(()) };
-    let (images, predictions) = (by_case(pair.image), pair.prediction.map(by_case).unwrap_or_default());
+    let (images, predictions) = (by_case(&[pair.image]), by_case(&pair.predictions));
     let unit_of = |i: usize| Some(shown::unit(&items[i].first()?.manifest).to_string());
     let memo = session.workspace.join("memo").join("mosaics-2");
     cases.par_iter_mut().for_each(|case| {

@@ -6,20 +6,21 @@ use voxmill_schemas::artifact::{Kind, Manifest};
 use crate::plan::Plan;
 
 /// Nodes of the plan whose volumes are shown together, case by case.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     /// The image with the true labels on it.
     pub image: usize,
-    pub prediction: Option<usize>,
+    /// Nodes whose labels are judged on it; several give different cases.
+    pub predictions: Vec<usize>,
 }
 
 /// The volume that predictions are judged against, else the last one with an image; predictions from what is judged.
 /// - `has_image`: whether the volumes of a node, which gives some, have channels
 pub fn pair(plan: &Plan, has_image: impl Fn(usize) -> bool) -> Option<Pair> {
-    let judged = plan.nodes.iter().find_map(|n| Some((*n.from.get("truth")?, *n.from.get("prediction")?)));
+    let judged = plan.nodes.iter().find_map(|n| Some((*n.from.get("truth")?.first()?, n.from.get("prediction")?)));
     let has_image = |i: &usize| plan.nodes[*i].def.info.gives == Kind::Volume && has_image(*i);
-    let image = judged.map(|(truth, _)| truth).filter(has_image).or_else(|| (0..plan.nodes.len()).rev().find(has_image))?;
-    Some(Pair { image, prediction: judged.map(|(_, p)| p) })
+    let image = judged.as_ref().map(|(truth, _)| *truth).filter(has_image).or_else(|| (0..plan.nodes.len()).rev().find(has_image))?;
+    Some(Pair { image, predictions: judged.map(|(_, p)| p.clone()).unwrap_or_default() })
 }
 
 pub fn is_image(m: &Manifest) -> bool {
@@ -46,6 +47,6 @@ pub fn window(plan: &Plan, node: Option<usize>, unit: &str, unit_of: impl Fn(usi
     }
     plan.nodes.iter().find_map(|n| {
         let [from, _] = n.stage.window()?;
-        n.from.values().any(|up| unit_of(*up).as_deref() == Some(unit)).then_some(from)
+        n.ups().any(|(_, up)| unit_of(up).as_deref() == Some(unit)).then_some(from)
     })
 }

@@ -121,7 +121,7 @@ pub fn wanted(s: &Session, plan: &Plan, what: &str) -> Result<Vec<Row>, Fault> {
     };
     let pair = shown::pair(plan, |i| first_of(i).as_ref().is_some_and(shown::is_image));
     let of_case = |i: usize| Some((format!("{}/{what}", plan.nodes[i].name), *heads.read(&plan.nodes[i].name).get(what)?));
-    let found = match pair.and_then(|p| of_case(p.image)).filter(|_| !what.is_empty()) {
+    let found = match pair.as_ref().and_then(|p| of_case(p.image)).filter(|_| !what.is_empty()) {
         Some(found) => vec![found],
         None => named_one(s, plan, what)?,
     };
@@ -129,10 +129,10 @@ pub fn wanted(s: &Session, plan: &Plan, what: &str) -> Result<Vec<Row>, Fault> {
         let some = found.iter().take(3).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
         return Err(Fault::Wrong(format!("{what} has {} volumes, and a mosaic holds {MOST}: choose one, such as {some}", found.len())));
     }
-    found.into_iter().map(|(label, key)| row(s, plan, &heads, pair, label, &key)).collect()
+    found.into_iter().map(|(label, key)| row(s, plan, &heads, pair.as_ref(), label, &key)).collect()
 }
 
-fn row(s: &Session, plan: &Plan, heads: &Heads, pair: Option<shown::Pair>, label: String, key: &Key) -> Result<Row, Fault> {
+fn row(s: &Session, plan: &Plan, heads: &Heads, pair: Option<&shown::Pair>, label: String, key: &Key) -> Result<Row, Fault> {
     let image = input(s, key)?.ok_or_else(|| {
         Fault::Stage(Error::Input {
             what: label.clone(),
@@ -144,17 +144,17 @@ fn row(s: &Session, plan: &Plan, heads: &Heads, pair: Option<shown::Pair>, label
         return Err(Fault::Wrong(format!("{label} is no volume ({}): view shows volumes", image.manifest.recipe.stage)));
     }
     let case = image.manifest.case.as_ref().map(|c| c.0.clone()).unwrap_or_default();
-    let partner = |node: Option<usize>| -> Result<Option<Input>, Fault> {
-        let key = node.and_then(|i| heads.read(&plan.nodes[i].name).get(&case).copied());
+    let partner = |nodes: &[usize]| -> Result<Option<Input>, Fault> {
+        let key = nodes.iter().find_map(|i| heads.read(&plan.nodes[*i].name).get(&case).copied());
         key.map_or(Ok(None), |key| input(s, &key))
     };
     let mut node = plan.nodes.iter().position(|n| heads.read(&n.name).get(&case) == Some(key));
     let (image, prediction) = if shown::is_image(&image.manifest) {
-        (image, partner(pair.and_then(|p| p.prediction))?)
+        (image, partner(pair.map_or(&[][..], |p| &p.predictions[..]))?)
     } else {
         // Labels that stand alone: on the image that they are judged on, where there is one.
         node = pair.map(|p| p.image);
-        (partner(node)?.unwrap_or_else(|| image.clone()), Some(image))
+        (partner(node.as_slice())?.unwrap_or_else(|| image.clone()), Some(image))
     };
     let unit_of = |i: usize| {
         let key = *heads.read(&plan.nodes[i].name).values().next()?;

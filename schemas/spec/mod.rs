@@ -93,7 +93,7 @@ pub enum FromSpec {
     Wrong,
     /// `from: NODE`
     One(Placed<String>),
-    /// `from: { PORT: NODE }`, with the place of `from`.
+    /// `from: { PORT: NODE }` or `{ PORT: [NODE, …] }`, with the place of `from`.
     Ports(Place, Vec<ByPort>),
 }
 

@@ -9,7 +9,7 @@ use super::{CacheSpec, FromSpec, Mistake, NodeSpec, NvmeSpec, PipelineSpec, RamL
 pub const TOP_KEYS: &[&str] = &["name", "seed", "workspace", "cache", "stages", "include"];
 pub const NODE_KEYS: &[&str] = &["uses", "from", "with", "keep", "include"];
 
-/// One entry of `from: { PORT: NODE }`.
+/// One entry of `from: { PORT: NODE }`; `{ PORT: [NODE, NODE] }` has two of the same port.
 #[derive(Clone, Debug)]
 pub struct ByPort {
     pub port: Placed<String>,
@@ -84,11 +84,19 @@ fn node(e: &Entry, mistakes: &mut Vec<Mistake>) -> NodeSpec {
 fn from(e: &Entry, mistakes: &mut Vec<Mistake>) -> FromSpec {
     match &e.value.data {
         Data::Map(entries) => {
-            let ports = entries.iter().filter_map(|p| {
+            let mut ports = Vec::new();
+            for p in entries {
                 let port = Placed { value: p.key.clone(), place: p.key_place.clone() };
-                text(&p.value, &p.key_place, "the name of a node", mistakes).map(|node| ByPort { port, node })
-            });
-            FromSpec::Ports(e.key_place.clone(), ports.collect())
+                let nodes = match &p.value.data {
+                    Data::List(items) if !items.is_empty() => items.iter().collect(),
+                    _ => vec![&p.value],
+                };
+                for node in nodes {
+                    let node = text(node, &p.key_place, "the name of a node", mistakes);
+                    ports.extend(node.map(|node| ByPort { port: port.clone(), node }));
+                }
+            }
+            FromSpec::Ports(e.key_place.clone(), ports)
         }
         Data::Scalar(s) if !s.text.is_empty() => {
             text(&e.value, &e.key_place, "the name of a node", mistakes).map_or(FromSpec::Wrong, FromSpec::One)

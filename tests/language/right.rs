@@ -43,9 +43,48 @@ fn nodes_come_after_what_they_take_from() {
     let plan = load(&small(), &[]);
     let names: Vec<&str> = plan.nodes.iter().map(|n| n.name.as_str()).collect();
     assert_eq!(names, ["series", "bones", "iso", "model"]);
-    assert_eq!(plan.nodes[3].from["cases"], 2);
-    assert_eq!(plan.nodes[3].from["split"], 0);
+    assert_eq!(plan.nodes[3].from["cases"], [2]);
+    assert_eq!(plan.nodes[3].from["split"], [0]);
     assert_eq!((plan.seed, plan.workspace.to_str().unwrap()), (0, "work/small"));
+}
+
+/// The shipped example with a second network, and `from` written otherwise.
+fn with_second(from: &str, to: &str) -> Result<Plan, String> {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/hippocampus.yaml");
+    let text = std::fs::read_to_string(example).unwrap();
+    assert!(text.contains(from), "{from}");
+    let second = "  second:
+    uses: train
+    from: { cases: ready, split: folds }
+    with:
+      patch: { z: 32, y: 48, x: 32 }
+      batch: 2
+      epochs: 1
+      network: { kind: dynunet, filters: [4, 8, 8], kernel_size: [3, 3, 3], strides: [1, 2, 2] }
+      optimiser: { lr: 0.001 }
+  seg2: { uses: infer, from: { cases: ready, model: second }, with: { only: train } }
+";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.yaml");
+    std::fs::write(&file, text.replace(from, to) + second).unwrap();
+    voxmill::load(&file, &[], voxmill_stages::STAGES).map_err(|p| voxmill::problem::render_as(&p, false))
+}
+
+#[test]
+fn models_and_the_cases_of_a_set_come_from_several_nodes_and_a_case_from_one() {
+    let plan = with_second("model: net }", "model: [second, net] }").unwrap();
+    let fed = |node: &str, port: &str| -> Vec<&str> {
+        let ups = &plan.nodes.iter().find(|n| n.name == node).unwrap().from[port];
+        ups.iter().map(|i| plan.nodes[*i].name.as_str()).collect()
+    };
+    assert_eq!((fed("seg", "model"), fed("seg", "cases")), (vec!["second", "net"], vec!["ready"]));
+    assert!(with_second("prediction: seg, split", "prediction: [seg, seg2], split").is_ok());
+    let why = with_second("{ cases: ready, model: net }", "{ cases: [ready, iso], model: net }").err().unwrap();
+    assert!(why.contains("port `cases` of infer takes one node"), "{why}");
+    let why = with_second("model: net }", "model: [net, net] }").err().unwrap();
+    assert!(why.contains("net feeds port `model` twice"), "{why}");
+    let why = with_second("model: net }", "model: [net, iso] }").err().unwrap();
+    assert!(why.contains("iso gives a volume"), "{why}");
 }
 
 #[test]
