@@ -16,7 +16,7 @@ use voxmill_stages::table;
 use voxmill_stages::volume::StoredVolume;
 
 use crate::cli::{BundleArgs, print};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanNode};
 use crate::questions::opened;
 use crate::replay::model_called;
 use crate::session::{Fault, Session};
@@ -85,8 +85,8 @@ fn validation(s: &Session, model: &Manifest) -> Result<Vec<Source>, Fault> {
 
 /// The window of the first node of the file that predicts with this model.
 fn window_of(plan: &Plan, model: &str) -> Option<Window> {
-    let reads = |from: &BTreeMap<String, usize>| from.get("model").is_some_and(|up| plan.nodes[*up].name == model);
-    let node = plan.nodes.iter().find(|n| n.def.info.name == "infer" && reads(&n.from))?;
+    let reads = |n: &PlanNode| n.ups().any(|(port, up)| port == "model" && plan.nodes[up].name == model);
+    let node = plan.nodes.iter().find(|n| n.def.info.name == "infer" && reads(n))?;
     serde_json::from_value(node.stage.config().get("window")?.clone()).ok()
 }
 

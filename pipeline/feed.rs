@@ -378,8 +378,8 @@ fn sampler_of(session: &Session, plan: &Plan, name: Option<&str>) -> Result<(Str
 fn drawn(session: &Session, plan: &Plan, node: &PlanNode) -> Result<Option<Sampler>, Fault> {
     let heads = session.heads(plan, false);
     let mut given: BTreeMap<usize, Vec<Input>> = BTreeMap::new();
-    for up in node.from.values() {
-        let name = &plan.nodes[*up].name;
+    for (_, up) in node.ups() {
+        let name = &plan.nodes[up].name;
         let mut items = Vec::new();
         for key in heads.read(name).values() {
             session.store.hold(key)?;
@@ -390,7 +390,7 @@ fn drawn(session: &Session, plan: &Plan, node: &PlanNode) -> Result<Option<Sampl
         if items.is_empty() {
             return Err(Fault::Wrong(format!("nothing of {name} stands on the shelf yet: voxmill run FILE {name}")));
         }
-        given.insert(*up, items);
+        given.insert(up, items);
     }
     let work = jobs::of(node, plan.seed, |up| given.get(&up).map_or(&[][..], Vec::as_slice))?;
     match work.jobs.first() {

@@ -12,8 +12,10 @@ use voxmill_schemas::tables::{HistoryRow, PatchRow};
 
 use crate::error::Error;
 use crate::fit::card::{Card, WEIGHTS};
+use crate::fit::events;
 use crate::fit::parts::{self, Parts};
-use crate::fit::training::{self, Terms, Trained, Validation};
+use crate::fit::training::{self, EarlyStopping, Terms, Trained, Validation};
+use crate::model::schedule::{Every, Rates, Warmup};
 use crate::model::{self, Loss, Network, Optimiser, Schedule};
 use crate::sample::feed::AHEAD;
 use crate::sample::plan::{Case, Foreground, Plan};
@@ -49,17 +51,46 @@ pub struct Train {
     #[serde(default)]
     pub loss: Loss,
     pub optimiser: Optimiser,
-    /// How the learning rate falls; it is set before every step.
+    /// How the learning rate moves.
     #[serde(default)]
     pub schedule: Schedule,
+    /// A straight way up before the schedule begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<Warmup>,
+    /// Whether the rate is set before every step or once an epoch.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lr_every: Every,
     #[serde(default)]
     pub validation: Validation,
+    /// Ends the training where the validation gets no better. Default: all epochs are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// The batch goes through the network in this many parts, whose gradients add up: memory of a smaller batch, steps of the whole one (gradient
+    /// accumulation). Must divide `batch`.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// A class of the labels that is none: its voxels were not annotated and count neither in the loss nor in the validation, and the network has no output
+    /// for it (nnU-Net's ignore label). It has the highest id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore: Option<String>,
     /// The fold of the split to validate on, from 0.
     #[serde(default)]
     pub fold: u32,
     /// `cpu`, `auto`, `cuda`, `cuda:1`, `wgpu`. On the same kind of CPU the same seed gives the same bytes; on a GPU the last bits may differ.
     #[serde(default = "cpu")]
     pub device: String,
+}
+
+fn is_default<T: Default + PartialEq>(v: &T) -> bool {
+    *v == T::default()
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 fn a_third() -> f64 {
@@ -73,7 +104,7 @@ fn cpu() -> String {
 impl Stage for Train {
     const INFO: Info = Info {
         name: "train",
-        version: 3,
+        version: 4,
         scope: Scope::Set,
         ports: &[
             Port { name: "cases", kind: Kind::Volume, required: true, about: "preprocessed volumes with labels" },
@@ -118,6 +149,17 @@ with:
             format!("a share of {}", self.foreground),
             "a share lies between 0 and 1",
         );
+        let parts = format!("{} parts of a batch of {}", self.accumulate, self.batch);
+        want(
+            self.accumulate > 0 && self.batch.is_multiple_of(self.accumulate),
+            "accumulate",
+            parts,
+            "give a number that divides the batch",
+        );
+        if let Some(e) = &self.early_stopping {
+            want(e.patience > 0, "early_stopping.patience", "no epoch of patience".into(), "give at least 1");
+            want(e.min_gain >= 0.0, "early_stopping.min_gain", format!("a gain of {}", e.min_gain), "give 0 or more");
+        }
         let v = &self.validation;
         want(v.every_epochs > 0, "validation.every_epochs", "0 epochs".into(), "give at least 1");
         want(v.batch > 0, "validation.batch", "an empty batch".into(), "give at least 1");
@@ -136,17 +178,21 @@ with:
             out.push(Finding::error("network.strides", "the first stride is not 1", help));
         }
         out.extend(self.network.findings(self.patch, classes));
-        out.extend(self.loss.findings(classes, net.deep_supervision.0 + 1));
+        out.extend(self.loss.findings(None, net.deep_supervision.0 + 1));
+        if self.loss.batch && self.accumulate > 1 {
+            let message = "`batch: true` then takes each part of the batch as one, not the whole batch";
+            out.push(Finding::warning("accumulate", message, "leave `batch` out, or make the parts as large as memory allows"));
+        }
         out.extend(self.optimiser.findings());
-        out.extend(self.schedule.findings(self.epochs));
+        out.extend(self.schedule.findings(self.epochs, self.warmup.as_ref()));
         out
     }
 
     fn sampler(&self, inputs: &Inputs, seed: u64) -> Result<Option<Sampler>, Error> {
         let split = inputs.one("split").rows.as_ref().expect("the engine opens the tables of a set stage");
-        let parts = parts::open(inputs.all("cases"), split, self.fold)?;
+        let parts = parts::open(inputs.all("cases"), split, self.fold, self.ignore.as_deref())?;
         Ok(Some(Sampler {
-            cases: look_at(&parts.train, &|| Ok(()))?,
+            cases: look_at(&parts, &|| Ok(()))?,
             steps: steps_per_epoch(self, &parts),
             sources: parts.train,
             seed,
@@ -164,7 +210,7 @@ with:
         let voxels = facts("voxels").iter().filter_map(|v| v.as_u64()).max().unwrap_or(0);
         let channels = facts("channels").iter().filter_map(|v| Some(v.as_array()?.len())).max().unwrap_or(1);
         let classes = facts("classes").iter().filter_map(|v| Some(v.as_object()?.len() + 1)).max().unwrap_or(2);
-        let step = self.network.step_bytes(channels, classes, self.batch, self.patch);
+        let step = self.network.step_bytes(channels, classes, self.batch / self.accumulate.max(1), self.patch);
         let queue = (AHEAD as u64 + 1) * sample::batch::bytes(self.batch, channels, self.patch);
         step + queue + voxels * 4 * (channels + 2 * classes + 1) as u64
     }
@@ -176,8 +222,8 @@ with:
 
 fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration) -> Result<Facts, Error> {
     let split = inputs.one("split").rows.as_ref().expect("the engine opens the tables of a set stage");
-    let parts = parts::open(inputs.all("cases"), split, config.fold)?;
-    let cases = look_at(&parts.train, &|| cx.check_cancelled())?;
+    let parts = parts::open(inputs.all("cases"), split, config.fold, config.ignore.as_deref())?;
+    let cases = look_at(&parts, &|| cx.check_cancelled())?;
     for (name, id) in &parts.classes {
         if !cases.iter().any(|c| c.foreground.classes.iter().any(|f| f.class == *id)) {
             (cx.progress)(Progress::Warn(format!("no training case has class {name}: the network cannot learn it")));
@@ -206,9 +252,18 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
         card: &card,
         loss: &config.loss,
         optimiser: &config.optimiser,
-        schedule: &config.schedule,
+        rates: Rates {
+            lr: config.optimiser.lr,
+            schedule: &config.schedule,
+            warmup: config.warmup.as_ref(),
+            every: config.lr_every,
+            epochs: config.epochs,
+            steps_per_epoch: steps,
+        },
         epochs: config.epochs,
         validation: &config.validation,
+        early_stopping: config.early_stopping.as_ref(),
+        accumulate: config.accumulate,
         device: &device,
         between_checkpoints,
     };
@@ -218,7 +273,8 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
     table::write_rows(cx.draft, &trained.history)?;
     table::write_rows(cx.draft, &trained.steps_told)?;
     table::write_rows(cx.draft, &trained.validation)?;
-    write_patches(&terms, cx)?;
+    write_patches(&terms, trained.history.len() as u64, cx)?;
+    events::write(cx.draft, &trained.steps_told, &trained.history, &parts.classes)?;
     Ok(facts(&terms, &trained))
 }
 
@@ -231,8 +287,8 @@ fn steps_per_epoch(config: &Train, parts: &Parts) -> u64 {
 const EPOCHS_AT_ONCE: u64 = 16;
 
 /// Which voxels of which case were in which step. The plan is a pure function, so it is told once all steps are done, whatever they were stopped by.
-fn write_patches(t: &Terms, cx: &Cx) -> Result<(), Error> {
-    let (plan, epochs) = (t.plan, t.epochs as u64);
+fn write_patches(t: &Terms, epochs: u64, cx: &Cx) -> Result<(), Error> {
+    let plan = t.plan;
     let of_step = |epoch: u64, step: u64| {
         let patches = plan.step(epoch, step).into_iter().enumerate();
         patches.map(move |(slot, at)| PatchRow {
@@ -258,12 +314,15 @@ fn write_patches(t: &Terms, cx: &Cx) -> Result<(), Error> {
 }
 
 /// What the plan needs to know of the training cases: their labels are read once.
-fn look_at(sources: &[cut::Source], next: &dyn Fn() -> Result<(), Error>) -> Result<Vec<Case>, Error> {
-    let mut cases = Vec::with_capacity(sources.len());
-    for source in sources {
+fn look_at(parts: &Parts, next: &dyn Fn() -> Result<(), Error>) -> Result<Vec<Case>, Error> {
+    let mut cases = Vec::with_capacity(parts.train.len());
+    for source in &parts.train {
         next()?;
         let v = &source.volume;
-        let labels = v.labels()?.unwrap_or_default();
+        let mut labels = v.labels()?.unwrap_or_default();
+        if let Some(ignored) = parts.ignore {
+            labels.iter_mut().filter(|l| **l == ignored).for_each(|l| *l = 0);
+        }
         cases.push(Case { size: v.geometry.size, spacing_mm: v.geometry.spacing_mm(), foreground: Foreground::of(&labels) });
     }
     Ok(cases)
@@ -278,7 +337,7 @@ fn facts(t: &Terms, trained: &Trained) -> Facts {
         t.parts.classes.keys().cloned().zip(best.class_dice.iter().map(|d| serde_json::json!(d))).collect()
     };
     Facts::default()
-        .with("epochs", t.epochs)
+        .with("epochs", trained.history.len())
         .with("steps", trained.steps)
         .with("parameters", trained.weights.n_parameters())
         .with("device", &t.device.name)
@@ -292,12 +351,13 @@ fn facts(t: &Terms, trained: &Trained) -> Facts {
 }
 
 fn report(t: &Terms, trained: &Trained) -> Vec<String> {
-    let (epochs, n_train, n_val) = (t.epochs, t.parts.train.len(), t.parts.val.len());
+    let (done, n_train, n_val) = (trained.history.len(), t.parts.train.len(), t.parts.val.len());
+    let epochs = if done < t.epochs { format!("{done} of {} epochs, no better for long,", t.epochs) } else { format!("{done} epochs") };
     let Some(best) = &trained.best else {
-        return vec![format!("trained {epochs} epochs on {n_train} cases; {}", why_not_validated(n_val))];
+        return vec![format!("trained {epochs} on {n_train} cases; {}", why_not_validated(n_val))];
     };
     let mut lines = vec![format!(
-        "trained {epochs} epochs on {n_train} cases; best epoch {}: mean Dice {:.3} over {n_val} validation cases, on the preprocessed grid",
+        "trained {epochs} on {n_train} cases; best epoch {}: mean Dice {:.3} over {n_val} validation cases, on the preprocessed grid",
         best.epoch,
         best.val_dice.unwrap_or(f64::NAN)
     )];
@@ -324,7 +384,7 @@ mod tests {
     use super::*;
     use crate::fit::checkpoint;
     use crate::fit::trial::{self, Trial};
-    use crate::volume::Volume;
+    use crate::volume::{Volume, Voxels};
 
     static CALM: AtomicBool = AtomicBool::new(false);
 
@@ -334,7 +394,8 @@ mod tests {
             "augment": [{ "flip": { "axes": ["y"], "probability": 0.5 } }, { "noise": { "std": 0.2, "probability": 0.5 } }],
             "network": { "kind": "dynunet", "filters": [4, 8, 8], "kernel_size": [3, 3, 3], "strides": [1, 2, 2], "deep_supervision": 1 },
             "loss": { "dice": 0.7, "focal": 0.3, "gamma": 2 },
-            "optimiser": { "lr": 0.02, "weight_decay": 0.00001 },
+            "optimiser": { "lr": 0.02, "weight_decay": 0.00001, "ema": 0.5 },
+            "accumulate": 2,
             "schedule": { "cosine_warm_restarts": { "t0": 3, "t_mult": 1, "min_lr": 0.000001 } },
             "validation": { "every_epochs": 2 },
         }))
@@ -354,7 +415,15 @@ mod tests {
         let (four, same) = run(&t, "four", "memo4", 4);
         assert_eq!(
             trial::bytes(&one).keys().collect::<Vec<_>>(),
-            ["history.parquet", "model.json", "patches.parquet", "steps.parquet", "validation.parquet", "weights.safetensors"]
+            [
+                "events.out.tfevents.0.voxmill",
+                "history.parquet",
+                "model.json",
+                "patches.parquet",
+                "steps.parquet",
+                "validation.parquet",
+                "weights.safetensors"
+            ]
         );
         assert_eq!(trial::bytes(&one), trial::bytes(&four));
         assert_eq!(facts.facts, same.facts);
@@ -404,6 +473,60 @@ mod tests {
         let line = facts["report"][0].as_str().unwrap();
         assert!(line.contains("mean Dice") && line.ends_with("on the preprocessed grid"), "{line}");
         assert_eq!(Card::read(&draft).unwrap().classes["Box"], 2);
+    }
+
+    #[test]
+    fn a_training_ends_early_where_it_gets_no_better_and_goes_on_from_there() {
+        let t = Trial::new(3);
+        let c: Train = {
+            let mut v = serde_json::to_value(config(9)).unwrap();
+            // Nothing is learnt with a rate of next to nothing.
+            v["optimiser"]["lr"] = 1e-12.into();
+            v["validation"] = serde_json::json!({ "every_epochs": 1 });
+            v["early_stopping"] = serde_json::json!({ "patience": 2, "min_gain": 0.5 });
+            serde_json::from_value(v).unwrap()
+        };
+        let (draft, memo) = (t.folder("draft"), t.folder("memo"));
+        let run = || c.run(&t.inputs(), &t.cx(&draft, &memo, 2, &CALM, &|_| ())).unwrap().facts;
+        let facts = run();
+        assert_eq!((facts["epochs"].as_u64(), facts["steps"].as_u64(), facts["best_epoch"].as_u64()), (Some(3), Some(9), Some(1)));
+        assert!(facts["report"][0].as_str().unwrap().contains("3 of 9 epochs"), "{}", facts["report"][0]);
+        let rows: Vec<PatchRow> = table::rows_of(&table::open(&draft).unwrap()).unwrap();
+        assert_eq!(rows.iter().map(|r| r.epoch).max(), Some(3));
+    }
+
+    #[test]
+    fn ignored_voxels_are_no_class() {
+        let mut t = Trial::new(3);
+        for case in 0..3 {
+            let mut v = trial::volume(case as u64);
+            let labels = v.labels.as_mut().unwrap();
+            labels.classes.insert("Unseen".into(), 3);
+            labels.voxels.iter_mut().take(2000).for_each(|l| *l = 3);
+            t.cases[case] = trial::put(&t.dir.path().join("ignoring"), &format!("case_{case}"), &v);
+        }
+        let (draft, memo) = (t.folder("draft"), t.folder("memo"));
+        let with = |name: Option<&str>| Train { ignore: name.map(String::from), ..config(1) };
+        let cx = t.cx(&draft, &memo, 2, &CALM, &|_| ());
+        with(Some("Unseen")).run(&t.inputs(), &cx).unwrap();
+        assert_eq!(Card::read(&draft).unwrap().n_outputs(), 3);
+        let why = with(Some("Ball")).run(&t.inputs(), &cx).unwrap_err().to_string();
+        assert!(why.contains("highest id"), "{why}");
+        let why = with(Some("Cube")).run(&t.inputs(), &cx).unwrap_err().to_string();
+        assert!(why.contains("a class Cube"), "{why}");
+    }
+
+    #[test]
+    fn a_patch_that_breaks_the_loss_is_named() {
+        let mut t = Trial::new(3);
+        put(&mut t, "broken", |v| {
+            let Voxels::F32(values) = &mut v.voxels else { panic!("float32") };
+            values.iter_mut().for_each(|v| *v = f32::INFINITY);
+        });
+        let (draft, memo) = (t.folder("draft"), t.folder("memo"));
+        let e = config(1).run(&t.inputs(), &t.cx(&draft, &memo, 2, &CALM, &|_| ())).unwrap_err();
+        let Error::NotFinite { cases, .. } = &e else { panic!("{e}") };
+        assert!(cases.starts_with("case_1 from voxel") && !cases.contains("case_0"), "{cases}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod bundle;
 pub mod card;
 pub mod checkpoint;
+pub mod events;
 pub mod parts;
 pub mod predict;
 pub mod training;

@@ -47,12 +47,15 @@ pub struct Parts {
     pub channels: Vec<String>,
     /// Sorted by id, which run from 1 without a gap.
     pub classes: IndexMap<String, u8>,
+    /// The id of voxels that count nowhere: the one after the classes.
+    pub ignore: Option<u8>,
 }
 
-/// Opens the cases of both parts. All must have labels, the same channels and the same classes.
-pub fn open(cases: &[Input], split: &Rows, fold: u32) -> Result<Parts, Error> {
+/// Opens the cases of both parts. All must have labels, the same channels and the same classes. `ignore` names the class that is none: voxels that nobody
+/// has annotated.
+pub fn open(cases: &[Input], split: &Rows, fold: u32, ignore: Option<&str>) -> Result<Parts, Error> {
     let roles = of(split, fold)?;
-    let mut parts = Parts { train: Vec::new(), val: Vec::new(), channels: Vec::new(), classes: IndexMap::new() };
+    let mut parts = Parts { train: Vec::new(), val: Vec::new(), channels: Vec::new(), classes: IndexMap::new(), ignore: None };
     for input in cases {
         let case = input.manifest.case.clone().expect("a volume belongs to a case");
         let part = roles.get(&case.0).copied().ok_or_else(|| Error::Input {
@@ -88,6 +91,16 @@ pub fn open(cases: &[Input], split: &Rows, fold: u32) -> Result<Parts, Error> {
     if parts.train.is_empty() {
         let found = format!("none of {} cases", cases.len());
         return Err(Error::Input { what: "cases to train on".into(), found, expected: "at least one whose part is train".into() });
+    }
+    if let Some(name) = ignore {
+        parts.ignore = parts.classes.shift_remove(name);
+        let (found, expected) = (named(&parts.classes), format!("a class {name}, which `ignore` names"));
+        parts.ignore.ok_or(Error::Input { what: "the classes".into(), found, expected })?;
+        if parts.classes.is_empty() || parts.ignore.is_some_and(|id| id as usize != parts.classes.len() + 1) {
+            let found = format!("{name} = {} beside {}", parts.ignore.unwrap_or(0), named(&parts.classes));
+            let expected = "the ignored class after all others: give it the highest id".into();
+            return Err(Error::Input { what: "the classes".into(), found, expected });
+        }
     }
     if parts.classes.values().enumerate().any(|(i, id)| *id as usize != i + 1) {
         let expected = "ids that run from 1 without a gap (an unused id would be an output that never learns)".into();

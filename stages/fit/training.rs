@@ -10,10 +10,11 @@ use voxmill_schemas::tables::{HistoryRow, StepRow, ValidationRow};
 use super::card::{Card, WEIGHTS};
 use super::checkpoint::{self, State};
 use super::parts::Parts;
-use super::predict;
+use super::predict::{self, Looks};
 use crate::error::Error;
-use crate::model::{Blend, Device, Loss, Optimiser, Predictor, Schedule, Trainer, Window};
-use crate::ops::{metrics, regrid};
+use crate::model::schedule::Rates;
+use crate::model::{Blend, Device, Loss, Optimiser, Predictor, Trainer, Window};
+use crate::ops::metrics;
 use crate::sample::feed::{AHEAD, Pace, feed};
 use crate::sample::foresight::Foresight;
 use crate::sample::plan::Plan;
@@ -39,6 +40,32 @@ impl Default for Validation {
     }
 }
 
+/// When a training ends before its last epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStopping {
+    /// Epochs without a better mean validation Dice after which the training ends. A multiple of `validation.every_epochs`, or it is rounded up to one.
+    pub patience: u64,
+    /// A Dice counts as better where it is larger by more than this.
+    #[serde(default)]
+    pub min_gain: f64,
+}
+
+impl EarlyStopping {
+    /// Whether a training with this history is over.
+    pub fn ends(&self, history: &[HistoryRow]) -> bool {
+        let validated = history.iter().filter_map(|r| Some((r.epoch, r.val_dice?)));
+        let (mut best, mut at, mut last) = (f64::NEG_INFINITY, 0, 0);
+        for (epoch, dice) in validated {
+            last = epoch;
+            if dice > best + self.min_gain || at == 0 {
+                (best, at) = (dice, epoch);
+            }
+        }
+        last - at >= self.patience as i64 && at > 0
+    }
+}
+
 /// What a training goes by.
 pub struct Terms<'a> {
     pub parts: &'a Parts,
@@ -47,9 +74,12 @@ pub struct Terms<'a> {
     pub card: &'a Card,
     pub loss: &'a Loss,
     pub optimiser: &'a Optimiser,
-    pub schedule: &'a Schedule,
+    pub rates: Rates<'a>,
     pub epochs: usize,
     pub validation: &'a Validation,
+    pub early_stopping: Option<&'a EarlyStopping>,
+    /// Parts that a batch goes through the network in.
+    pub accumulate: usize,
     pub device: &'a Device,
     /// A checkpoint is written when this much time went by since the last, and when the run is stopped.
     pub between_checkpoints: Duration,
@@ -85,6 +115,36 @@ struct Training<'a> {
     best: Option<Predictor>,
     state: State,
     saved: Instant,
+    pulse: Pulse,
+}
+
+/// How fast it goes; nothing of it enters the result.
+#[derive(Default)]
+struct Pulse {
+    patches: usize,
+    waited: Duration,
+    since: Option<Instant>,
+    /// When something was last said.
+    said: Option<Instant>,
+}
+
+/// A training says where it stands when it said nothing for so long.
+const SILENCE: Duration = Duration::from_secs(10);
+
+impl Pulse {
+    fn begin(&mut self) {
+        let now = Instant::now();
+        self.since.get_or_insert(now);
+        self.said.get_or_insert(now);
+    }
+
+    /// `5.1 patches/s, 3 % of it waiting for them`, since it was last asked.
+    fn take(&mut self) -> String {
+        let took = self.since.map_or(0.0, |s| s.elapsed().as_secs_f64()).max(1e-9);
+        let text = format!("{:.1} patches/s, waits {:.0} %", self.patches as f64 / took, 100.0 * self.waited.as_secs_f64() / took);
+        *self = Pulse { since: Some(Instant::now()), said: Some(Instant::now()), ..Pulse::default() };
+        text
+    }
 }
 
 impl<'a> Training<'a> {
@@ -92,7 +152,12 @@ impl<'a> Training<'a> {
     fn begin(terms: &'a Terms<'a>, cx: &'a Cx<'a>) -> Result<Self, Error> {
         let (t, card) = (terms, terms.card);
         let (channels, n_outputs) = (card.channels.len(), card.n_outputs());
-        let new = || Trainer::new(&card.network, channels, n_outputs, t.loss, t.optimiser, cx.seed, t.device);
+        let new = || {
+            let mut net = Trainer::new(&card.network, channels, n_outputs, t.loss, t.optimiser, cx.seed, t.device)?;
+            net.accumulate(t.accumulate);
+            net.ignore(t.parts.ignore);
+            Ok::<_, Error>(net)
+        };
         let mut net = new()?;
         let (mut best, mut state) = (None, State::default());
         if let Some((found, dir)) = checkpoint::newest(cx.memo) {
@@ -113,7 +178,7 @@ impl<'a> Training<'a> {
                 }
             }
         }
-        Ok(Self { terms, cx, net, best, state, saved: Instant::now() })
+        Ok(Self { terms, cx, net, best, state, saved: Instant::now(), pulse: Pulse::default() })
     }
 
     /// All steps that are left.
@@ -130,14 +195,12 @@ impl<'a> Training<'a> {
         let ended = feed(self.state.done..of, pace, self.cx.cancel, make, |feed| -> Result<(), Error> {
             // A training that was stopped while it validated has that left to do.
             self.end_epoch_if_due()?;
-            let progress = self.cx.progress;
-            let mut next = || {
+            while !self.is_over() {
+                self.pulse.begin();
                 let asked = Instant::now();
-                let batch = feed.next();
-                progress(Progress::Waited(asked.elapsed()));
-                batch
-            };
-            while let Some(batch) = next() {
+                let Some(batch) = feed.next() else { break };
+                self.pulse.waited += asked.elapsed();
+                (self.cx.progress)(Progress::Waited(asked.elapsed()));
                 self.step(batch?)?;
                 (self.cx.progress)(Progress::Steps { done: self.state.done, of });
                 self.end_epoch_if_due()?;
@@ -153,24 +216,49 @@ impl<'a> Training<'a> {
         ended
     }
 
+    /// Whether the validations say that more epochs would be for nothing.
+    fn is_over(&self) -> bool {
+        self.terms.early_stopping.is_some_and(|e| e.ends(&self.state.history))
+    }
+
     fn step(&mut self, batch: Batch) -> Result<(), Error> {
-        let lr = self.lr(self.state.done);
-        let names =
-            |cases: &[u32]| cases.iter().map(|c| self.terms.parts.train[*c as usize].case.0.as_str()).collect::<Vec<_>>().join(", ");
+        let lr = self.terms.rates.at(self.state.done);
+        self.net.begin_epoch(self.state.done / self.terms.plan.steps);
         let loss = self.net.step(batch.images, &batch.labels, batch.n, batch.size, lr)?;
         if !loss.is_finite() {
-            return Err(Error::NotFinite { value: loss, step: self.state.done + 1, cases: names(&batch.cases) });
+            return Err(self.not_finite(loss));
         }
         self.state.loss_sum += loss as f64;
         let epoch = (self.state.done / self.terms.plan.steps) as i64 + 1;
         self.state.done += 1;
         self.state.steps.push(StepRow { epoch, step: self.state.done as i64, lr, loss: loss as f64 });
+        self.pulse.patches += batch.n;
+        if self.pulse.said.is_some_and(|said| said.elapsed() >= SILENCE) {
+            let (steps, done) = (self.terms.plan.steps, self.state.done);
+            let (epoch, step) = ((done - 1) / steps + 1, (done - 1) % steps + 1);
+            let mean = self.state.loss_sum / step as f64;
+            let pace = self.pulse.take();
+            self.cx.say(format!("epoch {epoch}/{}  step {step}/{steps}  loss {mean:.3}  {pace}", self.terms.epochs));
+        }
         Ok(())
     }
 
-    /// Learning rate of step `n` from the beginning.
-    fn lr(&self, n: u64) -> f64 {
-        self.terms.schedule.lr(self.terms.optimiser.lr, n as f64 / self.terms.plan.steps as f64, self.terms.epochs)
+    /// Says which patches of the step in hand it was: they are cut once more and go through the network one by one.
+    fn not_finite(&self, value: f32) -> Error {
+        let (plan, sources, done) = (self.terms.plan, &self.terms.parts.train, self.state.done);
+        let patches = plan.step(done / plan.steps, done % plan.steps);
+        let batch = cut::batch(sources, &patches, plan.patch, self.cx.store, &Pool::default()).ok();
+        let found = batch.and_then(|b| self.net.offenders(&b.images, &b.labels, b.n, b.size).ok()).unwrap_or_default();
+        let named = |slots: &mut dyn Iterator<Item = usize>| {
+            let name = |slot: usize| {
+                let at = &patches[slot];
+                format!("{} from voxel {}", sources[at.case as usize].case, at.region.start)
+            };
+            slots.map(name).collect::<Vec<_>>().join("; ")
+        };
+        // Where none is at fault alone, it was all of them together.
+        let cases = if found.is_empty() { named(&mut (0..patches.len())) } else { named(&mut found.into_iter()) };
+        Error::NotFinite { value, step: done + 1, cases }
     }
 
     /// After the last step of an epoch: validate, keep the best, write the row.
@@ -182,6 +270,7 @@ impl<'a> Training<'a> {
         let epoch = epoch as usize;
         let is_last = epoch == self.terms.epochs;
         let is_validated = !self.terms.parts.val.is_empty() && (is_last || epoch.is_multiple_of(self.terms.validation.every_epochs));
+        let pace = self.pulse.take();
         let predictor = self.net.predictor();
         let class_dice = if is_validated { self.validate(&predictor, epoch as i64)? } else { Vec::new() };
         let seen: Vec<f64> = class_dice.iter().copied().filter(|d| !d.is_nan()).collect();
@@ -189,7 +278,7 @@ impl<'a> Training<'a> {
         let row = HistoryRow {
             epoch: epoch as i64,
             step: self.state.done as i64,
-            lr: self.lr(self.state.done - 1),
+            lr: self.terms.rates.at(self.state.done - 1),
             loss: self.state.loss_sum / self.terms.plan.steps as f64,
             val_dice,
             class_dice,
@@ -202,12 +291,15 @@ impl<'a> Training<'a> {
             None if best_so_far.is_finite() => line.push_str(&format!("  best Dice {best_so_far:.3}")),
             None => {}
         }
+        line.push_str(&format!("  {pace}"));
         self.cx.say(line);
         if val_dice.is_some_and(|d| d > best_so_far) {
             (self.best, self.state.best_epoch) = (Some(predictor), Some(epoch as i64));
         }
         self.state.history.push(row);
         self.state.loss_sum = 0.0;
+        // The next epoch is not slower for the validation of this one.
+        self.pulse = Pulse::default();
         Ok(())
     }
 
@@ -225,9 +317,13 @@ impl<'a> Training<'a> {
         let mut told = Vec::new();
         for source in &self.terms.parts.val {
             let mut go_on = || self.cx.check_cancelled();
-            let (logits, patch) = predict::volume(&source.volume, predictor, &window, n_outputs, self.cx.store, &mut go_on)?;
-            let truth = patch.labels.expect("cases without labels were refused");
-            let predicted = regrid::argmax(&logits, n_outputs);
+            let grid = &source.volume.geometry;
+            let mut predicted =
+                predict::labels(&source.volume, &Looks::one(predictor), &window, n_outputs, grid, self.cx.store, &mut go_on)?;
+            let mut truth = source.volume.labels()?.expect("cases without labels were refused");
+            if let Some(ignored) = self.terms.parts.ignore {
+                truth.iter_mut().zip(&mut predicted).filter(|(t, _)| **t == ignored).for_each(|(t, p)| (*t, *p) = (0, 0));
+            }
             for (dices, (class, id)) in found.iter_mut().zip(&self.terms.parts.classes) {
                 let dice = metrics::dice(&predicted, &truth, *id);
                 dices.extend(dice);
@@ -251,5 +347,28 @@ impl<'a> Training<'a> {
         let (best_epoch, best_dice) = (best.map(|b| b.epoch), best.and_then(|b| b.val_dice));
         (self.cx.progress)(Progress::Saved { epoch: self.state.history.len() as u64, step: self.state.done, best_epoch, best_dice });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_counts_epochs_since_the_best_validation() {
+        let history = |dices: &[Option<f64>]| -> Vec<HistoryRow> {
+            let row = |(i, d): (usize, &Option<f64>)| HistoryRow { epoch: i as i64 + 1, val_dice: *d, ..HistoryRow::default() };
+            dices.iter().enumerate().map(row).collect()
+        };
+        let ends = |patience, min_gain, dices: &[Option<f64>]| EarlyStopping { patience, min_gain }.ends(&history(dices));
+        assert!(!ends(2, 0.0, &[]));
+        assert!(!ends(2, 0.0, &[Some(0.5), Some(0.4)]));
+        assert!(ends(2, 0.0, &[Some(0.5), Some(0.4), Some(0.5)]), "as good is no better");
+        assert!(!ends(2, 0.0, &[Some(0.5), None, None]), "only a validation can end it");
+        assert!(ends(2, 0.0, &[Some(0.5), None, None, Some(0.4)]));
+        assert!(!ends(2, 0.0, &[Some(0.5), Some(0.4), Some(0.6)]));
+        assert!(ends(2, 0.1, &[Some(0.5), Some(0.55), Some(0.59)]), "small gains do not count");
+        assert!(!ends(2, 0.1, &[Some(0.5), Some(0.55), Some(0.61)]));
     }
 }

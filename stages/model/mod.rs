@@ -12,6 +12,7 @@ pub mod optimiser;
 mod overlap;
 mod predictor;
 pub mod schedule;
+mod slide;
 mod target;
 mod trainer;
 pub mod weights;
@@ -30,8 +31,9 @@ pub use loss::Loss;
 pub use optimiser::Optimiser;
 pub use predictor::Predictor;
 pub use schedule::Schedule;
+pub use slide::{Field, slide, slide_layers};
 pub use trainer::Trainer;
-pub use window::{Blend, Window, slide};
+pub use window::{Blend, Window};
 
 /// The architecture. `kind` names it, the other keys are its arguments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

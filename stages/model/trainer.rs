@@ -1,6 +1,8 @@
 //! One training: a network, its loss, its optimiser. A step takes plain arrays and gives the loss; the loop around it lives elsewhere.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
@@ -9,8 +11,8 @@ use voxmill_schemas::geometry::Zyx;
 use super::device::Device;
 use super::dropout::Dropout;
 use super::dynunet::Net;
-use super::loss::{Labels, Loss};
-use super::optimiser::{Memory, Optimiser, State};
+use super::loss::{Labels, Loss, Whole};
+use super::optimiser::{self, Grads, Memory, Optimiser, State};
 use super::predictor::{Predictor, shape_of};
 use super::weights::{self, Weight, Weights};
 use super::{Network, predictor};
@@ -25,8 +27,14 @@ pub struct Trainer {
     network: Network,
     net: Net,
     loss: Loss,
+    /// The loss of the epoch in hand.
+    now: Loss,
     optimiser: Optimiser,
     state: State,
+    /// Parts that a batch goes through the network in.
+    parts: usize,
+    /// Voxels of this label count nowhere.
+    ignore: Option<u8>,
     seed: u64,
     channels: usize,
     classes: usize,
@@ -46,19 +54,17 @@ impl Trainer {
     ) -> Result<Self, Error> {
         let Network::Dynunet(config) = network;
         let heads = config.deep_supervision.0 + 1;
-        predictor::refuse_errors(loss.findings(classes, heads).into_iter().chain(optimiser.findings()))?;
-        if let Some(w) = loss.class_weights.as_ref().filter(|w| w.len() != classes) {
-            return Err(Error::Model {
-                why: format!("loss.class_weights has {} numbers for {classes} classes, background included", w.len()),
-            });
-        }
+        predictor::refuse_errors(loss.findings(Some(classes), heads).into_iter().chain(optimiser.findings()))?;
         let net = predictor::build(network, channels, classes, &device.training())?;
         Ok(Self {
             network: network.clone(),
             net: weights::initialise(net, seed)?,
             loss: loss.clone(),
+            now: loss.at(0),
             optimiser: optimiser.clone(),
             state: State::default(),
+            parts: 1,
+            ignore: None,
             seed,
             channels,
             classes,
@@ -74,38 +80,88 @@ impl Trainer {
         Ok(())
     }
 
+    /// Voxels with this label count nowhere from now on.
+    pub fn ignore(&mut self, label: Option<u8>) {
+        self.ignore = label;
+    }
+
+    /// From now on a batch goes through the network in `parts` parts of equal size, whose gradients add up to those of the whole: memory of a small batch,
+    /// steps of a large one.
+    pub fn accumulate(&mut self, parts: usize) {
+        self.parts = parts.max(1);
+    }
+
+    /// Sets the weights of the losses to those of `epoch`, from 0.
+    pub fn begin_epoch(&mut self, epoch: u64) {
+        self.now = self.loss.at(epoch);
+    }
+
     /// Steps taken so far.
     pub fn steps(&self) -> u64 {
         self.state.steps
     }
 
     /// One step; gives the loss before it. A loss that is not finite, or has a gradient that is not (the loss is then NaN), changes no weight.
-    /// - images: [n, channel, z, y, x], labels: [n, z, y, x], below `classes`
+    /// - images: [n, channel, z, y, x], labels: [n, z, y, x], below `classes`; n is a multiple of the parts of [`accumulate`](Self::accumulate)
     /// - size: a multiple of `Network::divisor`
     pub fn step(&mut self, images: Vec<f32>, labels: &[u8], n: usize, size: Zyx<usize>, lr: f64) -> Result<f32, Error> {
+        let Some((value, grads)) = self.gradients(images, labels, n, size)? else { return Ok(f32::NAN) };
+        match self.optimiser.step(self.net.clone(), grads, lr, &mut self.state)? {
+            Some(net) => self.net = net,
+            None => return Ok(f32::NAN),
+        }
+        Ok(value)
+    }
+
+    /// The patches of a batch, by their place in it, whose loss or gradient is not finite when they go through the network alone.
+    pub fn offenders(&self, images: &[f32], labels: &[u8], n: usize, size: Zyx<usize>) -> Result<Vec<usize>, Error> {
+        let (pixels, voxels) = (images.len() / n.max(1), size.count());
+        let mut out = Vec::new();
+        for slot in 0..n {
+            let image = images[slot * pixels..][..pixels].to_vec();
+            let alone = self.gradients(image, &labels[slot * voxels..][..voxels], 1, size)?;
+            if !alone.map(|(_, grads)| grads.norm()).transpose()?.is_some_and(f64::is_finite) {
+                out.push(slot);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Loss and gradients of a batch; `None` where the loss is not finite.
+    fn gradients(&self, images: Vec<f32>, labels: &[u8], n: usize, size: Zyx<usize>) -> Result<Option<(f32, Grads)>, Error> {
         let shape = shape_of(&self.network, images.len(), self.channels, n, size)?;
         if labels.len() != n * size.count() {
             return Err(Error::Model { why: format!("{} labels for {n} patches of {size} voxels", labels.len()) });
         }
-        if let Some(bad) = labels.iter().find(|l| **l as usize >= self.classes) {
+        let batch = Labels { labels, n, classes: self.classes, size, ignore: self.ignore };
+        if let Some(bad) = batch.unknown() {
             return Err(Error::Model { why: format!("a label is {bad}, but the network has {} classes", self.classes) });
         }
+        let parts = if n.is_multiple_of(self.parts) { self.parts } else { 1 };
+        let part = n / parts;
+        let whole = Arc::new(Whole::of(&batch, parts));
         let device = self.device.training();
-        let images = Tensor::from_data(TensorData::new(images, shape), &device);
         let Network::Dynunet(config) = &self.network;
         let mut dropout = Dropout::new(config.dropout, self.seed, self.state.steps);
-        let heads = self.net.forward_heads(images, &mut dropout);
-        let batch = Labels { labels, n, classes: self.classes, size };
-        let loss = self.loss.of_heads(heads, &batch);
-        let value = weights::values(loss.clone())?[0];
-        if value.is_finite() {
-            let grads = loss.backward();
-            match self.optimiser.step(self.net.clone(), grads, lr, &mut self.state) {
-                Some(net) => self.net = net,
-                None => return Ok(f32::NAN),
+        let (mut value, mut grads) = (0.0, Grads::default());
+        let pixels = images.len() / parts;
+        let mut left = images;
+        for (p, labels) in labels.chunks_exact(part * size.count()).enumerate() {
+            // The whole batch is moved, not copied, where it is one part.
+            let rest = if p + 1 < parts { left.split_off(pixels) } else { Vec::new() };
+            let images = Tensor::from_data(
+                TensorData::new(std::mem::replace(&mut left, rest), [part, shape[1], shape[2], shape[3], shape[4]]),
+                &device,
+            );
+            let heads = self.net.forward_heads(images, &mut dropout);
+            let loss = self.now.of_heads(heads, &Labels { labels, n: part, ..batch }, &whole);
+            value += weights::values(loss.clone())?[0];
+            if !value.is_finite() {
+                return Ok(None);
             }
+            grads.add(&self.net, loss.backward());
         }
-        Ok(value)
+        Ok(Some((value, grads)))
     }
 
     /// The logits of every head in train mode (dropout off), each [n, class, z, y, x] at full size: coarse heads are copied up by nearest
@@ -123,9 +179,10 @@ impl Trainer {
             .collect()
     }
 
-    /// The network as it is now, for inference.
+    /// The network as it is now, for inference; with `ema` the average of its weights.
     pub fn predictor(&self) -> Predictor {
-        Predictor::of(&self.network, self.net.valid(), self.channels, self.classes, &self.device)
+        let net = optimiser::averaged(self.net.valid(), &self.state);
+        Predictor::of(&self.network, net, self.channels, self.classes, &self.device)
     }
 
     /// Writes `weights.safetensors` and `optimiser.safetensors` into `dir`. Equal states give equal bytes.
@@ -136,9 +193,9 @@ impl Trainer {
         let mut memory = Weights::from([(STEPS.to_string(), count(self.state.steps))]);
         for (name, m) in &self.state.memory {
             let shape = params[name].shape.clone();
-            memory.insert(format!("first.{name}"), Weight { shape: shape.clone(), values: weights::values(m.first.clone())? });
-            if let Some(second) = &m.second {
-                memory.insert(format!("second.{name}"), Weight { shape, values: weights::values(second.clone())? });
+            let kept = [("first", Some(&m.first)), ("second", m.second.as_ref()), ("average", m.average.as_ref())];
+            for (kind, tensor) in kept.into_iter().filter_map(|(kind, t)| Some((kind, t?))) {
+                memory.insert(format!("{kind}.{name}"), Weight { shape: shape.clone(), values: weights::values(tensor.clone())? });
             }
         }
         weights::write(&dir.join(OPTIMISER), &memory)?;
@@ -158,20 +215,21 @@ impl Trainer {
         let net = weights::load(self.net.clone(), params, &weights_path.display().to_string())?;
         let shapes: Weights = weights::collect(&net)?;
         let mut state = State { steps, ..State::default() };
+        let mut found: BTreeMap<String, [Option<Tensor<1>>; 3]> = BTreeMap::new();
         for (name, w) in memory {
             let (kind, param) = name.split_once('.').unwrap_or(("", &name));
-            if shapes.get(param).is_none_or(|p| p.shape != w.shape) || !matches!(kind, "first" | "second") {
+            let kind = ["first", "second", "average"].iter().position(|k| *k == kind);
+            let (Some(kind), true) = (kind, shapes.get(param).is_some_and(|p| p.shape == w.shape)) else {
                 return Err(Error::Model { why: format!("{}: {name} belongs to no parameter of this network", optimiser_path.display()) });
-            }
+            };
             let length = w.values.len();
-            let value = Tensor::<1>::from_data(TensorData::new(w.values, [length]), &self.device.burn);
-            // In name order every `first.…` comes before every `second.…`.
-            match (kind, state.memory.get_mut(param)) {
-                ("second", Some(m)) => m.second = Some(value),
-                _ => {
-                    state.memory.insert(param.into(), Memory { first: value, second: None });
-                }
-            }
+            found.entry(param.into()).or_default()[kind] = Some(Tensor::from_data(TensorData::new(w.values, [length]), &self.device.burn));
+        }
+        for (param, [first, second, average]) in found {
+            let Some(first) = first else {
+                return Err(Error::Model { why: format!("{}: what is remembered of {param} is not whole", optimiser_path.display()) });
+            };
+            state.memory.insert(param, Memory { first, second, average });
         }
         (self.net, self.state) = (net, state);
         Ok(())
@@ -214,12 +272,15 @@ mod tests {
     use super::*;
 
     fn trainer(dropout: f64, seed: u64) -> Trainer {
+        with(dropout, seed, json!({ "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0 }))
+    }
+
+    fn with(dropout: f64, seed: u64, optimiser: serde_json::Value) -> Trainer {
         let network = json!({
             "kind": "dynunet", "filters": [4, 8, 12], "kernel_size": [[1, 3, 3], 3, 3], "strides": [1, [1, 2, 2], 2],
             "res_block": true, "trans_bias": true, "deep_supervision": 1, "dropout": dropout,
         });
         let loss = json!({ "dice": 0.7, "focal": 0.3, "cross_entropy": 0.1, "boundary": 0.01 });
-        let optimiser = json!({ "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0 });
         let from = |v| serde_json::from_value(v);
         Trainer::new(
             &from(network).unwrap(),
@@ -297,18 +358,98 @@ mod tests {
 
     #[test]
     fn a_resumed_training_goes_on_as_if_never_stopped() {
-        let mut whole = trainer(0.2, 7);
-        let losses = steps(&mut whole, 0..6);
-        let mut first = trainer(0.2, 7);
-        let mut resumed_losses = steps(&mut first, 0..3);
+        for optimiser in [json!({ "lr": 0.01, "ema": 0.9 }), json!({ "kind": "sgd", "lr": 0.01, "ema": 0.5, "clip_norm": 0.5 })] {
+            let fresh = || {
+                let mut t = with(0.2, 7, optimiser.clone());
+                t.accumulate(2);
+                t
+            };
+            let mut whole = fresh();
+            let losses = steps(&mut whole, 0..6);
+            let mut first = fresh();
+            let mut resumed_losses = steps(&mut first, 0..3);
+            let dir = tempfile::tempdir().unwrap();
+            first.save(dir.path()).unwrap();
+            let mut second = fresh();
+            second.load(dir.path()).unwrap();
+            assert_eq!(second.steps(), 3);
+            resumed_losses.extend(steps(&mut second, 3..6));
+            assert_eq!(losses, resumed_losses);
+            assert!(bytes(&whole) == bytes(&second));
+            let (images, _) = batch(0);
+            let say = |t: &Trainer| t.predictor().forward(images.clone(), 2, SIZE).unwrap();
+            assert!(say(&whole) == say(&second), "the average goes on as well");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_batch_add_up_to_the_whole() {
+        let run = |parts: usize| {
+            let mut t = with(0.0, 7, json!({ "lr": 0.01, "clip_norm": 1.0 }));
+            t.loss.class_weights = Some(vec![0.3, 1.0, 2.0]);
+            t.ignore(Some(3));
+            t.accumulate(parts);
+            t.begin_epoch(0);
+            let losses: Vec<f32> = (0..3)
+                .map(|step| {
+                    let (images, mut labels) = batch(step);
+                    // One patch has many voxels that do not count, the other few.
+                    labels[..SIZE.count() / 2].fill(3);
+                    t.step(images, &labels, 2, SIZE, 0.01).unwrap()
+                })
+                .collect();
+            let weights: Vec<f32> = weights::collect(&t.net).unwrap().into_values().flat_map(|w| w.values).collect();
+            (losses, weights)
+        };
+        let (whole, parts) = (run(1), run(2));
+        let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst(&whole.0, &parts.0) < 1e-6, "{:?} and {:?}", whole.0, parts.0);
+        // AdamW divides by the root of what it has seen: gradients near 0 move weights by rounding alone, so the bound is that of three rates.
+        assert!(worst(&whole.1, &parts.1) < 1e-3, "weights differ by {}", worst(&whole.1, &parts.1));
+    }
+
+    #[test]
+    fn gradients_of_parts_are_those_of_the_whole() {
+        let gradients = |parts: usize| {
+            let mut t = trainer(0.0, 7);
+            t.accumulate(parts);
+            let (images, labels) = batch(1);
+            t.gradients(images, &labels, 2, SIZE).unwrap().unwrap().1
+        };
+        let (whole, parts) = (gradients(1), gradients(2));
+        let norm = whole.norm().unwrap();
+        let off = whole.minus(&parts).norm().unwrap();
+        assert!(off < 1e-6 * norm.max(1.0), "off by {off} of {norm}");
+    }
+
+    #[test]
+    fn the_average_of_the_weights_is_that_of_torch() {
+        let mut t = with(0.0, 7, json!({ "lr": 0.01, "ema": 0.75 }));
+        let weights = |t: &Trainer| weights::collect(&t.net).unwrap()["output_block.conv.conv.bias"].values.clone();
+        let mut average: Vec<f32> = Vec::new();
+        for step in 0..4 {
+            steps(&mut t, step..step + 1);
+            let now = weights(&t);
+            average = if step == 0 { now } else { average.iter().zip(&now).map(|(a, w)| a * 0.75 + w * 0.25).collect() };
+        }
         let dir = tempfile::tempdir().unwrap();
-        first.save(dir.path()).unwrap();
-        let mut second = trainer(0.2, 7);
-        second.load(dir.path()).unwrap();
-        assert_eq!(second.steps(), 3);
-        resumed_losses.extend(steps(&mut second, 3..6));
-        assert_eq!(losses, resumed_losses);
-        assert!(bytes(&whole) == bytes(&second));
+        let file = dir.path().join(WEIGHTS);
+        t.predictor().save(&file).unwrap();
+        let kept = weights::read(&file, 1 << 20).unwrap()["output_block.conv.conv.bias"].values.clone();
+        assert!(kept.iter().zip(&average).all(|(a, b)| (a - b).abs() < 1e-7), "{kept:?} instead of {average:?}");
+        assert!(kept != weights(&t));
+    }
+
+    #[test]
+    fn a_patch_that_is_not_finite_is_named_and_changes_nothing() {
+        let mut t = trainer(0.0, 7);
+        let before = bytes(&t);
+        let (mut images, labels) = batch(0);
+        let place = images.len() - 5;
+        images[place] = f32::INFINITY;
+        assert!(t.step(images.clone(), &labels, 2, SIZE, 0.01).unwrap().is_nan());
+        assert!(bytes(&t) == before);
+        assert_eq!(t.offenders(&images, &labels, 2, SIZE).unwrap(), [1]);
     }
 
     #[test]

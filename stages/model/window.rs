@@ -1,12 +1,10 @@
-//! Sliding-window inference, as MONAI's `sliding_window_inference`: a grid of overlapping windows, blended where they overlap.
-//! Memory: the image, one weighted sum a class and one weight map; never all windows at once.
+//! The windows of sliding-window inference: where they lie, and what their voxels weigh where they overlap.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::Zyx;
 use voxmill_schemas::region::window_starts;
 
-use crate::error::Error;
 use crate::stage::Finding;
 
 /// How a large image is looked at piece by piece.
@@ -27,6 +25,9 @@ pub struct Window {
     /// σ of the Gaussian as a share of the window (MONAI's `sigma_scale`).
     #[serde(default = "eighth")]
     pub sigma_scale: f64,
+    /// Voxels around a window that the network reads beside it.
+    #[serde(skip, default = "none")]
+    pub margin: Zyx<usize>,
 }
 
 /// Weight of a window's voxels.
@@ -48,6 +49,10 @@ fn one() -> usize {
     1
 }
 
+fn none() -> Zyx<usize> {
+    Zyx::splat(0)
+}
+
 fn eighth() -> f64 {
     0.125
 }
@@ -55,7 +60,12 @@ fn eighth() -> f64 {
 impl Window {
     /// Windows of `size` with MONAI's defaults, blended by a Gaussian, one at a time.
     pub fn of(size: Zyx<usize>) -> Self {
-        Self { size, overlap: quarter(), blend: Blend::Gaussian, batch: one(), sigma_scale: eighth() }
+        Self { size, overlap: quarter(), blend: Blend::Gaussian, batch: one(), sigma_scale: eighth(), margin: none() }
+    }
+
+    /// Voxels that the network reads for one window.
+    pub fn read_size(&self) -> Zyx<usize> {
+        self.size.zip(self.margin).map(|(n, m)| n.saturating_add(m.saturating_mul(2)))
     }
 
     /// Values that make no window.
@@ -115,135 +125,15 @@ impl Window {
         out
     }
 
-    /// Bytes that `slide` holds beside the image: sums, weights and a batch of windows.
+    /// Bytes that `slide_layers` holds: a layer of the image, sums, weights and a batch of windows.
     pub fn bytes(&self, size: Zyx<usize>, channels: usize, classes: usize) -> u64 {
         let voxels = |s: Zyx<usize>| s.to_array().iter().fold(1u64, |a, n| a.saturating_mul(*n as u64));
-        let padded = voxels(size.zip(self.size).map(|(n, roi)| n.max(roi)));
-        let sums = padded.saturating_mul(classes as u64 + 1);
-        let windows = voxels(self.size).saturating_mul((self.batch.max(1) * (channels + classes) + 1) as u64);
-        sums.saturating_add(windows).saturating_mul(4)
-    }
-}
-
-/// Looks at the whole image window by window and gives its logits, [class, z, y, x].
-/// - image: [channel, z, y, x]; where it is smaller than the window it is padded with 0 on both sides, the larger half after
-/// - predict: windows [n, channel, window] and n → logits [n, class, window]; an error (a cancelled run, say) ends the slide
-pub fn slide(
-    image: &[f32],
-    channels: usize,
-    size: Zyx<usize>,
-    classes: usize,
-    window: &Window,
-    predict: &mut dyn FnMut(Vec<f32>, usize) -> Result<Vec<f32>, Error>,
-) -> Result<Vec<f32>, Error> {
-    if let Some(f) = window.findings().into_iter().next() {
-        return Err(Error::Model { why: format!("{}: {}; {}", f.field, f.message, f.help) });
-    }
-    let voxels = size.checked_count().filter(|v| *v > 0 && v.checked_mul(channels) == Some(image.len()));
-    let Some(voxels) = voxels else {
-        return Err(Error::Model { why: format!("{} values for an image of {channels} channel(s) and {size} voxels", image.len()) });
-    };
-    let roi = window.size;
-    let padded = size.zip(roi).map(|(n, r)| n.max(r));
-    let before = padded.zip(size).map(|(p, n)| (p - n) / 2);
-    let weight = window.importance();
-    // Sums lie on the image's own grid: what falls on padding is never kept.
-    let mut sums = vec![0f32; classes * voxels];
-    let mut weights = vec![0f32; voxels];
-    for batch in window.starts(size).chunks(window.batch) {
-        let mut patches = vec![0f32; batch.len() * channels * roi.count()];
-        for (patch, start) in patches.chunks_exact_mut(channels * roi.count()).zip(batch) {
-            for_rows(size, before, *start, roi, |inside, outside, length| {
-                for c in 0..channels {
-                    let from = &image[c * voxels + outside..][..length];
-                    patch[c * roi.count() + inside..][..length].copy_from_slice(from);
-                }
-            });
-        }
-        let logits = predict(patches, batch.len())?;
-        if logits.len() != batch.len() * classes * roi.count() {
-            return Err(Error::Model { why: format!("{} logits for {} windows of {classes} classes", logits.len(), batch.len()) });
-        }
-        for (logits, start) in logits.chunks_exact(classes * roi.count()).zip(batch) {
-            for_rows(size, before, *start, roi, |inside, outside, length| {
-                let w = &weight[inside..][..length];
-                for (sum, w) in weights[outside..][..length].iter_mut().zip(w) {
-                    *sum += w;
-                }
-                for c in 0..classes {
-                    let from = &logits[c * roi.count() + inside..][..length];
-                    for ((sum, v), w) in sums[c * voxels + outside..][..length].iter_mut().zip(from).zip(w) {
-                        *sum += v * w;
-                    }
-                }
-            });
-        }
-    }
-    for class in sums.chunks_exact_mut(voxels) {
-        for (sum, w) in class.iter_mut().zip(&weights) {
-            *sum /= w;
-        }
-    }
-    Ok(sums)
-}
-
-/// Calls `f(offset in the window, offset in the image, length)` for every row that window and image share.
-fn for_rows(size: Zyx<usize>, before: Zyx<usize>, start: Zyx<usize>, roi: Zyx<usize>, mut f: impl FnMut(usize, usize, usize)) {
-    // Along one axis: first shared voxel in the window, in the image, and how many there are.
-    let share = |n: usize, before: usize, start: usize, roi: usize| {
-        let first = before.max(start);
-        let end = (before + n).min(start + roi);
-        (first - start, first - before, end.saturating_sub(first))
-    };
-    let (wz, iz, nz) = share(size.z, before.z, start.z, roi.z);
-    let (wy, iy, ny) = share(size.y, before.y, start.y, roi.y);
-    let (wx, ix, nx) = share(size.x, before.x, start.x, roi.x);
-    for z in 0..nz {
-        for y in 0..ny {
-            f(((wz + z) * roi.y + wy + y) * roi.x + wx, ((iz + z) * size.y + iy + y) * size.x + ix, nx);
-        }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn window(size: Zyx<usize>) -> Window {
-        Window { batch: 3, ..Window::of(size) }
-    }
-
-    #[test]
-    fn a_predictor_that_copies_gives_the_image_back() {
-        let size = Zyx::new(7, 20, 33);
-        let image: Vec<f32> = (0..size.count()).map(|v| (v % 101) as f32).collect();
-        let out = slide(&image, 1, size, 1, &window(Zyx::new(8, 8, 16)), &mut |w, _| Ok(w)).unwrap();
-        assert_eq!(out.len(), image.len());
-        assert!(out.iter().zip(&image).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs().max(1.0)));
-    }
-
-    #[test]
-    fn batches_do_not_change_the_result() {
-        let size = Zyx::new(9, 9, 9);
-        let image: Vec<f32> = (0..size.count()).map(|v| (v * v % 13) as f32).collect();
-        let run = |batch| {
-            let w = Window { batch, ..window(Zyx::splat(4)) };
-            slide(&image, 1, size, 2, &w, &mut |x, n| {
-                let per = x.len() / n;
-                Ok(x.chunks_exact(per)
-                    .flat_map(|p| p.iter().map(|v| v * 2.0).chain(p.iter().map(|v| v + 1.0)).collect::<Vec<_>>())
-                    .collect())
-            })
-            .unwrap()
-        };
-        assert_eq!(run(1), run(7));
-    }
-
-    #[test]
-    fn nonsense_is_refused_before_the_first_window() {
-        let bad = Window { overlap: 1.0, ..window(Zyx::splat(4)) };
-        assert!(slide(&[0.0; 64], 1, Zyx::splat(4), 1, &bad, &mut |w, _| Ok(w)).is_err());
-        assert!(slide(&[0.0; 63], 1, Zyx::splat(4), 1, &window(Zyx::splat(4)), &mut |w, _| Ok(w)).is_err());
+        let padded = size.zip(self.size).map(|(n, roi)| n.max(roi));
+        let layer = |z: usize| voxels(Zyx { z, ..padded });
+        let held = layer(self.size.z)
+            .saturating_mul(2 * classes as u64 + 1)
+            .saturating_add(layer(self.read_size().z).saturating_mul(channels as u64));
+        let windows = voxels(self.read_size()).saturating_mul((self.batch.max(1) * (channels + classes) + 1) as u64);
+        held.saturating_add(windows).saturating_mul(4)
     }
 }

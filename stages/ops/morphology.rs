@@ -87,6 +87,35 @@ pub fn largest_component(mask: &[u8], size: Zyx<usize>, near: Neighbours) -> Vec
     labels.iter().map(|l| (*l == best as u32 + 1) as u8).collect()
 }
 
+/// Keeps the largest component of a class and makes the others background (MONAI `KeepLargestConnectedComponent`); the first one on a tie.
+///
+/// - labels: `[z, y, x]` class ids
+pub fn keep_largest(labels: &mut [u8], class: u8, size: Zyx<usize>, near: Neighbours) {
+    let mask: Vec<u8> = labels.iter().map(|l| (*l == class) as u8).collect();
+    let kept = largest_component(&mask, size, near);
+    labels.iter_mut().zip(&kept).filter(|(l, kept)| **l == class && **kept == 0).for_each(|(l, _)| *l = 0);
+}
+
+/// Gives background that a class encloses to that class: what no way over neighbours leads to from the border of the array without crossing the class
+/// (MONAI `FillHoles`, which takes other classes inside as well; here they stay).
+///
+/// - labels: `[z, y, x]` class ids
+pub fn fill_holes(labels: &mut [u8], class: u8, size: Zyx<usize>, near: Neighbours) {
+    let rest: Vec<u8> = labels.iter().map(|l| (*l != class) as u8).collect();
+    let (found, sizes) = components(&rest, size, near);
+    let mut is_open = vec![false; sizes.len() + 1];
+    is_open[0] = true;
+    for (row, line) in found.chunks_exact(size.x.max(1)).enumerate() {
+        let (z, y) = (row / size.y, row % size.y);
+        if z == 0 || y == 0 || z + 1 == size.z || y + 1 == size.y {
+            line.iter().for_each(|n| is_open[*n as usize] = true);
+        } else {
+            [line[0], line[line.len() - 1]].into_iter().for_each(|n| is_open[n as usize] = true);
+        }
+    }
+    labels.iter_mut().zip(&found).filter(|(l, n)| **l == 0 && !is_open[**n as usize]).for_each(|(l, _)| *l = class);
+}
+
 fn root(parent: &mut [u32], mut i: u32) -> u32 {
     while parent[i as usize] != i {
         parent[i as usize] = parent[parent[i as usize] as usize];
@@ -151,6 +180,25 @@ mod tests {
                 prop_assert_eq!(labels.iter().filter(|l| **l == k as u32 + 1).count(), *n);
             }
         }
+    }
+
+    #[test]
+    fn other_classes_and_open_bays_stay_where_a_class_is_cleaned() {
+        // Class 1: a ring with a hole and class 2 in it, a bay that is open by a corner, and a speck. Slices of other voxels lie above and below.
+        let size = Zyx::new(3, 5, 9);
+        let ring = "111110000 101210000 111111110 000010010 001010101".replace(' ', "");
+        let mut labels: Vec<u8> = [&"1".repeat(45), &ring, &"1".repeat(45)].iter().flat_map(|s| s.bytes().map(|b| b - b'0')).collect();
+        labels[45 + 4 * 9 + 2] = 1;
+        let middle = |l: &[u8]| l[45..90].iter().map(|v| v.to_string()).collect::<String>();
+        let mut filled = labels.clone();
+        fill_holes(&mut filled, 1, size, Neighbours::All);
+        assert_eq!(middle(&filled)[9..14], *"11121", "the hole is filled and class 2 stays");
+        assert_eq!(middle(&filled)[27..36], *"000010010", "what reaches the border is no hole");
+        let flat = Zyx::new(1, 5, 9);
+        let mut alone: Vec<u8> = ring.bytes().map(|b| b - b'0').collect();
+        keep_largest(&mut alone, 1, flat, Neighbours::Faces);
+        assert_eq!(middle(&[vec![0; 45], alone.clone()].concat())[36..45], *"000010000", "specks go");
+        assert_eq!(alone[9 + 3], 2, "another class is nobody's speck");
     }
 
     #[test]

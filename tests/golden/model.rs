@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use voxmill_schemas::geometry::Zyx;
-use voxmill_stages::model::loss::{self, Labels};
+use voxmill_stages::model::loss::{self, FocalAlpha, Labels};
 use voxmill_stages::model::{Device, Loss, Network, Optimiser, Predictor, Schedule, Trainer, Window, slide, squeeze_excitation};
 
 use crate::read::{Tensor, cases, folder, tensors};
@@ -147,22 +147,42 @@ fn losses_agree_with_monai() {
             "DiceFocal" => json!({ "dice": lambda("lambda_dice"), "focal": lambda("lambda_focal") }),
             "DiceCE" => json!({ "dice": lambda("lambda_dice"), "cross_entropy": lambda("lambda_ce") }),
             "Boundary" => json!({ "boundary": 1 }),
+            "HausdorffDT" | "Hausdorff" => json!({ "hausdorff": 1 }),
             "GeneralizedDice" | "GeneralizedDiceLoss" => json!({ "generalised_dice": 1 }),
             "Tversky" => json!({ "tversky": 1 }),
             "CrossEntropy" => json!({ "cross_entropy": 1 }),
             _ => panic!("{}: a loss that nobody compares: {text}", name(&case)),
         };
-        let mut loss: Loss = serde_json::from_value(weights).expect("a loss");
-        loss.gamma = number(&case, "gamma", 2.0);
-        loss.smooth = number(&case, "smooth", 1e-5);
-        (loss.alpha, loss.beta) = (number(&case, "alpha", 0.5), number(&case, "beta", 0.5));
-        let flag = |key: &str| case.get(key).and_then(Value::as_bool).unwrap_or(false);
-        (loss.jaccard, loss.batch) = (flag("jaccard"), flag("batch"));
-        loss.class_weights = case.get("weight").and_then(Value::as_array).map(|w| w.iter().filter_map(Value::as_f64).collect());
-        loss.include_background = case.get("include_background").and_then(Value::as_bool).unwrap_or(false);
         let shape = &golden["logits"].shape;
-        let target = labels(&golden["target"]);
-        let batch = Labels { labels: &target, n: shape[0], classes: shape[1], size: spatial(shape) };
+        let classes = shape[1];
+        let flag = |key: &str| case.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let mut loss: Loss = serde_json::from_value(weights).expect("a loss");
+        loss.include_background = flag("include_background");
+        // MONAI's lists leave out the background where it does not count.
+        let list = |key: &str| -> Option<Vec<f64>> {
+            let list: Vec<f64> = case.get(key)?.as_array()?.iter().filter_map(Value::as_f64).collect();
+            Some(if list.len() + 1 == classes { [1.0].into_iter().chain(list).collect() } else { list })
+        };
+        loss.gamma = number(&case, "gamma", 2.0);
+        loss.smooth = number(&case, "smooth_dr", number(&case, "smooth", 1e-5));
+        loss.smooth_above = Some(number(&case, "smooth_nr", number(&case, "smooth", 1e-5)));
+        match kind {
+            "Tversky" => (loss.alpha, loss.beta) = (number(&case, "alpha", 0.5), number(&case, "beta", 0.5)),
+            _ if kind.starts_with("Hausdorff") => loss.hausdorff_power = number(&case, "alpha", 2.0),
+            _ => loss.focal_alpha = list("alpha").map(FocalAlpha::Each).or(case.get("alpha").and_then(Value::as_f64).map(FocalAlpha::Same)),
+        }
+        (loss.jaccard, loss.batch, loss.squared) = (flag("jaccard"), flag("batch"), flag("squared_pred"));
+        loss.label_smoothing = number(&case, "label_smoothing", 0.0);
+        loss.class_weights = list("weight");
+        if let Some(v) = case.get("w_type") {
+            loss.generalised_weights = serde_json::from_value(v.clone()).expect("square, simple or uniform");
+        }
+        if let Some(v) = case.get("reduction") {
+            loss.reduction = serde_json::from_value(v.clone()).expect("mean or sum");
+        }
+        let ignored = case.get("ignore_index").and_then(Value::as_i64);
+        let target: Vec<u8> = golden["target"].values.iter().map(|v| if ignored == Some(*v as i64) { 255 } else { *v as u8 }).collect();
+        let batch = Labels { labels: &target, n: shape[0], classes, size: spatial(shape), ignore: ignored.map(|_| 255) };
         let (value, gradient) = loss::value_and_gradient(&loss, &golden["logits"].f32(), &batch, &Device::cpu()).expect("a loss");
         assert_close(name(&case), &[value], &golden["loss"]);
         assert_close(&format!("{} gradient", name(&case)), &gradient, &golden["grad"]);
@@ -172,19 +192,28 @@ fn losses_agree_with_monai() {
 #[test]
 fn schedule_agrees_with_pytorch() {
     for case in cases("schedule_") {
-        let schedule = if name(&case).contains("poly") {
-            Schedule::Poly { power: number(&case, "power", 0.9) }
-        } else {
-            assert!(name(&case).contains("cosine_warm_restarts"), "{} is a schedule that nobody compares", name(&case));
-            Schedule::CosineWarmRestarts {
-                t0: number(&case, "T_0", 1.0),
-                t_mult: number(&case, "T_mult", 1.0),
-                min_lr: number(&case, "eta_min", 0.0),
-            }
+        let given = |keys: &[(&str, &str)]| -> Value {
+            let found = keys.iter().filter_map(|(theirs, ours)| Some((ours.to_string(), case.get(theirs)?.clone())));
+            Value::Object(found.collect())
         };
-        let golden = &tensors(name(&case))["lr_per_epoch"];
-        let got: Vec<f32> =
-            (0..golden.values.len()).map(|e| schedule.lr(number(&case, "lr", 0.0), e as f64, golden.values.len()) as f32).collect();
+        let config = match name(&case) {
+            n if n.contains("poly") => json!({ "poly": given(&[("power", "power")]) }),
+            n if n.contains("one_cycle") || n.contains("onecycle") => json!({ "one_cycle": given(&[
+                ("pct_start", "pct_start"), ("anneal_strategy", "anneal"), ("div_factor", "div_factor"),
+                ("final_div_factor", "final_div_factor"), ("three_phase", "three_phase"),
+            ]) }),
+            n if n.contains("cosine_warm_restarts") => {
+                json!({ "cosine_warm_restarts": given(&[("T_0", "t0"), ("T_mult", "t_mult"), ("eta_min", "min_lr")]) })
+            }
+            n if n.contains("cosine") => json!({ "cosine": given(&[("eta_min", "min_lr")]) }),
+            n => panic!("{n} is a schedule that nobody compares"),
+        };
+        let schedule: Schedule = serde_json::from_value(config).expect("a schedule");
+        let tensors = tensors(name(&case));
+        let golden = tensors.get("lr_per_epoch").or(tensors.get("lr_per_step")).expect("rates");
+        let lr = number(&case, "max_lr", number(&case, "lr", 0.0));
+        let total = number(&case, "total_steps", number(&case, "total_iters", number(&case, "T_max", golden.values.len() as f64)));
+        let got: Vec<f32> = (0..golden.values.len()).map(|e| schedule.lr(lr, e as f64, 1.0, total) as f32).collect();
         assert_close(name(&case), &got, golden);
     }
 }

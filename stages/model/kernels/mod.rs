@@ -18,7 +18,7 @@ use lines::ConvShape;
 pub use loss::HeadLoss;
 
 /// True for tensors on the CPU.
-pub fn is_on_cpu(x: &Tensor<5>) -> bool {
+pub fn is_on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
 }
 
