@@ -42,7 +42,7 @@ pub fn archive(a: &DeidentifyArgs, cancel: &AtomicBool) -> Result<u8, Fault> {
     crate::convert::secrets_apart(a.key_file.as_deref().filter(|_| a.new_key), a.name_file.as_deref(), &a.archive, &[("OUT", &a.out)])?;
     crate::convert::not_empty(&a.archive)?;
     let names = crate::convert::key(a.key_env.as_deref(), key_file.as_deref(), a.new_key)?;
-    let found = walk::walk(&a.archive).map_err(Error::io("read", &a.archive))?;
+    let found = walk::names(&a.archive).map_err(Error::io("read", &a.archive))?;
     let step = |_| if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) };
     let mut seen = survey::of(found, &names, None, a.name_file.is_some(), &step)?;
     if let Some(file) = &a.name_file {

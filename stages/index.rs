@@ -9,11 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use voxmill_schemas::artifact::{Kind, Scope};
-use voxmill_schemas::tables::{InstanceRow, Row, SeriesRow};
+use voxmill_schemas::tables::{FileRow, InstanceRow, Row, SeriesRow};
 
 use crate::dicom::names::Names;
 use crate::dicom::survey::{self, Survey};
-use crate::dicom::{keys, name_file, walk};
+use crate::dicom::{keys, memory, name_file, walk};
 use crate::error::Error;
 use crate::labels::LabelIndex;
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Quarantined, Rows, Stage};
@@ -88,11 +88,10 @@ impl Stage for Index {
     fn run(&self, _inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let names = self.names()?;
         let root = Path::new(&self.archive);
-        let found = walk::walk(root).map_err(|e| Error::Input {
-            what: self.place(),
-            found: no_folder(&e),
-            expected: "a folder with DICOM files".into(),
-        })?;
+        // What is remembered is told by how files stand; where nothing is, all are opened.
+        let found = if memory::is_there(cx.memo) { walk::walk(root) } else { walk::names(root) };
+        let found =
+            found.map_err(|e| Error::Input { what: self.place(), found: no_folder(&e), expected: "a folder with DICOM files".into() })?;
         let name_file = self.name_file.as_ref().map(Path::new);
         if let Some(file) = name_file {
             // Its memory stands in WORKSPACE/memo/NODE.
@@ -110,14 +109,18 @@ impl Stage for Index {
             let (what, found, expected) = (self.place(), made.nothing_usable(), survey::WANTED.into());
             return Err(Error::Nothing { what, found, expected });
         }
-        let (series, instances) = rayon::join(|| SeriesRow::to_batch(&made.series), || InstanceRow::to_batch(&made.instances));
+        let other_rows = || (SeriesRow::to_batch(&made.series), FileRow::to_batch(&made.files));
+        let (instances, (series, files)) = rayon::join(|| InstanceRow::to_batch(&made.instances), other_rows);
         let tables =
             Rows([(SeriesRow::TABLE, series), (InstanceRow::TABLE, instances)].map(|(name, batch)| (name.to_string(), batch)).into());
         let write_two = || tables.0.par_iter().try_for_each(|(name, batch)| table::write(cx.draft, name, batch));
-        let write_all = || rayon::join(write_two, || table::write_rows(cx.draft, &made.files));
-        let (content, (two, files)) = rayon::join(|| tables.content(), write_all);
+        let write_all = || rayon::join(write_two, || table::write(cx.draft, FileRow::TABLE, &files));
+        // The rows go while the tables are written: there are many.
+        let rows = &tables;
+        let tell = move || self.facts(&made, rows);
+        let (content, ((two, files), facts)) = rayon::join(|| tables.content(), || rayon::join(write_all, tell));
         two.and(files)?;
-        Ok(Facts { content: Some(content), ..self.facts(&made, &tables) })
+        Ok(Facts { content: Some(content), ..facts })
     }
 }
 

@@ -20,7 +20,7 @@ use voxmill_schemas::artifact::Manifest;
 use voxmill_schemas::tables::{ArtifactRow, CheckpointRow, EdgeRow, ExecutionRow, QuarantineRow, Row, RunRow, TrafficRow};
 use voxmill_stages::error::Error;
 use voxmill_stages::store::Counts;
-use voxmill_stages::table::{self, RecordBatch, Source};
+use voxmill_stages::table::{self, Beside, RecordBatch, Source};
 
 use self::compact::Live;
 pub use self::compact::compact;
@@ -83,7 +83,8 @@ impl Lineage {
         let run = unique_name();
         let lock = Live::begin(&folder, &run)?;
         let start = RunRow { run: run.clone(), started_ms: now_ms(), ended_ms: None, status: "running".into(), ..start };
-        write_run(&folder, &start)?;
+        let place = Beside::new(&path_of_run(&folder, &run))?;
+        let batch = RunRow::to_batch(std::slice::from_ref(&start));
         let state = State {
             buffers: Buffers::new(&folder),
             start,
@@ -104,7 +105,12 @@ impl Lineage {
         let theirs = shared.clone();
         let writer = std::thread::Builder::new()
             .name("lineage".into())
-            .spawn(move || write_in_time(&theirs))
+            .spawn(move || {
+                // The work need not wait for the disk.
+                let written = place.with_rows(&batch).and_then(|row| table::put_in_place(vec![row]));
+                theirs.lock().note(written);
+                write_in_time(&theirs);
+            })
             .map_err(Error::io("start", "the lineage thread"))?;
         Ok(Self { run, live: Some((shared, writer)), lock: Some(lock) })
     }
@@ -182,10 +188,7 @@ impl Lineage {
     pub fn finish(mut self, status: &str) -> Result<(), Error> {
         let Some(shared) = self.stop() else { return Ok(()) };
         let mut state = shared.lock();
-        state.flush();
-        state.merge(1);
-        let end = RunRow { ended_ms: Some(now_ms()), status: status.into(), device: state.device.take(), ..state.start.clone() };
-        let ended = write_run(&state.folder, &end);
+        let ended = state.close(status);
         drop(self.lock.take());
         if let Err(e) = compact(&state.folder) {
             tracing::warn!("files of lineage are not put together: {}", voxmill_stages::error::chain(&e));
@@ -233,11 +236,34 @@ fn write_in_time(shared: &Shared) {
 
 impl State {
     fn flush(&mut self) {
-        let run = &self.start.run;
-        let written: Vec<_> = self.buffers.all().into_iter().map(|b| b.flush(run)).collect();
+        let parts = self.parts();
+        let written = table::put_in_place(parts);
         self.flushed = Instant::now();
-        written.into_iter().for_each(|w| self.note(w));
+        self.note(written);
         self.merge(MERGED);
+    }
+
+    /// The rows that wait, not in their places yet. Those that cannot be written are given up, so that a full disk does not become full memory.
+    fn parts(&mut self) -> Vec<Beside> {
+        let run = &self.start.run;
+        let parts: Vec<_> = self.buffers.all().into_iter().map(|b| b.part(run)).collect();
+        let of_one = |part: Result<Option<Beside>, Error>| {
+            part.unwrap_or_else(|e| {
+                self.note(Err(e));
+                None
+            })
+        };
+        parts.into_iter().filter_map(of_one).collect()
+    }
+
+    /// What is left, and how the run ended: no run has ended before its rows are there.
+    fn close(&mut self, status: &str) -> Result<(), Error> {
+        let mut files = self.parts();
+        let end = RunRow { ended_ms: Some(now_ms()), status: status.into(), device: self.device.take(), ..self.start.clone() };
+        files.push(Beside::new(&path_of_run(&self.folder, &end.run))?.with_rows(&RunRow::to_batch(&[end]))?);
+        table::put_in_place(files)?;
+        self.merge(1);
+        Ok(())
     }
 
     fn merge(&mut self, at_least: usize) {
@@ -262,9 +288,8 @@ fn since(now: Counts, then: Counts) -> [i64; 3] {
     [more(now.ram_hits, then.ram_hits), more(now.nvme_hits, then.nvme_hits), more(now.disk_reads, then.disk_reads)]
 }
 
-fn write_run(folder: &Path, row: &RunRow) -> Result<(), Error> {
-    let path = folder.join(RunRow::TABLE).join(format!("{}.parquet", row.run));
-    table::write_durably(&path, &RunRow::to_batch(std::slice::from_ref(row)))
+fn path_of_run(folder: &Path, run: &str) -> PathBuf {
+    folder.join(RunRow::TABLE).join(format!("{run}.parquet"))
 }
 
 /// The Parquet files of a lineage table, oldest run first; small parts that a merged one stands for are left out.

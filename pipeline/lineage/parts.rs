@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use voxmill_schemas::tables::{ArtifactRow, CheckpointRow, EdgeRow, ExecutionRow, QuarantineRow, Row, TrafficRow};
 use voxmill_stages::error::Error;
-use voxmill_stages::table;
+use voxmill_stages::table::{self, Beside};
 
 pub struct Buffer<R> {
     folder: PathBuf,
@@ -17,8 +17,8 @@ pub struct Buffer<R> {
 /// What is done to the tables of a run whatever their rows are.
 pub trait Parts {
     fn n_rows(&self) -> usize;
-    /// Rows that cannot be written are given up, so that a full disk does not become full memory.
-    fn flush(&mut self, run: &str) -> Result<(), Error>;
+    /// The rows that wait, as a file that is not in its place yet.
+    fn part(&mut self, run: &str) -> Result<Option<Beside>, Error>;
     /// Puts the small parts together where there are `at_least` that many (and more than one).
     fn merge(&mut self, run: &str, at_least: usize) -> Result<(), Error>;
 }
@@ -34,24 +34,29 @@ impl<R: Row> Parts for Buffer<R> {
         self.rows.len()
     }
 
-    fn flush(&mut self, run: &str) -> Result<(), Error> {
+    fn part(&mut self, run: &str) -> Result<Option<Beside>, Error> {
         if self.rows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let rows = std::mem::take(&mut self.rows);
         let range = (self.next_part, self.next_part);
-        table::write_durably(&self.folder.join(part_name(run, range)), &R::to_batch(&rows))?;
+        let part = Beside::new(&self.folder.join(part_name(run, range)))?.with_rows(&R::to_batch(&rows))?;
         self.next_part += 1;
         self.small.push(range);
-        Ok(())
+        Ok(Some(part))
     }
 
     fn merge(&mut self, run: &str, at_least: usize) -> Result<(), Error> {
         if self.small.len() < at_least.max(2) {
             return Ok(());
         }
-        let parts = std::mem::take(&mut self.small);
         let path = |range: &(u32, u32)| self.folder.join(part_name(run, *range));
+        // One that could not be put in its place is not there.
+        let parts: Vec<_> = std::mem::take(&mut self.small).into_iter().filter(|range| path(range).is_file()).collect();
+        if parts.len() < 2 {
+            self.small = parts;
+            return Ok(());
+        }
         let mut rows = Vec::new();
         for range in &parts {
             let from = path(range);

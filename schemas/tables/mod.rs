@@ -49,14 +49,14 @@ trait Cell: Sized {
 }
 
 macro_rules! plain_cell {
-    ($t:ty, $array:ty, $data:expr, $read:expr) => {
+    ($t:ty, $array:ty, $data:expr, $read:expr, $lend:expr) => {
         impl Cell for $t {
             fn data_type() -> DataType {
                 $data
             }
             const NULLABLE: bool = false;
             fn array<'a>(cells: impl Iterator<Item = &'a Self>) -> ArrayRef {
-                Arc::new(<$array>::from_iter(cells.map(|c| Some(c.clone()))))
+                Arc::new(<$array>::from_iter(cells.map(|c| Some($lend(c)))))
             }
             fn at(array: &dyn Array, row: usize) -> Option<Self> {
                 let array = array.as_any().downcast_ref::<$array>()?;
@@ -69,7 +69,7 @@ macro_rules! plain_cell {
             }
             const NULLABLE: bool = true;
             fn array<'a>(cells: impl Iterator<Item = &'a Self>) -> ArrayRef {
-                Arc::new(<$array>::from_iter(cells.cloned()))
+                Arc::new(<$array>::from_iter(cells.map(|c| c.as_ref().map($lend))))
             }
             fn at(array: &dyn Array, row: usize) -> Option<Self> {
                 let array = array.as_any().downcast_ref::<$array>()?;
@@ -78,10 +78,10 @@ macro_rules! plain_cell {
         }
     };
 }
-plain_cell!(String, StringArray, DataType::Utf8, String::from);
-plain_cell!(i64, Int64Array, DataType::Int64, i64::from);
-plain_cell!(f64, Float64Array, DataType::Float64, f64::from);
-plain_cell!(bool, BooleanArray, DataType::Boolean, bool::from);
+plain_cell!(String, StringArray, DataType::Utf8, String::from, String::as_str);
+plain_cell!(i64, Int64Array, DataType::Int64, i64::from, i64::clone);
+plain_cell!(f64, Float64Array, DataType::Float64, f64::from, f64::clone);
+plain_cell!(bool, BooleanArray, DataType::Boolean, bool::from, bool::clone);
 
 macro_rules! list_cell {
     ($t:ty, $builder:ty) => {

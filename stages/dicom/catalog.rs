@@ -12,7 +12,7 @@ use super::classes::Class;
 use super::header::Header;
 use super::look::{Desk, Look};
 use super::names::Names;
-use super::pack::{Template, pack, unpack};
+use super::pattern::Pattern;
 use super::walk::{Found, Seen};
 use super::{directory, memory};
 use crate::error::Error;
@@ -62,19 +62,19 @@ pub struct Brief {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Packed(pub Box<[u8]>);
 
-/// (study, series) UIDs: what makes a series. A series UID that two studies use is two series. Its first header is the template of the others.
+/// (study, series) UIDs: what makes a series. A series UID that two studies use is two series. Its first header is the pattern of the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SeriesKey {
     pub study: String,
     pub series: String,
-    pub(super) template: Template,
+    pub(super) pattern: Pattern,
 }
 
 impl Catalog {
     /// The header of an entry; `None` where it has none.
     pub fn header(&self, e: &Entry) -> Option<Header> {
         let Outcome::Dicom(b) = &e.outcome else { return None };
-        unpack(&b.packed.0, &self.series.get(b.series as usize)?.template).ok()
+        self.series.get(b.series as usize)?.pattern.unpack(&b.packed.0).ok()
     }
 
     /// Where the file (or the container that it is in) stands.
@@ -83,15 +83,34 @@ impl Catalog {
     }
 }
 
-/// Looks at every file. `memo`: a folder for what may be lost, if it is to be kept. Ids are replaced by `names` before anything is kept; under another key the memory fits no
-/// file, and all is read anew.
-/// - `step`: told the bytes of every file that is opened; an error stops the work
+/// What is to be remembered of an archive for the next time.
+pub struct News<'a> {
+    memo: &'a Path,
+    names: &'a Names,
+    began_ns: i64,
+}
+
+/// Looks at every file, and remembers it: [`read`] and [`News::keep`].
 pub fn read_all(
     found: Found,
     names: &Names,
     memo: Option<&Path>,
     step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
 ) -> Result<Catalog, Error> {
+    let (catalog, news) = read(found, names, memo, step)?;
+    news.iter().for_each(|news| news.keep(&catalog));
+    Ok(catalog)
+}
+
+/// Looks at every file. `memo`: a folder for what may be lost, if it is to be kept. Ids are replaced by `names` before anything is kept; under another key
+/// the memory fits no file, and all is read anew.
+/// - `step`: told the bytes of every file that is opened; an error stops the work
+pub fn read<'a>(
+    found: Found,
+    names: &'a Names,
+    memo: Option<&'a Path>,
+    step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
+) -> Result<(Catalog, Option<News<'a>>), Error> {
     let (mut remembered, known) = memo.map(memory::recall).unwrap_or_default();
     let n_remembered = remembered.len();
     let series = SeriesList::new(known);
@@ -99,6 +118,7 @@ pub fn read_all(
     // An archive that is looked at for the first time is all new.
     let (mut new, maybe_known) = if n_remembered == 0 { (found.files, Vec::new()) } else { (Vec::new(), found.files) };
     for seen in maybe_known {
+        // A file that nobody has looked at is like none.
         let known = remembered.remove(&names.place(&seen.file)).filter(|r| r.stat == seen.stat);
         match known.and_then(|r| r.open(names, &seen.file)) {
             Some(found) => entries.extend(found.into_iter().map(|f| {
@@ -111,24 +131,33 @@ pub fn read_all(
     let has_news = !new.is_empty() || !remembered.is_empty() || n_remembered == 0;
     drop(remembered);
     let look = Look { root: &found.root, names, series: &series, step };
-    let begin = || (Desk::default(), Vec::with_capacity(FILES_AT_ONCE));
-    let of_some = new.into_par_iter().with_max_len(FILES_AT_ONCE).try_fold(begin, |(mut desk, mut out), seen| {
+    // What a thread learnt of a series serves whoever looks at the next files.
+    let desks = Mutex::new(Vec::new());
+    let desks = || desks.lock().expect("nothing panics while it is held");
+    let begin = || (desks().pop().unwrap_or_default(), Vec::with_capacity(FILES_AT_ONCE));
+    let of_some = new.into_par_iter().with_max_len(FILES_AT_ONCE).try_fold(begin, |(mut desk, mut out): (Desk, _), seen| {
         look.file(seen, &mut desk, &mut out)?;
         Ok((desk, out))
     });
-    let read: Vec<Vec<Entry>> = of_some.map(|read| read.map(|(_, out)| out)).collect::<Result<_, Error>>()?;
+    let end = |(desk, out)| {
+        desks().push(desk);
+        out
+    };
+    let read: Vec<Vec<Entry>> = of_some.map(|read| read.map(end)).collect::<Result<_, Error>>()?;
     entries.reserve(read.iter().map(Vec::len).sum());
     read.into_iter().for_each(|mut some| entries.append(&mut some));
     entries.par_sort_by(|a, b| a.seen.cmp(&b.seen));
-    let catalog = Catalog { root: found.root, entries, series: series.into_inner() };
-    if let Some(memo) = memo
-        && has_news
-        && let Err(e) = memory::remember(memo, names, &catalog, found.began_ns)
-    {
-        // A memory that cannot be kept costs the next run time, nothing else.
-        tracing::warn!(error = %e, "what was read of the archive is not remembered");
+    let news = memo.filter(|_| has_news).map(|memo| News { memo, names, began_ns: found.began_ns });
+    Ok((Catalog { root: found.root, entries, series: series.into_inner() }, news))
+}
+
+impl News<'_> {
+    pub fn keep(&self, catalog: &Catalog) {
+        if let Err(e) = memory::remember(self.memo, self.names, catalog, self.began_ns) {
+            // A memory that cannot be kept costs the next run time, nothing else.
+            tracing::warn!(error = %e, "what was read of the archive is not remembered");
+        }
     }
-    Ok(catalog)
 }
 
 /// Files that a DICOMDIR names and that are not there, relative to the archive, each once. They count as seen: somebody has seen them.
@@ -172,17 +201,17 @@ impl SeriesList {
         let mut list = self.lock();
         let (by_key, all) = &mut *list;
         let series = *by_key.entry(key).or_insert_with(|| {
-            all.push(SeriesKey { study: h.study.clone(), series: h.series.clone(), template: Template::of(h) });
+            all.push(SeriesKey { study: h.study.clone(), series: h.series.clone(), pattern: Pattern::of(h) });
             all.len() as u32 - 1
         });
-        // A microsecond under the lock; a copy of the template would take longer.
-        let packed = Packed(pack(h, &all[series as usize].template).into_boxed_slice());
+        // A microsecond under the lock; a copy of the pattern would take longer.
+        let packed = Packed(all[series as usize].pattern.pack(h).into_boxed_slice());
         Brief { series, class, packed }
     }
 
     /// The first header of a series, to pack others by without asking again.
-    pub fn template(&self, series: u32) -> Template {
-        self.lock().1[series as usize].template.clone()
+    pub fn pattern(&self, series: u32) -> Pattern {
+        self.lock().1[series as usize].pattern.clone()
     }
 
     fn into_inner(self) -> Vec<SeriesKey> {
@@ -200,7 +229,7 @@ mod tests {
     use crate::dicom::bytes::Source;
     use crate::dicom::header;
     use crate::dicom::phantom;
-    use crate::dicom::walk::walk;
+    use crate::dicom::walk::{self, Stat, walk};
 
     fn count_reads(root: &Path, memo: &Path) -> (u64, Catalog) {
         let n = AtomicU64::new(0);
@@ -252,6 +281,33 @@ mod tests {
             zip.write_all(bytes).unwrap();
         }
         zip.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn how_a_file_stands_is_known_when_it_was_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let slice = phantom_slice();
+        let files: [(&str, &[u8]); 6] = [
+            ("a.txt", b"none"),
+            ("empty", b""),
+            ("b.nii", b"by name"),
+            ("c.nii", b""),
+            ("s.dcm", &slice),
+            ("z.zip", &zip_of(&[("s", &slice)])),
+        ];
+        files.iter().for_each(|(name, bytes)| std::fs::write(root.path().join(name), bytes).unwrap());
+        let read = |found: Found| {
+            let c = read_all(found, &Names::Own, None, &|_| Ok(())).unwrap();
+            c.entries.into_iter().map(|e| (e.seen, e.outcome)).collect::<Vec<_>>()
+        };
+        let found = walk::names(root.path()).unwrap();
+        assert!(found.files.iter().all(|f| f.stat == Stat::UNKNOWN));
+        let by_name = read(found);
+        assert_eq!(by_name, read(walk(root.path()).unwrap()));
+        assert_eq!(by_name.len(), 6);
+        let found = walk::names(root.path()).unwrap();
+        std::fs::remove_file(root.path().join("s.dcm")).unwrap();
+        assert!(read(found).iter().any(|(seen, o)| seen.file == "s.dcm" && matches!(o, Outcome::Unreadable(_))));
     }
 
     #[test]

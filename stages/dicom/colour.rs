@@ -119,10 +119,10 @@ fn looked_up(s: &Samples, palette: &[Lut; 3], n: usize, is_signed: bool) -> Resu
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::dicom::header::Header;
+    use crate::dicom::header::Common;
 
     fn samples(bytes: &[u8], width: usize, is_planar: bool) -> Samples {
-        let h = Header { bits_stored: 8 * width as u32, high_bit: 8 * width as u32 - 1, ..Header::default() };
+        let h = Common { bits_stored: 8 * width as u32, high_bit: 8 * width as u32 - 1, ..Common::default() }.into();
         Samples { is_planar, ..Samples::as_stored(bytes.to_vec(), width, &h) }
     }
 

@@ -1,12 +1,12 @@
 //! Which tags a header is made of, and how: PS3.6 tags → [`Header`]. A new field of the header is asked for in `WANTED` and filled in here.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use dicom::core::Tag;
 use dicom::dictionary_std::tags as t;
 
 use super::bytes::Wrapping;
-use super::header::{Concatenation, FrameHeader, Header};
+use super::header::{Common, Concatenation, FrameHeader, Header};
 use super::identity::Identity;
 use super::level::Level;
 use super::mosaic::{self, BLOCKS, private};
@@ -185,7 +185,7 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         .unwrap_or_default();
     let identity = identity(&top, &charset);
     let coded_labels = if labels.is_empty() { Vec::new() } else { coded_labels(&top, &charset) };
-    let mut h = Header {
+    let common = Common {
         transfer_syntax: if s.transfer_syntax.is_empty() { shown } else { s.transfer_syntax }.into(),
         is_big_endian: s.is_big_endian,
         wrapping: Wrapping::None,
@@ -231,21 +231,17 @@ pub(super) fn header_of(bytes: &[u8], s: &scan::Scan) -> Header {
         dimension_pointers: top.items(t::DIMENSION_INDEX_SEQUENCE).map(|i| i.tag(t::DIMENSION_INDEX_POINTER).unwrap_or(0)).collect(),
         mosaic,
         refused,
-        frames,
-        pixel: s.pixel,
-        extended_offsets: top
-            .bytes(t::EXTENDED_OFFSET_TABLE)
-            .chunks_exact(8)
-            .map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")))
-            .collect(),
         references,
         referenced_instances,
         labels,
         hidden_labels: 0,
         identity,
         coded_labels,
-        ..Header::default()
+        ..Common::default()
     };
+    let extended_offsets = top.bytes(t::EXTENDED_OFFSET_TABLE).chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes")));
+    let mut h =
+        Header { common: Arc::new(common), frames, pixel: s.pixel, extended_offsets: extended_offsets.collect(), ..Header::default() };
     slice(&mut h, &top);
     h
 }

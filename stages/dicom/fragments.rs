@@ -109,6 +109,7 @@ mod tests {
     use dicom::core::value::PrimitiveValue;
     use dicom::dictionary_std::tags as t;
 
+    use super::super::header::Common;
     use super::super::write::{put, put_decimals};
     use super::super::{made, multiframe};
     use super::*;
@@ -126,7 +127,7 @@ mod tests {
             put(body);
         }
         let source = Source::of_raw(bytes);
-        let h = |n_frames| Header { n_frames, ..Header::default() };
+        let h = |n_frames| Header::from(Common { n_frames, ..Common::default() });
         let got = frames(&source, 0, &h(2)).unwrap();
         assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
         assert!(frames(&source, 0, &h(1)).unwrap_err().contains("begin 2 codestreams"));
@@ -140,7 +141,7 @@ mod tests {
     #[test]
     fn a_million_empty_fragments_are_no_image() {
         let items = |n: usize| Source::of_raw([0xfe, 0xff, 0x00, 0xe0, 0, 0, 0, 0].repeat(n));
-        let h = |n_frames| Header { n_frames, ..Header::default() };
+        let h = |n_frames| Header::from(Common { n_frames, ..Common::default() });
         assert_eq!(frames(&items(1001), 0, &h(1000)).unwrap().len(), 1000);
         assert!(frames(&items(1 << 20), 0, &h(1 << 20)).unwrap_err().contains("almost nothing"));
     }

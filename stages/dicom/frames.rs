@@ -237,8 +237,11 @@ impl Opened<'_> {
             return self.native_bits(frame, &mut out).map(|()| out);
         }
         let is_packed = codec::packs_bits(&h.transfer_syntax);
-        let eights = Header { rows: 1, columns: n.div_ceil(8) as u32, ..h.clone() };
-        let bytes = Header { bits_allocated: 8, bits_stored: 8, high_bit: 7, ..if is_packed { eights } else { h.clone() } };
+        let mut bytes = h.clone();
+        (bytes.bits_allocated, bytes.bits_stored, bytes.high_bit) = (8, 8, 7);
+        if is_packed {
+            (bytes.rows, bytes.columns) = (1, n.div_ceil(8) as u32);
+        }
         let samples = self.decoded(frame, &bytes)?;
         if !is_packed {
             return Ok(samples.bytes.iter().map(|b| *b & 1).collect());

@@ -195,7 +195,7 @@ fn by_place(headers: &[Header], groups: Vec<Group>) -> Vec<Vec<Group>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::dicom::header::FrameHeader;
+    use crate::dicom::header::{Common, FrameHeader};
 
     fn slice(z: f64, number: i64) -> Header {
         let frame = FrameHeader {
@@ -204,7 +204,8 @@ mod tests {
             spacing_mm: Some([1.0, 1.0]),
             ..FrameHeader::default()
         };
-        Header { n_frames: 1, rows: 4, columns: 4, samples: 1, instance_number: Some(number), frames: vec![frame], ..Header::default() }
+        let common = Common { n_frames: 1, rows: 4, columns: 4, samples: 1, ..Common::default() };
+        Header { instance_number: Some(number), frames: vec![frame], ..common.into() }
     }
 
     fn sizes(headers: &[Header]) -> Vec<usize> {
@@ -317,7 +318,9 @@ mod tests {
         let part = |number: i64| {
             let frames = (0..4).map(|i| slice((number * 4 + i) as f64, 1).frames.remove(0)).collect();
             let concatenation = Some(Concatenation { uid: "1.2".into(), number, total: Some(3), offset: Some((number - 1) * 4) });
-            Header { n_frames: 4, frames, concatenation, ..slice(0.0, number) }
+            let mut h = Header { frames, ..slice(0.0, number) };
+            (h.n_frames, h.concatenation) = (4, concatenation);
+            h
         };
         assert_eq!(sizes(&[part(2), part(1), part(3)]), [12]);
         let refused = |parts: &[Header]| split(parts)[0].refused.clone().unwrap();

@@ -1,7 +1,9 @@
 //! The header of a DICOM file as plain data: all that grouping, geometry and pixel decoding ask for, and nothing that names a patient but PatientID.
 //! Multi-frame functional groups (PS3.3 C.7.6.16) are folded into one [`FrameHeader`] a frame, so that classic and enhanced files look alike below here.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
+use std::sync::Arc;
 
 use dicom::dictionary_std::tags as t;
 use serde::{Deserialize, Serialize};
@@ -13,15 +15,35 @@ use super::level::Level;
 use super::mosaic::Mosaic;
 use super::scan::{self, Element, Fault, PixelElement, Scan};
 
-/// A DICOM file up to its pixel data. Sizes are as the file states them: nothing is allocated by them here.
+/// A DICOM file up to its pixel data. Sizes are as the file states them: nothing is allocated by them here. What stands in [`Common`] is asked as if it
+/// stood here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Header {
+    /// One piece of memory for all slices of a series that agree in it. Packed apart ([`super::pattern`]).
+    #[serde(skip)]
+    pub common: Arc<Common>,
+    pub sop_instance: String,
+    pub instance_number: Option<i64>,
+    pub acquisition_number: Option<i64>,
+    pub temporal_position: Option<i64>,
+    /// Seconds of the day, for ordering repeats of one position.
+    pub acquisition_time_s: Option<f64>,
+    pub content_time_s: Option<f64>,
+    /// One a frame where functional groups say so, else one for all.
+    pub frames: Vec<FrameHeader>,
+    pub pixel: Option<PixelElement>,
+    /// ExtendedOffsetTable, empty where absent.
+    pub extended_offsets: Vec<u64>,
+}
+
+/// What the slices of a series say alike, as a rule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Common {
     /// UID; where the file has no meta group, the one that its bytes show.
     pub transfer_syntax: String,
     pub is_big_endian: bool,
     pub wrapping: Wrapping,
     pub sop_class: String,
-    pub sop_instance: String,
     /// Names of the UIDs that are none by PS3.5 section 9.1 (too long, leading zeros, other characters), kept as found.
     pub odd_uids: Vec<String>,
     pub study: String,
@@ -33,12 +55,6 @@ pub struct Header {
     pub manufacturer: String,
     pub frame_of_reference: String,
     pub image_type: Vec<String>,
-    pub instance_number: Option<i64>,
-    pub acquisition_number: Option<i64>,
-    pub temporal_position: Option<i64>,
-    /// Seconds of the day, for ordering repeats of one position.
-    pub acquisition_time_s: Option<f64>,
-    pub content_time_s: Option<f64>,
     pub rows: u32,
     pub columns: u32,
     /// NumberOfFrames, 1 where absent.
@@ -69,13 +85,8 @@ pub struct Header {
     pub mosaic: Option<Result<Mosaic, String>>,
     /// Why the object is no volume whatever its frames say.
     pub refused: Option<String>,
-    /// One a frame where functional groups say so, else one for all.
-    pub frames: Vec<FrameHeader>,
     /// Items of the per-frame functional groups, whether or not they became frames.
     pub n_frame_groups: u32,
-    pub pixel: Option<PixelElement>,
-    /// ExtendedOffsetTable, empty where absent.
-    pub extended_offsets: Vec<u64>,
     /// Labels only: series and instances they were drawn on, names of segments or ROIs.
     pub references: Vec<String>,
     pub referenced_instances: Vec<String>,
@@ -91,6 +102,25 @@ pub struct Header {
     pub identity: Identity,
     #[serde(skip)]
     pub coded_labels: Vec<String>,
+}
+
+impl From<Common> for Header {
+    fn from(common: Common) -> Self {
+        Header { common: Arc::new(common), ..Header::default() }
+    }
+}
+
+impl Deref for Header {
+    type Target = Common;
+    fn deref(&self) -> &Common {
+        &self.common
+    }
+}
+
+impl DerefMut for Header {
+    fn deref_mut(&mut self) -> &mut Common {
+        Arc::make_mut(&mut self.common)
+    }
 }
 
 /// One of several files that hold the frames of one object (PS3.3 C.7.6.16.2.2.4).
@@ -222,7 +252,8 @@ fn broken(bytes: &[u8], why: String, so_far: &[Element]) -> NoHeader {
 }
 
 pub(super) fn checked(bytes: &[u8], s: &Scan, wrapping: Wrapping) -> Result<Header, NoHeader> {
-    let h = Header { wrapping, ..header_of(bytes, s) };
+    let mut h = header_of(bytes, s);
+    h.wrapping = wrapping;
     if !h.sop_class.is_empty() || !h.series.is_empty() {
         return Ok(h);
     }

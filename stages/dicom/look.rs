@@ -1,5 +1,6 @@
 //! What one file of an archive is: its beginning is read, a container is opened and each member looked at in the same way.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,10 +13,9 @@ use super::classes::{self, Class};
 use super::containers::{self, Closed, DEEPEST, Directory, INSIDE, Kind};
 use super::header::{self, FIRST_BYTES, Header, NoHeader};
 use super::names::Names;
-use super::pack::pack_into;
 use super::recent::{Recent, Scanned};
 use super::scan::Scan;
-use super::walk::Seen;
+use super::walk::{Seen, Stat};
 use super::{directory, scan};
 use crate::error::Error;
 
@@ -51,15 +51,18 @@ pub(super) struct Desk {
 
 /// Series that may take turns in a folder.
 const MAX_RECENT: usize = 4;
-/// Less is not read at once: a page.
-const LEAST_BYTES: usize = 4 << 10;
+/// Less is not read at once: it tells a container.
+const LEAST_BYTES: usize = 2 << 10;
 /// More neither.
 const MOST_BYTES: usize = 256 << 10;
 
 impl Desk {
     /// Bytes to begin with: as many as the file before had in its header, and a few for longer numbers.
     fn first_bytes(&self) -> usize {
-        (self.header_bytes + 256).next_multiple_of(1 << 10).clamp(LEAST_BYTES, MOST_BYTES)
+        if self.header_bytes == 0 {
+            return FIRST_BYTES;
+        }
+        (self.header_bytes + 256).next_multiple_of(1 << 9).clamp(LEAST_BYTES, MOST_BYTES)
     }
 
     /// The file that is like one before, as it is kept.
@@ -78,7 +81,7 @@ impl Desk {
         let recent = &mut self.recent[at];
         names.hide_instance(&mut recent.header);
         self.packed.clear();
-        pack_into(&recent.header, &recent.template, &mut self.packed);
+        recent.pattern.pack_into(&recent.header, &mut self.packed);
         Brief { series: recent.series, class: Class::Image, packed: Packed(self.packed.as_slice().into()) }
     }
 
@@ -101,17 +104,29 @@ enum Said {
 
 impl Look<'_> {
     /// Adds the file, or what is in it, to `out`.
-    pub fn file(&self, seen: Seen, desk: &mut Desk, out: &mut Vec<Entry>) -> Result<(), Error> {
+    pub fn file(&self, mut seen: Seen, desk: &mut Desk, out: &mut Vec<Entry>) -> Result<(), Error> {
+        desk.path.clear();
+        desk.path.push(self.root);
+        desk.path.push(&seen.file);
+        let mut opened = None;
+        if seen.stat == Stat::UNKNOWN {
+            opened = (!is_nifti(&seen.file)).then(|| File::open(&desk.path));
+            let meta = opened.as_ref().and_then(|f| f.as_ref().ok()).map_or_else(|| std::fs::metadata(&desk.path), File::metadata);
+            match meta {
+                Ok(m) => (seen.stat, seen.bytes) = (Stat::of(&m), m.len()),
+                Err(e) => {
+                    out.push(Entry { seen, outcome: Outcome::Unreadable(e.to_string()) });
+                    return Ok(());
+                }
+            }
+        }
         (self.step)(seen.stat.bytes)?;
         let looked = if seen.stat.bytes == 0 {
             Looked::One(empty())
         } else if is_nifti(&seen.file) {
             Looked::One(Outcome::Nifti)
         } else {
-            desk.path.clear();
-            desk.path.push(self.root);
-            desk.path.push(&seen.file);
-            match std::fs::File::open(&desk.path) {
+            match opened.unwrap_or_else(|| File::open(&desk.path)) {
                 Ok(file) => {
                     let within = Allowance::of(seen.stat.bytes);
                     self.source(&Source::of_open(file, seen.stat.bytes), &seen.file, (0, &within), desk)?
@@ -182,8 +197,8 @@ impl Look<'_> {
                     directory::read(source).map_or_else(broken, Outcome::Dicomdir)
                 }
                 Ok(Ok(Said::Header(h, scanned))) => self.header(*h, |h, brief| {
-                    let template = || self.series.template(brief.series);
-                    if let Some(recent) = Recent::of(&buffer, scanned, h, brief.series, template) {
+                    let pattern = || self.series.pattern(brief.series);
+                    if let Some(recent) = Recent::of(&buffer, scanned, h, brief.series, pattern) {
                         desk.remember(recent);
                     }
                 }),

@@ -17,7 +17,7 @@ use super::pack::{Template, pack, pack_into, unpack};
 use super::walk::Stat;
 
 /// The name goes up when what is read from a file changes, so that older memories are read again.
-pub const FILE: &str = "files-10";
+pub const FILE: &str = "files-11";
 /// A file touched this shortly before it was read may change again without a new time stamp.
 const TOO_FRESH_NS: i64 = 100_000_000;
 const HASH_BYTES: usize = 32;
@@ -74,6 +74,11 @@ pub struct FoundIn {
     pub member: Option<Box<str>>,
     pub bytes: u64,
     pub outcome: Outcome,
+}
+
+/// Whether anything may be remembered in a folder.
+pub fn is_there(memo: &Path) -> bool {
+    memo.join(FILE).is_file()
 }
 
 pub fn recall(memo: &Path) -> (HashMap<Place, Remembered>, Vec<SeriesKey>) {

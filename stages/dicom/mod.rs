@@ -43,6 +43,7 @@ pub mod name_file;
 pub mod names;
 pub mod order;
 pub mod pack;
+pub mod pattern;
 pub mod phantom;
 pub mod pixels;
 pub mod place;

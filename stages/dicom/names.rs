@@ -107,7 +107,8 @@ impl Names {
         self.hide_labels(h, |label| identity.is_in(label));
         // Codes of the standard, where nobody has typed them.
         if fields::is_typed(h) {
-            for text in [&mut h.body_part, &mut h.unit] {
+            let common = &mut **h;
+            for text in [&mut common.body_part, &mut common.unit] {
                 if identity.is_in(text) {
                     text.clear();
                 }
@@ -133,6 +134,7 @@ impl Names {
     }
 
     fn hide_labels(&self, h: &mut Header, is_told: impl Fn(&str) -> bool) {
+        let h = &mut **h;
         for (label, is_settled) in h.labels.iter_mut().zip(&mut h.is_settled) {
             if !*is_settled && is_told(label) {
                 *label = self.label(label);
@@ -212,8 +214,12 @@ fn of_kind(key: &[u8; 32], kind: &str, id: &str) -> [u8; 32] {
 
 /// Appends two digits a byte.
 pub fn hex(bytes: &[u8], out: &mut String) {
-    let digit = |n: u8| char::from(b"0123456789abcdef"[n as usize]);
-    bytes.iter().for_each(|b| out.extend([digit(b >> 4), digit(b & 15)]));
+    let digit = |n: u8| b"0123456789abcdef"[n as usize];
+    for some in bytes.chunks(16) {
+        let mut text = [0; 32];
+        some.iter().zip(text.as_chunks_mut::<2>().0).for_each(|(b, two)| *two = [digit(b >> 4), digit(b & 15)]);
+        out.push_str(std::str::from_utf8(&text[..2 * some.len()]).expect("digits are text"));
+    }
 }
 
 /// Where PatientID is empty the study stands in for the patient: nothing says that two studies without it are of one person.
@@ -223,6 +229,7 @@ pub fn patient_of(h: &Header) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::header::Common;
     use super::*;
 
     #[test]
@@ -233,6 +240,14 @@ mod tests {
             h.update(b"instance\0").update(id.as_bytes());
             assert_eq!(of_kind(&[5; 32], "instance", &id), *h.finalize().as_bytes());
         }
+    }
+
+    #[test]
+    fn every_byte_has_two_digits() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let mut text = String::new();
+        hex(&bytes, &mut text);
+        assert_eq!(text, bytes.iter().map(|b| format!("{b:02x}")).collect::<String>());
     }
 
     #[test]
@@ -247,7 +262,8 @@ mod tests {
 
     #[test]
     fn labels_that_name_the_patient_go_and_the_others_stay() {
-        let mut h = Header { labels: ["Femur", "Doe GTV", "Small intestine", "Doe GTV"].map(String::from).into(), ..Header::default() };
+        let labels = ["Femur", "Doe GTV", "Small intestine", "Doe GTV"].map(String::from).into();
+        let mut h = Header::from(Common { labels, ..Common::default() });
         h.identity.add_name("Doe^Small");
         h.coded_labels = vec!["small intestine".into()];
         Names::keyed(b"k").hide(&mut h);
@@ -258,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_should_be_a_code_and_holds_a_name_goes() {
-        let mut h = Header { body_part: "KNEE DOE".into(), unit: "HU".into(), ..Header::default() };
+        let mut h = Header::from(Common { body_part: "KNEE DOE".into(), unit: "HU".into(), ..Common::default() });
         h.identity.add_name("Doe^Jane");
         Names::keyed(b"k").hide(&mut h);
         assert_eq!((h.body_part.as_str(), h.unit.as_str()), ("", "HU"));
@@ -266,16 +282,16 @@ mod tests {
 
     #[test]
     fn a_hidden_header_names_nobody_and_hides_only_once_what_is_equal() {
-        let h = Header {
+        let common = Common {
             patient: "Doe".into(),
             study: "1.2".into(),
             series: "1.3".into(),
-            sop_instance: "1.4".into(),
             frame_of_reference: "1.5".into(),
             description: "Knee of Jane".into(),
             references: vec!["1.3".into()],
-            ..Header::default()
+            ..Common::default()
         };
+        let h = Header { sop_instance: "1.4".into(), ..common.into() };
         let (mut hidden, mut own) = (h.clone(), h.clone());
         Names::keyed(b"k").hide(&mut hidden);
         Names::Own.hide(&mut own);

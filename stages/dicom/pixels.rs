@@ -412,7 +412,7 @@ fn factors(files: &[FileRef], headers: &[Header], is_repeat: bool) -> Result<Vec
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::dicom::header::FrameHeader;
+    use crate::dicom::header::{Common, FrameHeader};
     use crate::dicom::scan::PixelElement;
 
     #[test]
@@ -436,7 +436,7 @@ mod tests {
                 _ => words.flat_map(|w| (w as u16).to_le_bytes()).collect(),
             };
             std::fs::write(&path, &bytes).unwrap();
-            let header = Header {
+            let common = Common {
                 rows: 2,
                 columns: 3,
                 n_frames: 5,
@@ -445,9 +445,12 @@ mod tests {
                 bits_allocated: bits,
                 bits_stored: bits,
                 high_bit: bits - 1,
+                ..Common::default()
+            };
+            let header = Header {
                 frames: vec![FrameHeader { slope: Some(slope), intercept: Some(intercept), ..FrameHeader::default() }],
                 pixel: Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: Some(bytes.len() as u32) }),
-                ..Header::default()
+                ..common.into()
             };
             let (files, headers) = ([file.clone()], [header]);
             let slices: Vec<_> = (0..5).map(|frame| (0, frame)).collect();

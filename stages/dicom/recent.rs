@@ -10,7 +10,7 @@ use super::fields::{OF_SLICE, WANTED, is_of_mosaics, slice, slice_frame};
 use super::header::Header;
 use super::level::Level;
 use super::multiframe;
-use super::pack::Template;
+use super::pattern::Pattern;
 use super::scan::{self, Element, Scan};
 
 /// A larger header is not held for the files that follow.
@@ -34,10 +34,12 @@ pub(super) struct Recent {
     is_free: Vec<bool>,
     /// Where these values stand, and those that nothing is read of, in order.
     free: Vec<Range<usize>>,
+    /// Those that a slice is read of.
+    asked: Vec<Element>,
     pub header: Header,
     /// Where its series stands in the list, and the first header of that.
     pub series: u32,
-    pub template: Template,
+    pub pattern: Pattern,
 }
 
 impl Scanned {
@@ -55,7 +57,7 @@ impl Scanned {
 impl Recent {
     /// `None` where more of the header than a slice's own part may change from file to file.
     /// - `header`: as it is kept, under pseudonyms
-    pub fn of(bytes: &[u8], scanned: Scanned, header: Header, series: u32, template: impl Fn() -> Template) -> Option<Recent> {
+    pub fn of(bytes: &[u8], scanned: Scanned, mut header: Header, series: u32, pattern: impl Fn() -> Pattern) -> Option<Recent> {
         let is_plain = header.frames.len() == 1
             && header.n_frame_groups == 0
             && header.mosaic.is_none()
@@ -77,8 +79,10 @@ impl Recent {
             }
             is_free.push(is_top && e.value().is_some() && (OF_SLICE.binary_search(&e.tag).is_ok() || is_of_mosaics(e.tag)));
         }
-        let mut recent =
-            Recent { bytes: bytes.get(..end)?.to_vec(), scanned, is_free, free: Vec::new(), header, series, template: template() };
+        let bytes = bytes.get(..end)?.to_vec();
+        let pattern = pattern();
+        pattern.share(&mut header);
+        let mut recent = Recent { bytes, scanned, is_free, free: Vec::new(), asked: Vec::new(), header, series, pattern };
         recent.find_free();
         Some(recent)
     }
@@ -87,6 +91,14 @@ impl Recent {
         self.free = scan::unread(&self.bytes, &WANTED);
         self.free.extend(self.scanned.elements.iter().zip(&self.is_free).filter(|(_, is_free)| **is_free).filter_map(|(e, _)| e.value()));
         self.free.sort_unstable_by_key(|value| value.start);
+        self.asked.clear();
+        let mut at = 0;
+        while let Some(e) = self.scanned.elements.get(at) {
+            at = e.next(at);
+            if e.value().is_some() && (OF_SLICE.binary_search(&e.tag).is_ok() || e.tag == t::DOSE_GRID_SCALING) {
+                self.asked.push(*e);
+            }
+        }
     }
 
     /// Whether a file has the same bytes up to its pixels but for values that may change or are not read, which are as long as here: then all of its elements
@@ -102,7 +114,7 @@ impl Recent {
         if !is_same || bytes[at..] != self.bytes[at..] {
             return false;
         }
-        let top = Level::new(bytes, &self.scanned.elements, self.scanned.is_big_endian);
+        let top = Level::new(bytes, &self.asked, self.scanned.is_big_endian);
         slice(&mut self.header, &top);
         slice_frame(&mut self.header.frames[0], &top);
         true
@@ -204,7 +216,7 @@ mod tests {
 
     /// What a file before makes of it, where it is alike.
     fn alike(before: &[u8], bytes: &[u8], names: &Names) -> Option<Header> {
-        let mut recent = Recent::of(before, Scanned::of(scanned(before)?), header(before, names)?, 0, Template::default)?;
+        let mut recent = Recent::of(before, Scanned::of(scanned(before)?), header(before, names)?, 0, Pattern::default)?;
         let before = recent.header.clone();
         let same = recent.take_same(bytes).then(|| recent.header.clone());
         recent.header = before;
@@ -250,7 +262,7 @@ mod tests {
             assert_eq!(alike(&first, &bytes, &names), header(&bytes, &names), "{tag}");
         }
         let mut recent =
-            Recent::of(&first, Scanned::of(scanned(&first).unwrap()), header(&first, &names).unwrap(), 0, Template::default).unwrap();
+            Recent::of(&first, Scanned::of(scanned(&first).unwrap()), header(&first, &names).unwrap(), 0, Pattern::default).unwrap();
         assert!(recent.take_same(&with(t::SLICE_LOCATION)) && recent.take_same(&with(t::IMAGE_COMMENTS)));
         for tag in [t::SERIES_INSTANCE_UID, t::PATIENT_ID, t::ROWS, t::IMAGE_TYPE, Tag(0x0019, 0x100c)] {
             assert_eq!(alike(&first, &with(tag), &names), None, "{tag}");

@@ -94,7 +94,9 @@ pub fn of(catalog: &Catalog, lost: &Lost, names: &Names) -> Made {
     let m = Making { catalog, names, root, shared, lost, who };
     let of_series = |(series, entries): (&(&str, &str), &Vec<&Entry>)| {
         let mut part = m.series(*series, entries);
+        // Here, side by side: what is left to sort of the whole is little.
         part.instances.sort_by(in_order);
+        part.indexed.sort_by(|a, b| a.0.cmp(&b.0));
         part
     };
     let parts: Vec<Made> = by_series.par_iter().map(of_series).collect();
@@ -131,7 +133,7 @@ fn who(catalog: &Catalog, names: &Names) -> HashMap<String, HashSet<String>> {
     if who.is_empty() {
         return who;
     }
-    let told = |e: &Entry| catalog.header(e).map(|h| (patient_of(&h), h.study, h.marks));
+    let told = |e: &Entry| catalog.header(e).map(|h| (patient_of(&h), h.study.clone(), h.marks.clone()));
     let told: HashSet<(String, String, String)> = catalog.entries.par_iter().filter_map(told).collect();
     for (patient, study, marks) in told {
         for of in [patient, study] {
@@ -418,22 +420,23 @@ mod tests {
     use super::*;
     use crate::dicom::catalog::SeriesKey;
     use crate::dicom::catalog::{Brief, Packed};
-    use crate::dicom::pack::{Template, pack};
+    use crate::dicom::header::Common;
+    use crate::dicom::pattern::Pattern;
     use crate::dicom::scan::PixelElement;
     use crate::dicom::walk::Seen;
 
     fn catalog(headers: &[(&str, &Header)]) -> Catalog {
-        let template = Template::default();
+        let pattern = Pattern::default();
         let entry = |(file, h): &(&str, &Header)| {
             let seen = Seen { file: file.to_string(), member: None, stat: Default::default(), bytes: 0 };
-            let packed = Packed(pack(h, &template).into());
+            let packed = Packed(pattern.pack(h).into());
             Entry { seen, outcome: Outcome::Dicom(Brief { series: 0, class: classes::of(h), packed }) }
         };
         let (study, series) = (headers[0].1.study.clone(), headers[0].1.series.clone());
         Catalog {
             root: PathBuf::from("nowhere"),
             entries: headers.iter().map(entry).collect(),
-            series: vec![SeriesKey { study, series, template: template.clone() }],
+            series: vec![SeriesKey { study, series, pattern: pattern.clone() }],
         }
     }
 
@@ -454,17 +457,13 @@ mod tests {
             echo_number: Some(echo),
             ..Default::default()
         };
+        let sop_class = "1.2.840.10008.5.1.4.1.1.4".into();
         Header {
-            sop_class: "1.2.840.10008.5.1.4.1.1.4".into(),
             sop_instance: format!("1.{echo}.{k}"),
             instance_number: Some(10 * echo + k),
-            rows: 4,
-            columns: 4,
-            n_frames: 1,
             frames: vec![frame],
-            samples: 1,
             pixel: Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: None }),
-            ..Header::default()
+            ..Common { sop_class, rows: 4, columns: 4, n_frames: 1, samples: 1, ..Common::default() }.into()
         }
     }
 
@@ -517,20 +516,18 @@ mod tests {
     #[test]
     fn two_structure_sets_of_one_instance_stand_against_each_other() {
         let sop_class = "1.2.840.10008.5.1.4.1.1.481.3".to_string();
-        assert_eq!(conflicts(&Header { sop_class, sop_instance: "1.2".into(), n_frames: 1, ..Header::default() }), 2);
+        let common = Common { sop_class, n_frames: 1, ..Common::default() };
+        assert_eq!(conflicts(&Header { sop_instance: "1.2".into(), ..common.into() }), 2);
     }
 
     #[test]
     fn twins_that_claim_to_be_huge_are_not_compared_by_their_pixels() {
+        let sop_class = "1.2.840.10008.5.1.4.1.1.4.1".into();
         let h = Header {
-            sop_class: "1.2.840.10008.5.1.4.1.1.4.1".into(),
             sop_instance: "1.2".into(),
-            rows: 65535,
-            columns: 65535,
-            n_frames: 40,
             frames: vec![Default::default(); 40],
             pixel: Some(PixelElement { tag: 0x7FE0_0010, offset: 0, length: None }),
-            ..Header::default()
+            ..Common { sop_class, rows: 65535, columns: 65535, n_frames: 40, ..Common::default() }.into()
         };
         assert_eq!(conflicts(&h), 2);
     }

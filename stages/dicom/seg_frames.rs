@@ -95,10 +95,12 @@ impl Frames {
         let is_packed = bits == 1 && [RLE, DEFLATED_FRAMES, ENCAPSULATED_PLAIN].contains(&h.transfer_syntax.as_str());
         let decoded = if is_packed {
             // Eight pixels a byte, each frame on its own.
-            let bytes = Header { rows: 1, columns: n.div_ceil(8) as u32, bits_allocated: 8, ..h.clone() };
+            let mut bytes = h.clone();
+            (bytes.rows, bytes.columns, bytes.bits_allocated) = (1, n.div_ceil(8) as u32, 8);
             decode(&bytes, &stream).map(|s| values(&s.bytes, 1, 0, n))
         } else {
-            let whole = Header { bits_allocated: h.bits_allocated.max(8), ..h.clone() };
+            let mut whole = h.clone();
+            whole.bits_allocated = h.bits_allocated.max(8);
             decode(&whole, &stream).map(|s| values(&s.bytes, 8 * s.bytes_per_sample, 0, n))
         };
         decoded.map_err(|e| match e {
@@ -124,13 +126,15 @@ fn values(bytes: &[u8], bits: usize, first_bit: usize, n: usize) -> Vec<u16> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::header::Common;
     use super::super::scan::PixelElement;
     use super::*;
 
     fn frames(syntax: &str, bits_allocated: u32, n_frames: u32, columns: u32, bytes: Vec<u8>, is_native: bool) -> Result<Frames, Error> {
         let pixel = Some(PixelElement { tag: 0x7fe0_0010, offset: 0, length: is_native.then_some(bytes.len() as u32) });
-        let header =
-            Header { transfer_syntax: syntax.into(), rows: 1, columns, n_frames, samples: 1, bits_allocated, pixel, ..Header::default() };
+        let transfer_syntax = syntax.into();
+        let common = Common { transfer_syntax, rows: 1, columns, n_frames, samples: 1, bits_allocated, ..Common::default() };
+        let header = Header { pixel, ..common.into() };
         Frames::open(Source::of_bytes(bytes).unwrap(), header, "f")
     }
 
@@ -163,8 +167,8 @@ mod tests {
         let read = |bits_allocated: u32, vr: &[u8], columns: u32, value: &[u8]| {
             let bytes = [&b"\x7f\xe0\x00\x10"[..], vr, &[0; 6], value].concat();
             let pixel = Some(PixelElement { tag: 0x7fe0_0010, offset: 12, length: Some(value.len() as u32) });
-            let header =
-                Header { is_big_endian: true, rows: 1, columns, n_frames: 2, samples: 1, bits_allocated, pixel, ..Header::default() };
+            let common = Common { is_big_endian: true, rows: 1, columns, n_frames: 2, samples: 1, bits_allocated, ..Common::default() };
+            let header = Header { pixel, ..common.into() };
             let f = Frames::open(Source::of_bytes(bytes).unwrap(), header, "f").unwrap();
             [f.frame(0).unwrap(), f.frame(1).unwrap()]
         };

@@ -58,7 +58,7 @@ pub fn of(
     step: &(dyn Fn(u64) -> Result<(), Error> + Sync),
 ) -> Result<Survey, Error> {
     let unreadable = std::mem::take(&mut found.unreadable);
-    let catalog = catalog::read_all(found, names, memo, step)?;
+    let (catalog, news) = catalog::read(found, names, memo, step)?;
     let missing = catalog::missing(&catalog);
     let n_seen = catalog.entries.len() + unreadable.len() + missing.len();
     let mut out = Survey::default();
@@ -70,14 +70,14 @@ pub fn of(
     unreadable.into_iter().for_each(|(file, why)| out.lost(&file, names.file(&file), why));
     missing.iter().for_each(|file| out.lost(file, names.file(file), "named by DICOMDIR, not there".into()));
     out.verdicts(&catalog, names);
-    let made = rows::of(&catalog, &out.lost, names);
-    drop(catalog);
+    let keep = || news.iter().for_each(|news| news.keep(&catalog));
+    let (made, ()) = rayon::join(|| rows::of(&catalog, &out.lost, names), keep);
     out.files.reserve(n_seen);
     made.indexed.into_iter().for_each(|(path, why)| out.files.push(FileRow { path, verdict: "indexed".into(), why }));
     made.copies.into_iter().for_each(|(file, why)| out.skip(file, why, "copy"));
     made.conflicts.into_iter().for_each(|(file, why)| out.fail(file, why));
     (out.series, out.instances, out.hidden_labels) = (made.series, made.instances, made.hidden_labels);
-    out.files.par_sort_by(|a, b| a.path.cmp(&b.path));
+    rayon::join(|| out.files.par_sort_by(|a, b| a.path.cmp(&b.path)), || drop(catalog));
     debug_assert_eq!(n_seen, out.files.len());
     Ok(out)
 }

@@ -6,7 +6,7 @@ use super::bytes::{Source, Wrapping};
 use super::classes::{self, Class};
 use super::contents::FileRef;
 use super::frames;
-use super::header::Header;
+use super::header::{Common, Header};
 use super::pixels::{self, How};
 use super::rows::{File, Made, Making};
 use crate::error::Error;
@@ -16,16 +16,15 @@ const MAX_COMPARED_VOXELS: u64 = 512 << 20;
 
 /// All that says to which volume an image belongs and where in it: the header without where its pixels lie in the file and how they are packed.
 fn placed(h: &Header) -> Header {
-    Header {
-        pixel: None,
-        extended_offsets: Vec::new(),
+    let common = Common {
         transfer_syntax: String::new(),
         is_big_endian: false,
         wrapping: Default::default(),
         description: String::new(),
         manufacturer: String::new(),
-        ..h.clone()
-    }
+        ..Common::clone(&h.common)
+    };
+    Header { common: common.into(), pixel: None, extended_offsets: Vec::new(), ..h.clone() }
 }
 
 /// What is missing of the pixels of a file, as far as its header and its length tell.

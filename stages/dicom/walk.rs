@@ -77,6 +77,15 @@ pub fn is_empty(root: &Path) -> bool {
 }
 
 pub fn walk(root: &Path) -> std::io::Result<Found> {
+    below(root, true)
+}
+
+/// The same, and how plain files stand is not asked ([`Stat::UNKNOWN`]): whoever opens them all knows it sooner then.
+pub fn names(root: &Path) -> std::io::Result<Found> {
+    below(root, false)
+}
+
+fn below(root: &Path, asks: bool) -> std::io::Result<Found> {
     let mut found = Found { root: root.to_path_buf(), began_ns: now_ns(), ..Found::default() };
     let meta = std::fs::metadata(root)?;
     if meta.is_file() {
@@ -92,7 +101,7 @@ pub fn walk(root: &Path) -> std::io::Result<Found> {
     while !todo.is_empty() {
         // The same folder by another way (a link upwards) was or will be seen.
         todo.retain(|(path, _)| visited.insert(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())));
-        let listed: Vec<Listed> = todo.par_iter().map(|(path, place)| list(path, place)).collect();
+        let listed: Vec<Listed> = todo.par_iter().map(|(path, place)| list(path, place, asks)).collect();
         todo.clear();
         for l in listed {
             todo.extend(l.folders);
@@ -113,8 +122,8 @@ struct Listed {
     unreadable: Vec<(String, String)>,
 }
 
-/// One folder. `place`: relative to the archive.
-fn list(folder: &Path, place: &str) -> Listed {
+/// One folder. `place`: relative to the archive; `asks`: how plain files stand.
+fn list(folder: &Path, place: &str, asks: bool) -> Listed {
     let mut out = Listed::default();
     let unlisted = |e: std::io::Error| (place.to_string(), format!("the folder cannot be listed: {}", e.kind()));
     let mut entries = Vec::new();
@@ -137,7 +146,11 @@ fn list(folder: &Path, place: &str) -> Listed {
             // Its place could not be written down so that it is found again.
             return Is::Unreadable(at(&name.to_string_lossy()), "its name is not UTF-8: rename it".into());
         };
-        let is_link = e.file_type().is_ok_and(|t| t.is_symlink());
+        let kind = e.file_type();
+        if !asks && kind.as_ref().is_ok_and(|t| t.is_file()) {
+            return Is::File(Seen { file: at(name), member: None, stat: Stat::UNKNOWN, bytes: 0 });
+        }
+        let is_link = kind.is_ok_and(|t| t.is_symlink());
         // Along the open folder where there is no link to follow: the way there is not walked again.
         let meta = if is_link { std::fs::metadata(e.path()) } else { e.metadata() };
         match meta {
@@ -156,10 +169,15 @@ fn list(folder: &Path, place: &str) -> Listed {
             Is::Unreadable(place, why) => out.unreadable.push((place, why)),
         }
     }
+    // Folder by folder, side by side: what is left to sort of the whole is little.
+    out.files.sort_unstable();
     out
 }
 
 impl Stat {
+    /// Of a file that nobody has looked at yet.
+    pub const UNKNOWN: Stat = Stat { bytes: 0, modified_ns: i64::MIN, changed_ns: i64::MIN, inode: 0 };
+
     #[cfg(unix)]
     pub fn of(m: &std::fs::Metadata) -> Stat {
         use std::os::unix::fs::MetadataExt;

@@ -2,7 +2,6 @@
 //! this file reads and writes. Parquet files are taken for hostile: a damaged one is an error, never a panic.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -17,12 +16,14 @@ use voxmill_schemas::tables::Row;
 use crate::error::Error;
 use crate::stage::Rows;
 
+mod durable;
 mod merge;
 mod prepared;
 pub mod show;
 mod sql;
 mod text;
 
+pub use durable::{Beside, put_in_place};
 pub use merge::{merge, n_rows};
 pub use prepared::{prepared, taken};
 pub use sql::{Source, check_condition, query, select};
@@ -60,27 +61,12 @@ pub fn write_portions<R: Row>(dir: &Path, portions: impl Iterator<Item = Result<
 
 /// Writes one file whole or not at all: beside, synced, renamed. For what must outlive a crash without a draft around it.
 pub fn write_durably(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
-    // A compressor for each column takes longer to make than a few rows to write.
-    let compression = if batch.num_rows() < FEW_ROWS { Compression::UNCOMPRESSED } else { zstd() };
-    write_bytes_durably(path, &packed(path, batch, compression)?)
+    put_in_place(vec![Beside::new(path)?.with_rows(batch)?])
 }
 
 /// The same for bytes that are there already.
 pub fn write_bytes_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.new", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = (|| {
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)?;
-        path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
-    }
-    written.map_err(Error::io("write", path))
+    put_in_place(vec![Beside::new(path)?.with_bytes(bytes)?])
 }
 
 fn zstd() -> Compression {

@@ -73,6 +73,25 @@ fn a_durable_file_is_whole_and_alone() {
 
 /// Every truncation and a flip of every byte: an error or rows, never a panic that gets out, never an endless allocation.
 #[test]
+fn files_go_in_place_together_and_one_that_is_dropped_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("in")).unwrap();
+    let paths = ["a.parquet", "in/b.parquet", "c"].map(|name| dir.path().join(name));
+    let rows = SeriesRow::to_batch(&series());
+    let written = || {
+        let [a, b, c] = paths.each_ref().map(|path| Beside::new(path).unwrap());
+        vec![a.with_rows(&rows).unwrap(), b.with_rows(&rows).unwrap(), c.with_bytes(b"text").unwrap()]
+    };
+    drop(written());
+    assert_eq!((std::fs::read_dir(dir.path()).unwrap().count(), std::fs::read_dir(dir.path().join("in")).unwrap().count()), (1, 0));
+    put_in_place(written()).unwrap();
+    assert!(paths[..2].iter().all(|path| read(path).unwrap() == rows));
+    assert_eq!(std::fs::read(&paths[2]).unwrap(), b"text");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left beside");
+    assert!(Beside::new(&dir.path().join("nowhere/a")).is_err());
+}
+
+#[test]
 fn damaged_parquet_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     write_rows(dir.path(), &series()).unwrap();

@@ -29,7 +29,6 @@ struct Bench {
 struct Took {
     wall_s: f64,
     cpu_s: f64,
-    peak_bytes: u64,
 }
 
 impl Bench {
@@ -154,8 +153,8 @@ impl Bench {
     /// Memory does not grow with the archive.
     fn memory(&self) {
         let (few, many) = (self.phantom("few", 4, 120, 256), self.phantom("more", 20, 120, 256));
-        let (few, many) = (self.convert(&few, "zarr-few"), self.convert(&many, "zarr-many"));
-        tell("peak memory of 20 series", many.peak_bytes as f64 / 1e6, "MB", "4 series", many.peak_bytes as f64 / few.peak_bytes as f64);
+        let (few, many) = (peak_mb(&mut self.conversion(&few, "zarr-few")), peak_mb(&mut self.conversion(&many, "zarr-many")));
+        tell("peak memory of 20 series", many, "MB", "4 series", many / few);
     }
 
     /// A CT archive; the segmentations that come with it are taken out.
@@ -175,6 +174,10 @@ impl Bench {
     }
 
     fn convert(&self, archive: &Path, workspace: &str) -> Took {
+        time(&mut self.conversion(archive, workspace))
+    }
+
+    fn conversion(&self, archive: &Path, workspace: &str) -> Command {
         let workspace = self.dir.join(workspace);
         fresh(&workspace);
         let yaml = self.dir.join("convert.yaml");
@@ -184,7 +187,9 @@ impl Bench {
             archive.display()
         );
         std::fs::write(&yaml, text).unwrap();
-        time(Command::new(VOXMILL).arg("run").arg(&yaml).arg("--quiet"))
+        let mut command = Command::new(VOXMILL);
+        command.arg("run").arg(&yaml).arg("--quiet");
+        command
     }
 }
 
@@ -208,21 +213,28 @@ fn faster(a: Took, b: Took) -> Took {
 fn time(c: &mut Command) -> Took {
     let cpu = children_cpu_s();
     let started = Instant::now();
+    // Not looked at in the meantime: that would take its time.
+    let ended = c.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    let wall_s = started.elapsed().as_secs_f64();
+    assert!(ended.success(), "{c:?}");
+    Took { wall_s, cpu_s: children_cpu_s() - cpu }
+}
+
+/// The most memory that a command has at once, looked at every millisecond.
+fn peak_mb(c: &mut Command) -> f64 {
     let mut child = c.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let status = PathBuf::from(format!("/proc/{}/status", child.id()));
     let mut peak_bytes = 0;
-    let ended = loop {
+    loop {
         if let Some(ended) = child.try_wait().unwrap() {
-            break ended;
+            assert!(ended.success(), "{c:?}");
+            return peak_bytes as f64 / 1e6;
         }
         let text = std::fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find(|l| l.starts_with("VmHWM:")).and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok());
         peak_bytes = peak_bytes.max(line.unwrap_or(0) << 10);
         std::thread::sleep(Duration::from_millis(1));
-    };
-    let wall_s = started.elapsed().as_secs_f64();
-    assert!(ended.success(), "{c:?}");
-    Took { wall_s, cpu_s: children_cpu_s() - cpu, peak_bytes }
+    }
 }
 
 /// User and system time of the children that have ended, from /proc (proc(5): fields 16 and 17, hundredths of a second).
