@@ -50,6 +50,16 @@ impl Drop for Live {
     }
 }
 
+/// The name of a new run, behind every run that was put together: one that a clock set back has named among those would be taken for one of them.
+pub fn behind_all(lineage: &Path, name: String) -> String {
+    let stems = TABLES.iter().flat_map(|(table, _)| table::files(&lineage.join(table)).unwrap_or_default().into_keys());
+    let last = stems.filter(|s| s.contains("..")).filter_map(|s| Some(span_of(&s)?.1)).max();
+    match last {
+        Some(last) if name <= last => format!("{last}x{}", name.rsplit('-').next().unwrap_or_default()),
+        _ => name,
+    }
+}
+
 type Merge = fn(&[PathBuf], &Path, &[&str]) -> Result<(), Error>;
 
 const TABLES: [(&str, Merge); 7] = [
@@ -179,6 +189,9 @@ mod tests {
         assert_eq!(runs(dir.path()), (11, names.clone()));
         drop(live);
         assert_eq!(std::fs::read_dir(dir.path().join(LIVE)).unwrap().count(), 1, "the lock of compaction");
+        // A clock that was set back names no run among those that were put together.
+        assert_eq!(behind_all(dir.path(), "20250101T000000000-123456".into()), format!("{}x123456", names[49]));
+        assert_eq!(behind_all(dir.path(), "20270101T000000000-123456".into()), "20270101T000000000-123456");
         // A crash after the new file was written left an old one.
         write(dir.path(), &names[3], &[&names[3]]);
         assert_eq!(runs(dir.path()), (11, names.clone()));

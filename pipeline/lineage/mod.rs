@@ -80,7 +80,7 @@ impl Lineage {
             std::fs::create_dir_all(&place).map_err(Error::io("make folder", &place))?;
             sorted_out(&place).1.iter().for_each(|part| drop(std::fs::remove_file(part)));
         }
-        let run = unique_name();
+        let run = compact::behind_all(&folder, unique_name());
         let lock = Live::begin(&folder, &run)?;
         let start = RunRow { run: run.clone(), started_ms: now_ms(), ended_ms: None, status: "running".into(), ..start };
         let place = Beside::new(&path_of_run(&folder, &run))?;

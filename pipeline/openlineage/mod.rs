@@ -19,6 +19,9 @@ use crate::session::Fault;
 const SPEC: &str = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent";
 const FACETS: &str = "https://openlineage.io/spec/facets";
 
+/// After that many failures in a row nothing more is sent.
+const PATIENCE: usize = 3;
+
 /// Where the events of a run go.
 pub struct Events {
     sink: Option<Mutex<State>>,
@@ -31,6 +34,8 @@ pub struct Events {
 struct State {
     sink: Sink,
     n_lost: usize,
+    /// Of them, since the last that was delivered.
+    n_in_row: usize,
     /// Of the first.
     why: String,
 }
@@ -49,7 +54,7 @@ impl Events {
         let events = Self { sink: None, namespace, pipeline: plan.name.clone(), run: run.into() };
         let start = events.event("START", None, Map::new(), (json!([]), json!([])));
         sink.send(&start.to_string()).map_err(|why| Fault::Wrong(format!("--openlineage {to}: {why}")))?;
-        Ok(Self { sink: Some(Mutex::new(State { sink, n_lost: 0, why: String::new() })), ..events })
+        Ok(Self { sink: Some(Mutex::new(State { sink, n_lost: 0, n_in_row: 0, why: String::new() })), ..events })
     }
 
     /// - `from`: names of the nodes that it takes from
@@ -89,11 +94,16 @@ impl Events {
         let Some(sink) = &self.sink else { return };
         let event = event().to_string();
         let mut state = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Err(why) = state.sink.send(&event) {
-            if state.n_lost == 0 {
-                state.why = why;
+        // A server that hangs must not hold up every node.
+        let sent = if state.n_in_row < PATIENCE { state.sink.send(&event) } else { Err(String::new()) };
+        match sent {
+            Ok(()) => state.n_in_row = 0,
+            Err(why) => {
+                if state.n_lost == 0 {
+                    state.why = why;
+                }
+                (state.n_lost, state.n_in_row) = (state.n_lost + 1, state.n_in_row + 1);
             }
-            state.n_lost += 1;
         }
     }
 

@@ -121,7 +121,14 @@ impl Served<'_> {
             quoted(run)
         ))?;
         let at = at.first().map(|row| format!(", last at {} ({} artifacts)", row[0], row[1])).unwrap_or_default();
-        let text = format!("run {run}: {status}{at}");
+        // Long before a training ends it has asked for voxels.
+        let busy = if status == "running" {
+            ask(format!("select node from traffic where run = {} order by at_ms desc limit 1", quoted(run)))?
+        } else {
+            Vec::new()
+        };
+        let busy = busy.first().map(|row| format!("; {} reads volumes", row[0])).unwrap_or_default();
+        let text = format!("run {run}: {status}{at}{busy}");
         Ok(json!({ "version": version, "text": text }))
     }
 
