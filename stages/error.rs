@@ -101,6 +101,14 @@ impl Error {
         ) || matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
             || matches!(self, Error::Patch { source, .. } if source.stops_the_run())
     }
+
+    /// True for what says nothing of a case: the disk or a shelf failed, and the next run may not meet it. A stage keeps no such error in what it makes, or it
+    /// would be told for ever.
+    pub fn is_of_the_moment(&self) -> bool {
+        self.stops_the_run()
+            || matches!(self, Error::Io { .. } | Error::Damaged { .. })
+            || matches!(self, Error::Patch { source, .. } if source.is_of_the_moment())
+    }
 }
 
 /// The whole chain of causes on one line, outermost first.

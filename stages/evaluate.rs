@@ -104,7 +104,7 @@ impl Stage for Evaluate {
                 cx.bytes(2 * voxels(truth));
                 match outcome {
                     Ok(rows) => scores.extend(rows),
-                    Err(e) if e.stops_the_run() => return Err(e),
+                    Err(e) if e.is_of_the_moment() => return Err(e),
                     Err(e) => refused.push((Quarantined { what: name(truth), why: chain(&e) }, e)),
                 }
             }

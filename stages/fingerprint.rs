@@ -95,7 +95,7 @@ impl Stage for Fingerprint {
             let case = input.manifest.case.as_ref().map(|c| c.0.clone()).unwrap_or_default();
             match Volume::read(&input.dir).and_then(|v| self.measure(&case, &v, share)) {
                 Ok(measured) => set.take(measured),
-                Err(e) if e.stops_the_run() => return Err(e),
+                Err(e) if e.is_of_the_moment() => return Err(e),
                 Err(e) => refused.push((Quarantined { what: case, why: chain(&e) }, e)),
             }
             cx.bytes(input.manifest.bytes);
