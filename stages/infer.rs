@@ -185,8 +185,9 @@ with: { window: { size: { z: 32, y: 48, x: 32 }, overlap: 0.25, blend: gaussian 
         let channels = facts.get("channels").and_then(|v| Some(v.as_array()?.len())).unwrap_or(1);
         let Ok(card) = Card::read(&inputs.one("model").dir) else { return crate::stage::default_memory_bytes(inputs) };
         let window = self.window_for(&card);
-        // One pass keeps about a quarter of what a training step does.
-        let pass = card.network.step_bytes(channels, card.n_outputs(), window.batch, window.size) / 4;
+        let window = Window { margin: card.network.margin(), ..window };
+        let cost = card.network.cost(channels, card.n_outputs(), window.read_size());
+        let pass = cost.map_or(0, |c| c.forward_bytes.saturating_mul(window.batch as u64));
         // The labels, and while they are cleaned a mask and the component of each voxel; grids that are turned against each other hold more logits.
         pass + window.bytes(size, channels, card.n_outputs()) + 12 * size.checked_count().unwrap_or(0) as u64
     }
@@ -230,7 +231,7 @@ with: { window: { size: { z: 32, y: 48, x: 32 }, overlap: 0.25, blend: gaussian 
 
 impl Infer {
     fn window_for(&self, card: &Card) -> Window {
-        self.window.clone().unwrap_or(Window { batch: 2, ..Window::of(card.patch) })
+        self.window.clone().unwrap_or(Window { batch: 2, ..Window::of(card.window()) })
     }
 }
 
@@ -245,6 +246,9 @@ fn agree(first: &Card, other: &Card) -> Result<(), Error> {
     }
     if named(other) != named(first) {
         return differ("the classes", named(other), named(first));
+    }
+    if other.network.margin() != first.network.margin() {
+        return differ("the margin", other.network.margin().to_string(), first.network.margin().to_string());
     }
     Ok(())
 }

@@ -171,14 +171,14 @@ with:
         );
         out.extend(sample::draw::check(&self.augment, self.patch, "augment"));
         // The number of classes is known when the cases are; `Trainer::new` looks again.
-        let (classes, Network::Dynunet(net)) = (3, &self.network);
-        if net.strides.first().is_some_and(|s| s.0.to_array() != [1; 3]) {
+        let classes = 3;
+        if self.network.shrinks() {
             let help =
                 "begin with 1: a network that begins smaller answers on a grid that the windows of validation and inference do not have";
             out.push(Finding::error("network.strides", "the first stride is not 1", help));
         }
         out.extend(self.network.findings(self.patch, classes));
-        out.extend(self.loss.findings(None, net.deep_supervision.0 + 1));
+        out.extend(self.loss.findings(None, self.network.heads()));
         if self.loss.batch && self.accumulate > 1 {
             let message = "`batch: true` then takes each part of the batch as one, not the whole batch";
             out.push(Finding::warning("accumulate", message, "leave `batch` out, or make the parts as large as memory allows"));
@@ -246,6 +246,10 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
     };
     let spacing_mm = parts.train[0].volume.geometry.spacing_mm();
     let card = Card::new(config.network.clone(), parts.channels.clone(), parts.classes.clone(), config.patch, spacing_mm);
+    let cost = card.network.cost(card.channels.len(), card.n_outputs(), config.patch);
+    if let Some(cost) = cost {
+        cx.say(format!("{} in a batch of {}", cost.line(), config.batch));
+    }
     let terms = Terms {
         parts: &parts,
         plan: &plan,
@@ -275,7 +279,7 @@ fn train(config: &Train, inputs: &Inputs, cx: &Cx, between_checkpoints: Duration
     table::write_rows(cx.draft, &trained.validation)?;
     write_patches(&terms, trained.history.len() as u64, cx)?;
     events::write(cx.draft, &trained.steps_told, &trained.history, &parts.classes)?;
-    Ok(facts(&terms, &trained))
+    Ok(facts(&terms, &trained).with("flops", cost.map(|c| c.flops)).with("receptive_field", cost.map(|c| c.receptive_field)))
 }
 
 /// Enough to see every training case once, unless it is given.

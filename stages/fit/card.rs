@@ -24,7 +24,7 @@ pub struct Card {
     pub channels: Vec<String>,
     /// Name → id. Output channel `id` of the network is that class, output 0 is background.
     pub classes: IndexMap<String, u8>,
-    /// Size of the patches it was trained on, voxels: the window to use where none is asked for.
+    /// Size of the patches it was trained on, voxels.
     pub patch: Zyx<usize>,
     /// Spacing of the first training case, mm: what a voxel meant in training.
     pub spacing_mm: Zyx<f64>,
@@ -38,6 +38,11 @@ impl Card {
     /// Output channels of the network, background included.
     pub fn n_outputs(&self) -> usize {
         self.classes.len() + 1
+    }
+
+    /// Voxels that a patch has answers for: the window to use where none is asked for.
+    pub fn window(&self) -> Zyx<usize> {
+        self.patch.zip(self.network.margin()).map(|(n, m)| n.saturating_sub(2 * m).max(1))
     }
 
     pub fn write(&self, dir: &Path) -> Result<(), Error> {

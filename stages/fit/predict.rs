@@ -134,6 +134,7 @@ pub fn labels(
     store: &Store,
     go_on: &mut dyn FnMut() -> Result<(), Error>,
 ) -> Result<Vec<u8>, Error> {
+    let window = &Window { margin: looks.predictors[0].margin(), ..window.clone() };
     let field = Field { size: v.geometry.size, channels: v.channels.len(), classes: n_outputs };
     let mut stitch = Stitch::new(n_outputs, &v.geometry, to);
     let mut read = |region: Region| -> Result<Vec<f32>, Error> { Ok(v.read(region, OUTSIDE, store)?.voxels) };

@@ -311,7 +311,7 @@ impl<'a> Training<'a> {
     /// Dice of each class: the mean over the validation cases that have it (in truth or prediction), NaN where none has.
     fn validate(&mut self, predictor: &Predictor, epoch: i64) -> Result<Vec<f64>, Error> {
         let v = &self.terms.validation;
-        let window = Window { overlap: v.overlap, blend: v.blend, batch: v.batch, ..Window::of(self.terms.plan.patch) };
+        let window = Window { overlap: v.overlap, blend: v.blend, batch: v.batch, ..Window::of(self.terms.card.window()) };
         let n_outputs = self.terms.card.n_outputs();
         let mut found: Vec<Vec<f64>> = vec![Vec::new(); self.terms.parts.classes.len()];
         let mut told = Vec::new();

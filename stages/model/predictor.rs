@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use voxmill_schemas::geometry::Zyx;
 
 use super::Network;
 use super::device::Device;
-use super::dynunet::Net;
+use super::graph::Spec;
+use super::net::Net;
 use super::weights;
 use crate::error::Error;
 use crate::stage::Finding;
@@ -45,11 +46,17 @@ impl Predictor {
         self.net.num_params()
     }
 
+    /// Voxels around what it answers for that it reads ([`Network::margin`]).
+    pub fn margin(&self) -> Zyx<usize> {
+        self.network.margin()
+    }
+
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// Logits of n patches: [n, channel, z, y, x] → [n, class, z, y, x]. `size` must be a multiple of `Network::divisor`.
+    /// Logits of n patches: [n, channel, z, y, x] → [n, class, z, y, x], smaller by twice [`margin`](Self::margin). What comes out must be a multiple of
+    /// `Network::divisor`.
     pub fn forward(&self, images: Vec<f32>, n: usize, size: Zyx<usize>) -> Result<Vec<f32>, Error> {
         let shape = shape_of(&self.network, images.len(), self.channels, n, size)?;
         let images = Tensor::from_data(TensorData::new(images, shape), &self.device.burn);
@@ -63,10 +70,9 @@ pub(super) fn build(network: &Network, channels: usize, classes: usize, device: 
         return Err(Error::Model { why: "a network needs at least one channel".into() });
     }
     // Any patch that the strides divide will do: the real ones are checked one by one.
-    let patch = network.divisor().map(|d| d.saturating_mul(4));
+    let patch = network.divisor().zip(network.margin()).map(|(d, m)| d.saturating_mul(4).saturating_add(2 * m));
     refuse_errors(network.findings(patch, classes))?;
-    let Network::Dynunet(config) = network;
-    Ok(Net::new(config, channels, classes, device))
+    Ok(Net::new(network.graph(channels, classes), device))
 }
 
 pub(super) fn refuse_errors(findings: impl IntoIterator<Item = Finding>) -> Result<(), Error> {
@@ -78,15 +84,8 @@ pub(super) fn refuse_errors(findings: impl IntoIterator<Item = Finding>) -> Resu
 
 /// Largest weights file we read for this network: aliases, optimiser state and names included.
 pub(super) fn file_limit(net: &Net) -> u64 {
-    struct Count(u64);
-    impl ModuleVisitor for Count {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0 += 4 * param.lazy_shape().num_elements() as u64 + 4096;
-        }
-    }
-    let mut count = Count(1 << 20);
-    net.visit(&mut count);
-    count.0.saturating_mul(8)
+    let one = |p: &Spec| 4 * p.shape.iter().product::<usize>() as u64 + 4096;
+    (net.graph.params.iter().map(one).sum::<u64>() + (1 << 20)).saturating_mul(8)
 }
 
 /// The shape of a batch, or what is wrong with it.
@@ -95,10 +94,18 @@ pub(super) fn shape_of(network: &Network, found: usize, channels: usize, n: usiz
     if n == 0 || wanted != Some(found) || found == 0 {
         return Err(Error::Model { why: format!("{found} values for {n} patches of {channels} channel(s) and {size} voxels") });
     }
-    let divisor = network.divisor();
-    let odd = size.zip(divisor).map(|(n, d)| n % d != 0);
-    if odd.z || odd.y || odd.x {
-        return Err(Error::Model { why: format!("a patch of {size} voxels is no multiple of the network's strides, {divisor}") });
-    }
+    answered(network, size)?;
     Ok([n, channels, size.z, size.y, size.x])
+}
+
+/// The voxels of a patch that have an answer.
+pub(super) fn answered(network: &Network, size: Zyx<usize>) -> Result<Zyx<usize>, Error> {
+    let (divisor, margin) = (network.divisor(), network.margin());
+    let inner = size.zip(margin).map(|(n, m)| n.saturating_sub(2 * m));
+    let odd = inner.zip(divisor).map(|(n, d)| n == 0 || n % d != 0);
+    if odd.z || odd.y || odd.x {
+        let beside = if margin == Zyx::splat(0) { String::new() } else { format!(" without the margin of {margin}") };
+        return Err(Error::Model { why: format!("a patch of {size} voxels{beside} is no multiple of the network's strides, {divisor}") });
+    }
+    Ok(inner)
 }

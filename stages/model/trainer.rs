@@ -1,5 +1,6 @@
 //! One training: a network, its loss, its optimiser. A step takes plain arrays and gives the loss; the loop around it lives elsewhere.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use voxmill_schemas::geometry::Zyx;
 
 use super::device::Device;
 use super::dropout::Dropout;
-use super::dynunet::Net;
 use super::loss::{Labels, Loss, Whole};
+use super::net::Net;
 use super::optimiser::{self, Grads, Memory, Optimiser, State};
 use super::predictor::{Predictor, shape_of};
 use super::weights::{self, Weight, Weights};
@@ -52,9 +53,7 @@ impl Trainer {
         seed: u64,
         device: &Device,
     ) -> Result<Self, Error> {
-        let Network::Dynunet(config) = network;
-        let heads = config.deep_supervision.0 + 1;
-        predictor::refuse_errors(loss.findings(Some(classes), heads).into_iter().chain(optimiser.findings()))?;
+        predictor::refuse_errors(loss.findings(Some(classes), network.heads()).into_iter().chain(optimiser.findings()))?;
         let net = predictor::build(network, channels, classes, &device.training())?;
         Ok(Self {
             network: network.clone(),
@@ -103,7 +102,7 @@ impl Trainer {
 
     /// One step; gives the loss before it. A loss that is not finite, or has a gradient that is not (the loss is then NaN), changes no weight.
     /// - images: [n, channel, z, y, x], labels: [n, z, y, x], below `classes`; n is a multiple of the parts of [`accumulate`](Self::accumulate)
-    /// - size: a multiple of `Network::divisor`
+    /// - size: a multiple of `Network::divisor`, and `Network::margin` on either side, whose labels are not looked at
     pub fn step(&mut self, images: Vec<f32>, labels: &[u8], n: usize, size: Zyx<usize>, lr: f64) -> Result<f32, Error> {
         let Some((value, grads)) = self.gradients(images, labels, n, size)? else { return Ok(f32::NAN) };
         match self.optimiser.step(self.net.clone(), grads, lr, &mut self.state)? {
@@ -130,10 +129,12 @@ impl Trainer {
     /// Loss and gradients of a batch; `None` where the loss is not finite.
     fn gradients(&self, images: Vec<f32>, labels: &[u8], n: usize, size: Zyx<usize>) -> Result<Option<(f32, Grads)>, Error> {
         let shape = shape_of(&self.network, images.len(), self.channels, n, size)?;
+        let inner = predictor::answered(&self.network, size)?;
         if labels.len() != n * size.count() {
             return Err(Error::Model { why: format!("{} labels for {n} patches of {size} voxels", labels.len()) });
         }
-        let batch = Labels { labels, n, classes: self.classes, size, ignore: self.ignore };
+        let labels = within(labels, size, inner);
+        let batch = Labels { labels: &labels, n, classes: self.classes, size: inner, ignore: self.ignore };
         if let Some(bad) = batch.unknown() {
             return Err(Error::Model { why: format!("a label is {bad}, but the network has {} classes", self.classes) });
         }
@@ -141,12 +142,11 @@ impl Trainer {
         let part = n / parts;
         let whole = Arc::new(Whole::of(&batch, parts));
         let device = self.device.training();
-        let Network::Dynunet(config) = &self.network;
-        let mut dropout = Dropout::new(config.dropout, self.seed, self.state.steps);
+        let mut dropout = Dropout::new(self.network.dropout(), self.seed, self.state.steps);
         let (mut value, mut grads) = (0.0, Grads::default());
         let pixels = images.len() / parts;
         let mut left = images;
-        for (p, labels) in labels.chunks_exact(part * size.count()).enumerate() {
+        for (p, labels) in labels.chunks_exact(part * inner.count()).enumerate() {
             // The whole batch is moved, not copied, where it is one part.
             let rest = if p + 1 < parts { left.split_off(pixels) } else { Vec::new() };
             let images = Tensor::from_data(
@@ -164,17 +164,19 @@ impl Trainer {
         Ok(Some((value, grads)))
     }
 
-    /// The logits of every head in train mode (dropout off), each [n, class, z, y, x] at full size: coarse heads are copied up by nearest
+    /// The logits of every head in train mode (dropout off), each [n, class, z, y, x] at the size of the first: coarse heads are copied up by nearest
     /// neighbour as DynUNet does it. Full resolution first.
     pub fn heads(&self, images: Vec<f32>, n: usize, size: Zyx<usize>) -> Result<Vec<Vec<f32>>, Error> {
         let shape = shape_of(&self.network, images.len(), self.channels, n, size)?;
         let images = Tensor::from_data(TensorData::new(images, shape), &self.device.burn);
         let heads = self.net.valid().forward_heads(images, &mut Dropout::off());
+        let [.., z, y, x] = heads[0].dims();
+        let full = Zyx::new(z, y, x);
         heads
             .into_iter()
             .map(|h| {
                 let [_, c, z, y, x] = h.dims();
-                Ok(copy_up(&weights::values(h)?, n * c, Zyx::new(z, y, x), size))
+                Ok(copy_up(&weights::values(h)?, n * c, Zyx::new(z, y, x), full))
             })
             .collect()
     }
@@ -247,6 +249,24 @@ fn count(steps: u64) -> Weight {
 fn counted(w: &Weight) -> Option<u64> {
     let [a, b, c] = w.values[..] else { return None };
     [c, b, a].into_iter().try_fold(0u64, |sum, v| (0.0..4194304.0).contains(&v).then_some((sum << 22) | v as u64))
+}
+
+/// The middle of labels: [n, size] → [n, inner].
+fn within(labels: &[u8], size: Zyx<usize>, inner: Zyx<usize>) -> Cow<'_, [u8]> {
+    if size == inner {
+        return Cow::Borrowed(labels);
+    }
+    let first = size.zip(inner).map(|(n, i)| (n - i) / 2);
+    let mut out = Vec::with_capacity(labels.len());
+    for labels in labels.chunks_exact(size.count()) {
+        for z in 0..inner.z {
+            for y in 0..inner.y {
+                let row = ((first.z + z) * size.y + first.y + y) * size.x + first.x;
+                out.extend_from_slice(&labels[row..row + inner.x]);
+            }
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// Nearest neighbour, whole factors: [maps, small] → [maps, full].

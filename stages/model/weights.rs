@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::graph::Spec;
+use super::net::Net;
 use crate::error::Error;
 
 /// A parameter outside a network.
@@ -30,76 +32,36 @@ pub(super) fn values<const D: usize>(t: Tensor<D>) -> Result<Vec<f32>, Error> {
 }
 
 /// Copies the parameters out of a network.
-pub(super) fn collect<M: Module>(net: &M) -> Result<Weights, Error> {
-    struct Collect {
-        path: Vec<String>,
-        out: Result<Weights, Error>,
-    }
-    impl ModuleVisitor for Collect {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.into());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let shape = tensor.dims().to_vec();
-            match (values(tensor), &mut self.out) {
-                (Ok(values), Ok(out)) => {
-                    out.insert(self.path.join("."), Weight { shape, values });
-                }
-                (Err(e), out @ Ok(_)) => *out = Err(e),
-                (_, Err(_)) => {}
-            }
-        }
-    }
-    let mut all = Collect { path: Vec::new(), out: Ok(Weights::new()) };
-    net.visit(&mut all);
-    all.out
+pub(super) fn collect(net: &Net) -> Result<Weights, Error> {
+    let one = |(spec, param): (&Spec, &Param<Tensor<1>>)| {
+        Ok((spec.name.clone(), Weight { shape: spec.shape.clone(), values: values(param.val())? }))
+    };
+    net.graph.params.iter().zip(&net.params).map(one).collect()
 }
 
-/// The network with other parameters: `value(name, shape)` gives each one's values.
-fn replace<M: Module>(net: M, value: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, Error>) -> Result<M, Error> {
-    struct Replace<F> {
-        path: Vec<String>,
-        value: F,
-        error: Option<Error>,
-    }
-    impl<F: FnMut(&str, &[usize]) -> Result<Vec<f32>, Error>> ModuleMapper for Replace<F> {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.into());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let (shape, device) = (param.val().dims(), param.val().device());
-            match (self.value)(&self.path.join("."), &shape) {
-                Ok(v) => Param::from_tensor(Tensor::from_data(TensorData::new(v, shape), &device)),
-                Err(e) => {
-                    self.error.get_or_insert(e);
-                    param
-                }
-            }
-        }
-    }
-    let mut mapper = Replace { path: Vec::new(), value, error: None };
-    let net = net.map(&mut mapper);
-    mapper.error.map_or(Ok(net), Err)
+/// The network with other parameters: `value(spec)` gives each one's values.
+fn replace(net: Net, mut value: impl FnMut(&Spec) -> Result<Vec<f32>, Error>) -> Result<Net, Error> {
+    let graph = net.graph;
+    let one = |(spec, param): (&Spec, Param<Tensor<1>>)| {
+        let (values, device) = (value(spec)?, param.val().device());
+        let count = values.len();
+        Ok(Param::from_tensor(Tensor::from_data(TensorData::new(values, [count]), &device)))
+    };
+    let params = graph.params.iter().zip(net.params).map(one).collect::<Result<_, Error>>()?;
+    Ok(Net { params, graph })
 }
 
 /// MONAI's initial values: convolutions Kaiming normal for a leaky ReLU of slope 0.01, fan-in = shape[1] · kernel voxels (for transposed
-/// convolutions too, where shape[1] is the output channels, as PyTorch counts); biases 0; norm scales 1. Every parameter draws from its own
-/// stream, named by `seed` and its name, so its values depend on nothing else.
-pub(super) fn initialise<M: Module>(net: M, seed: u64) -> Result<M, Error> {
-    replace(net, |name, shape| {
-        let count = shape.iter().product();
-        Ok(match shape {
-            [_, fan, kernel @ ..] if shape.len() == 5 => {
-                let std = (2.0 / (1.0 + 0.01f64 * 0.01)).sqrt() / ((fan * kernel.iter().product::<usize>()) as f64).sqrt();
-                normal(seed, name, count).map(|v| (v * std) as f32).collect()
-            }
+/// convolutions too, where shape[1] is the output channels, as PyTorch counts); linear layers normal with variance 1 / (3 · fan-in), which is that of
+/// PyTorch's uniform ones; biases 0; norm scales 1. Every parameter draws from its own stream, named by `seed` and its name, so its values depend on
+/// nothing else.
+pub(super) fn initialise(net: Net, seed: u64) -> Result<Net, Error> {
+    replace(net, |spec| {
+        let (name, count) = (&spec.name, spec.shape.iter().product());
+        let drawn = |std: f64| normal(seed, name, count).map(|v| (v * std) as f32).collect();
+        Ok(match &spec.shape[..] {
+            [_, fan, z, y, x] => drawn((2.0 / (1.0 + 0.01f64 * 0.01)).sqrt() / ((fan * z * y * x) as f64).sqrt()),
+            [_, fan] => drawn((3.0 * *fan as f64).sqrt().recip()),
             _ if name.ends_with("weight") => vec![1.0; count],
             _ => vec![0.0; count],
         })
@@ -122,28 +84,64 @@ fn normal(seed: u64, name: &str, count: usize) -> impl Iterator<Item = f64> {
         .take(count)
 }
 
-/// The network with `weights`, which must hold every parameter in its shape and nothing that the network does not have.
-pub(super) fn load<M: Module>(net: M, mut weights: Weights, what: &str) -> Result<M, Error> {
+/// Names that are listed on each side of a mismatch.
+const LISTED: usize = 6;
+
+/// The network with `weights`, which must hold every parameter in its shape and nothing that the network does not have; what stands under one of the
+/// graph's aliases is passed over. A kernel of two axes fits one whose third is 1 (2-D networks).
+pub(super) fn load(net: Net, mut weights: Weights, what: &str) -> Result<Net, Error> {
     let refuse = |why: String| Error::Model { why: format!("{what}: {why}") };
-    let net = replace(net, |name, shape| {
-        let help = "are network, channels and classes those it was trained with?";
-        let w = weights.remove(name).ok_or_else(|| refuse(format!("no parameter {name}; {help}")))?;
-        if w.shape != shape {
-            return Err(refuse(format!("{name} has shape {:?}, this network wants {shape:?}; {help}", w.shape)));
+    let graph = net.graph.clone();
+    weights.retain(|name, _| !graph.is_alias(name));
+    let shapes = |name: &str, shape: &[usize]| format!("{name} {shape:?}");
+    let wanted: BTreeMap<&str, &[usize]> = graph.params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect();
+    let lacking: Vec<String> = wanted.iter().filter(|(n, _)| !weights.contains_key(**n)).map(|(n, s)| shapes(n, s)).collect();
+    let foreign: Vec<String> = weights.iter().filter(|(n, _)| !wanted.contains_key(n.as_str())).map(|(n, w)| shapes(n, &w.shape)).collect();
+    let differing: Vec<String> = weights
+        .iter()
+        .filter_map(|(n, w)| {
+            let want = *wanted.get(n.as_str())?;
+            (!fits(&w.shape, want)).then(|| format!("{n} has shape {:?}, this network wants {want:?}", w.shape))
+        })
+        .collect();
+    let mut faults = Vec::new();
+    if !lacking.is_empty() {
+        faults.push(format!("lacks {} of {} parameters: {}", lacking.len(), wanted.len(), listed(&lacking)));
+    }
+    if !foreign.is_empty() {
+        faults.push(format!("holds {} that this network does not have: {}", foreign.len(), listed(&foreign)));
+    }
+    if !differing.is_empty() {
+        faults.push(listed(&differing));
+    }
+    if !faults.is_empty() {
+        return Err(refuse(format!("{}; are network, channels and classes those it was trained with?", faults.join("; "))));
+    }
+    replace(net, |spec| {
+        let w = weights.remove(&spec.name).expect("nothing is lacking");
+        match w.values.iter().find(|v| !v.is_finite()) {
+            Some(bad) => Err(refuse(format!("{} holds {bad}", spec.name))),
+            None => Ok(w.values),
         }
-        if let Some(bad) = w.values.iter().find(|v| !v.is_finite()) {
-            return Err(refuse(format!("{name} holds {bad}")));
-        }
-        Ok(w.values)
-    })?;
-    match weights.keys().next() {
-        Some(extra) => Err(refuse(format!("{} parameters that this network does not have, the first is {extra}", weights.len()))),
-        None => Ok(net),
+    })
+}
+
+fn listed(names: &[String]) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    let first = names.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
+    if more == 0 { first } else { format!("{first} and {more} more") }
+}
+
+/// Whether values of shape `found` are those of a parameter of shape `wanted`.
+fn fits(found: &[usize], wanted: &[usize]) -> bool {
+    match (found, wanted) {
+        ([a, b, y, x], [wa, wb, 1, wy, wx]) => [a, b, y, x] == [wa, wb, wy, wx],
+        _ => found == wanted,
     }
 }
 
-/// Reads a weights file of at most `limit_bytes`. The aliases that MONAI's DynUNet registers under `skip_layers.` are left out, the prefix
-/// `module.` of data-parallel training is cut off.
+/// Reads a weights file of at most `limit_bytes`. The aliases that MONAI's DynUNet registers under `skip_layers.` are left out, the prefixes of
+/// data-parallel training (`module.`) and of `torch.compile` (`_orig_mod.`) are cut off.
 pub fn read(path: &Path, limit_bytes: u64) -> Result<Weights, Error> {
     let found = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
     if found > limit_bytes {
@@ -153,8 +151,37 @@ pub fn read(path: &Path, limit_bytes: u64) -> Result<Weights, Error> {
         Some("pt" | "pth" | "bin" | "ckpt") => read_pytorch(path, limit_bytes)?,
         _ => read_safetensors(path)?,
     };
-    let named = |(name, w): (String, Weight)| (name.strip_prefix("module.").map_or(name.clone(), str::to_string), w);
+    let named = |(name, w): (String, Weight)| {
+        let bare = name.strip_prefix("module.").unwrap_or(&name);
+        (bare.strip_prefix("_orig_mod.").unwrap_or(bare).to_string(), w)
+    };
     Ok(all.into_iter().map(named).filter(|(name, _)| !name.starts_with("skip_layers.")).collect())
+}
+
+/// Weights of a network whose axes are called otherwise: its axis i becomes axis `axes[i]` of z, y, x. Kernels of two axes lie in the plane of the last two
+/// of its axes.
+pub fn turned(weights: Weights, axes: [usize; 3]) -> Weights {
+    let turn = |w: Weight| -> Weight {
+        let (outer, size) = match w.shape[..] {
+            [a, b, y, x] => ([a, b], [1, y, x]),
+            [a, b, z, y, x] => ([a, b], [z, y, x]),
+            _ => return w,
+        };
+        let mut to = size;
+        (0..3).for_each(|i| to[axes[i]] = size[i]);
+        let count: usize = size.iter().product();
+        let mut values = vec![0f32; w.values.len()];
+        for (from, out) in w.values.chunks_exact(count.max(1)).zip(values.chunks_exact_mut(count.max(1))) {
+            for (v, value) in from.iter().enumerate() {
+                let at = [v / size[2] / size[1], v / size[2] % size[1], v % size[2]];
+                let mut place = [0; 3];
+                (0..3).for_each(|i| place[axes[i]] = at[i]);
+                out[(place[0] * to[1] + place[1]) * to[2] + place[2]] = *value;
+            }
+        }
+        Weight { shape: vec![outer[0], outer[1], to[0], to[1], to[2]], values }
+    };
+    weights.into_iter().map(|(name, w)| (name, turn(w))).collect()
 }
 
 fn refuse(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Error {

@@ -25,7 +25,7 @@ pub struct Window {
     /// σ of the Gaussian as a share of the window (MONAI's `sigma_scale`).
     #[serde(default = "eighth")]
     pub sigma_scale: f64,
-    /// Voxels around a window that the network reads beside it.
+    /// Voxels around a window that the network reads beside it ([`Network::margin`](super::Network::margin)); beyond the image they are 0.
     #[serde(skip, default = "none")]
     pub margin: Zyx<usize>,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use voxmill_schemas::geometry::Zyx;
 use voxmill_stages::model::loss::{self, FocalAlpha, Labels};
-use voxmill_stages::model::{Device, Loss, Network, Optimiser, Predictor, Schedule, Trainer, Window, slide, squeeze_excitation};
+use voxmill_stages::model::{Device, Form, Loss, Network, Optimiser, Predictor, Schedule, Trainer, Window, slide, squeeze_excitation};
 
 use crate::read::{Tensor, cases, folder, tensors};
 
@@ -53,12 +53,43 @@ fn after(text: &str, key: &str) -> f64 {
     words.nth(1).and_then(|w| w.parse().ok()).unwrap_or_else(|| panic!("no number after {key} in {text:?}"))
 }
 
-fn network(case: &Value) -> Network {
-    let affine = match &case["norm"] {
-        Value::String(s) if s.eq_ignore_ascii_case("instance") => false,
-        Value::Array(a) if a[0].as_str().is_some_and(|s| s.eq_ignore_ascii_case("instance")) => a[1]["affine"] == true,
+/// A group norm's groups; 0 for an instance norm, with whether that scales and shifts.
+fn norm(case: &Value) -> (u64, bool) {
+    let (kind, arguments) = match &case["norm"] {
+        Value::String(s) => (s.as_str(), &Value::Null),
+        Value::Array(a) => (a[0].as_str().expect("a norm has a name"), &a[1]),
+        Value::Null => ("group", &Value::Null),
         other => panic!("norm {other} of {}", name(case)),
     };
+    match kind.to_ascii_lowercase().as_str() {
+        "instance" => (0, arguments["affine"] == true),
+        "group" => (arguments["num_groups"].as_u64().unwrap_or(8), true),
+        other => panic!("norm {other} of {}", name(case)),
+    }
+}
+
+fn segresnet(case: &Value) -> Network {
+    let mut config = json!({ "kind": "segresnet" });
+    for key in ["init_filters", "blocks_down", "blocks_up", "upsample_mode", "use_conv_final"] {
+        if let Some(v) = case.get(key).filter(|v| !v.is_null()) {
+            config[key] = v.clone();
+        }
+    }
+    match norm(case) {
+        (0, affine) => config["norm"] = json!(if affine { "instance_affine" } else { "instance" }),
+        (groups, _) => config["num_groups"] = json!(groups),
+    }
+    serde_json::from_value(config).expect("the manifest describes a network")
+}
+
+fn network(case: &Value) -> Network {
+    match case["network"].as_str() {
+        Some("SegResNet") => return segresnet(case),
+        Some("DynUNet") => {}
+        other => panic!("{}: a network that nobody compares: {other:?}", name(case)),
+    }
+    let (groups, affine) = norm(case);
+    assert_eq!(groups, 0, "{}: a DynUNet with group norm", name(case));
     let heads = if case["deep_supervision"] == true { case["deep_supr_num"].clone() } else { json!(0) };
     let config = json!({
         "kind": "dynunet",
@@ -87,9 +118,9 @@ fn seed_loss(case: &Value) -> Loss {
 }
 
 #[test]
-fn dynunet_agrees_with_monai() {
+fn networks_agree_with_monai() {
     let device = Device::cpu();
-    for case in cases("dynunet_").iter().filter(|c| c["network"] == "DynUNet") {
+    for case in cases("").iter().filter(|c| c["network"].is_string()) {
         let name = name(case);
         let golden = tensors(name);
         let network = network(case);
@@ -122,7 +153,7 @@ fn dynunet_agrees_with_monai() {
 
 #[test]
 fn pytorch_files_hold_the_same_weights() {
-    for case in cases("dynunet_").iter().filter(|c| c["network"] == "DynUNet") {
+    for case in cases("").iter().filter(|c| c["network"].is_string()) {
         let pt = folder().join(format!("{}.pt", name(case)));
         if !pt.exists() {
             println!("{}: no .pt file here, nothing to compare", name(case));
@@ -222,9 +253,11 @@ fn schedule_agrees_with_pytorch() {
 fn squeeze_excitation_agrees_with_monai() {
     for case in cases("squeeze_excitation") {
         let g = tensors(name(&case));
+        let block = case["block"].as_str().expect("a block");
+        let form = if block.starts_with("Residual") { Form::Residual } else { Form::Channel };
         let (w1, b1, w2, b2) = (g["w.fc.0.weight"].f32(), g["w.fc.0.bias"].f32(), g["w.fc.2.weight"].f32(), g["w.fc.2.bias"].f32());
         let (n, size) = (g["in"].shape[0], spatial(&g["in"].shape));
-        let got = squeeze_excitation(g["in"].f32(), n, size, (&w1, &b1), (&w2, &b2), &Device::cpu()).expect("an answer");
+        let got = squeeze_excitation(g["in"].f32(), n, size, (&w1, &b1), (&w2, &b2), form, &Device::cpu()).expect("an answer");
         assert_close(name(&case), &got, &g["out"]);
     }
 }

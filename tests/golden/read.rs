@@ -1,7 +1,7 @@
 //! Opens the golden folder.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A tensor of a golden file; floats of any width are widened to f64.
 #[derive(Clone, Debug)]
@@ -46,8 +46,12 @@ pub fn cases(prefix: &str) -> Vec<serde_json::Value> {
 
 /// All tensors of `NAME.safetensors`.
 pub fn tensors(name: &str) -> BTreeMap<String, Tensor> {
-    let path = folder().join(format!("{name}.safetensors"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    tensors_in(&folder().join(format!("{name}.safetensors")))
+}
+
+/// All tensors of a safetensors file.
+pub fn tensors_in(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("a golden file is safetensors");
     file.iter()
         .map(|(name, view)| {

@@ -1,9 +1,8 @@
-//! A network as a list of operations on named tensors: what an ONNX file says, before it is written. Made from the network's arguments and its weights alone.
+//! A network as a list of operations on named tensors: what an ONNX file says, before it is written. Made from the network's graph and its weights alone.
 
-use super::super::blocks::PerAxis;
-use super::super::dynunet::Dynunet;
+use super::super::Network;
+use super::super::graph::{Graph as Layers, Op as Layer};
 use super::super::weights::{Weight, Weights};
-use super::super::{Network, Norm};
 use crate::error::Error;
 
 /// Name of the tensor that goes in, `[n, channel, z, y, x]`.
@@ -49,103 +48,111 @@ pub struct Graph {
     pub classes: usize,
 }
 
+/// The slope that [`Op::LeakyRelu`] has.
+const SLOPE: f32 = 0.01;
+
 impl Graph {
     /// The path to the logits at full resolution; heads for training are left out.
-    /// - weights: by MONAI's names, as the network was trained
-    pub fn of(network: &Network, weights: Weights, channels: usize, classes: usize) -> Result<Graph, Error> {
-        let mut b = Builder { nodes: Vec::new(), given: weights, used: Weights::new() };
-        match network {
-            Network::Dynunet(config) => b.dynunet(config)?,
+    /// - weights: by the names of the network's graph, as it was trained
+    pub fn of(network: &Network, mut weights: Weights, channels: usize, classes: usize) -> Result<Graph, Error> {
+        let layers = network.graph(channels, classes);
+        let mut last = layers.heads[0];
+        while let Layer::Dropout { x } = layers.ops[last] {
+            last = x;
         }
-        Ok(Graph { nodes: b.nodes, weights: b.used, channels, classes })
+        let needed = layers.needed(&[last]);
+        let mut b = Builder { layers: &layers, given: &mut weights, nodes: Vec::new(), used: Weights::new(), values: vec![IMAGE.into()] };
+        for at in 1..layers.ops.len() {
+            let value = if needed[at] { b.layer(at, at == last)? } else { String::new() };
+            b.values.push(value);
+        }
+        let (nodes, used) = (b.nodes, b.used);
+        Ok(Graph { nodes, weights: used, channels, classes })
     }
 }
 
-struct Builder {
+struct Builder<'a> {
+    layers: &'a Layers,
+    given: &'a mut Weights,
     nodes: Vec<Node>,
-    given: Weights,
     used: Weights,
+    /// Name of the tensor of each layer so far.
+    values: Vec<String>,
 }
 
-impl Builder {
-    fn node(&mut self, op: Op, inputs: Vec<String>, output: &str) -> String {
-        self.nodes.push(Node { op, inputs, output: output.into() });
-        output.into()
+impl Builder<'_> {
+    fn node(&mut self, op: Op, inputs: Vec<String>, output: String) -> String {
+        self.nodes.push(Node { op, inputs, output: output.clone() });
+        output
     }
 
-    /// Makes a weight a constant of the graph, if the network has it.
-    fn taken(&mut self, name: &str) -> Option<String> {
-        if !self.used.contains_key(name) {
-            self.used.insert(name.into(), self.given.remove(name)?);
+    /// Makes a weight a constant of the file.
+    fn taken(&mut self, param: usize) -> Result<String, Error> {
+        let name = self.layers.params[param].name.clone();
+        if !self.used.contains_key(&name) {
+            let weight = self.given.remove(&name);
+            let lacks = || Error::Model { why: format!("no parameter {name} among the weights; are they of this network?") };
+            self.used.insert(name.clone(), weight.ok_or_else(lacks)?);
         }
-        Some(name.into())
+        Ok(name)
     }
 
-    fn wanted(&mut self, name: &str) -> Result<String, Error> {
-        self.taken(name).ok_or_else(|| Error::Model { why: format!("no parameter {name} among the weights; are they of this network?") })
-    }
-
-    /// MONAI's padding, int((k − s + 1) / 2) on each axis.
-    fn conv(&mut self, x: &str, at: &str, stride: PerAxis) -> Result<String, Error> {
-        let weight = self.wanted(&format!("{at}.conv.weight"))?;
-        let kernel: [usize; 3] =
-            self.used[&weight].shape[2..].try_into().map_err(|_| Error::Model { why: format!("{weight} is no 3-D kernel") })?;
-        let stride = stride.0.to_array();
-        let padding = std::array::from_fn(|a| (kernel[a] + 1).saturating_sub(stride[a]) / 2);
-        let inputs = [Some(x.to_string()), Some(weight), self.taken(&format!("{at}.conv.bias"))].into_iter().flatten().collect();
-        Ok(self.node(Op::Conv { stride, padding }, inputs, at))
-    }
-
-    fn norm(&mut self, x: &str, at: &str, affine: bool, channels: usize) -> Result<String, Error> {
-        let (weight, bias) = (format!("{at}.weight"), format!("{at}.bias"));
-        if affine {
-            (self.wanted(&weight)?, self.wanted(&bias)?);
-        } else {
-            // ONNX knows no norm without scale and shift.
-            self.used.insert(weight.clone(), Weight { shape: vec![channels], values: vec![1.0; channels] });
-            self.used.insert(bias.clone(), Weight { shape: vec![channels], values: vec![0.0; channels] });
-        }
-        Ok(self.node(Op::InstanceNormalization, vec![x.into(), weight, bias], at))
-    }
-
-    fn block(&mut self, x: &str, at: &str, channels: usize, stride: PerAxis, config: &Dynunet, residual: bool) -> Result<String, Error> {
-        let (one, affine) = (PerAxis(voxmill_schemas::geometry::Zyx::splat(1)), config.norm == Norm::InstanceAffine);
-        let part = |name: &str| format!("{at}.{name}");
-        let y = self.conv(x, &part("conv1"), stride)?;
-        let y = self.norm(&y, &part("norm1"), affine, channels)?;
-        let y = self.node(Op::LeakyRelu, vec![y], &part("lrelu1"));
-        let y = self.conv(&y, &part("conv2"), one)?;
-        let mut y = self.norm(&y, &part("norm2"), affine, channels)?;
-        if residual {
-            let mut shortcut = x.to_string();
-            if self.given.contains_key(&part("conv3.conv.weight")) {
-                shortcut = self.conv(x, &part("conv3"), stride)?;
-                shortcut = self.norm(&shortcut, &part("norm3"), affine, channels)?;
+    /// The nodes of one layer; gives the name of its value.
+    fn layer(&mut self, at: usize, is_last: bool) -> Result<String, Error> {
+        let name = if is_last { LOGITS.to_string() } else { format!("layer_{at}") };
+        let x = |b: &Self, at: &usize| b.values[*at].clone();
+        let with_bias = |b: &mut Self, at: &usize, weight: usize, bias: Option<usize>| {
+            let mut inputs = vec![b.values[*at].clone(), b.taken(weight)?];
+            inputs.extend(bias.map(|p| b.taken(p)).transpose()?);
+            Ok::<_, Error>(inputs)
+        };
+        let layers = self.layers;
+        Ok(match &layers.ops[at] {
+            Layer::Conv { x, weight, bias, stride, padding } => {
+                let inputs = with_bias(self, x, *weight, *bias)?;
+                self.node(Op::Conv { stride: stride.to_array(), padding: padding.to_array() }, inputs, name)
             }
-            y = self.node(Op::Add, vec![y, shortcut], &part("add"));
-        }
-        Ok(self.node(Op::LeakyRelu, vec![y], &part("lrelu2")))
-    }
-
-    fn dynunet(&mut self, config: &Dynunet) -> Result<(), Error> {
-        let (f, last, one) = (config.channels(), config.levels() - 1, PerAxis(voxmill_schemas::geometry::Zyx::splat(1)));
-        let mut skips = vec![self.block(IMAGE, "input_block", f[0], config.strides[0], config, config.res_block)?];
-        for level in 1..last {
-            let x = skips[level - 1].clone();
-            skips.push(self.block(&x, &format!("downsamples.{}", level - 1), f[level], config.strides[level], config, config.res_block)?);
-        }
-        let mut x = self.block(&skips[last - 1].clone(), "bottleneck", f[last], config.strides[last], config, config.res_block)?;
-        for (i, level) in (0..last).rev().enumerate() {
-            let at = format!("upsamples.{i}");
-            let weight = self.wanted(&format!("{at}.transp_conv.conv.weight"))?;
-            let bias = self.taken(&format!("{at}.transp_conv.conv.bias"));
-            let inputs = [Some(x), Some(weight), bias].into_iter().flatten().collect();
-            let up = self.node(Op::ConvTranspose { stride: config.strides[level + 1].0.to_array() }, inputs, &format!("{at}.transp_conv"));
-            let both = self.node(Op::Concat, vec![up, skips[level].clone()], &format!("{at}.concat"));
-            x = self.block(&both, &format!("{at}.conv_block"), f[level], one, config, false)?;
-        }
-        self.conv(&x, "output_block.conv", one)?;
-        self.nodes.last_mut().expect("the output block").output = LOGITS.into();
-        Ok(())
+            Layer::UpConv { x, weight, bias } => {
+                let [.., z, y, w] = layers.params[*weight].shape[..] else { unreachable!("a kernel has five axes") };
+                let inputs = with_bias(self, x, *weight, *bias)?;
+                self.node(Op::ConvTranspose { stride: [z, y, w] }, inputs, name)
+            }
+            Layer::InstanceNorm { x: from, affine, slope } if *slope == SLOPE || *slope == 1.0 => {
+                let (scale, shift) = match affine {
+                    Some((w, b)) => (self.taken(*w)?, self.taken(*b)?),
+                    None => {
+                        // ONNX knows no norm without scale and shift.
+                        let names = (format!("layer_{at}.scale"), format!("layer_{at}.shift"));
+                        let n = layers.channels[at];
+                        self.used.insert(names.0.clone(), Weight { shape: vec![n], values: vec![1.0; n] });
+                        self.used.insert(names.1.clone(), Weight { shape: vec![n], values: vec![0.0; n] });
+                        names
+                    }
+                };
+                let inputs = vec![x(self, from), scale, shift];
+                if *slope == 1.0 {
+                    return Ok(self.node(Op::InstanceNormalization, inputs, name));
+                }
+                let norm = self.node(Op::InstanceNormalization, inputs, format!("layer_{at}.norm"));
+                self.node(Op::LeakyRelu, vec![norm], name)
+            }
+            Layer::Leaky { x: from, slope } if *slope == SLOPE => {
+                let inputs = vec![x(self, from)];
+                self.node(Op::LeakyRelu, inputs, name)
+            }
+            Layer::Add { a, b } => {
+                let inputs = vec![x(self, a), x(self, b)];
+                self.node(Op::Add, inputs, name)
+            }
+            Layer::Cat { a, b } => {
+                let inputs = vec![x(self, a), x(self, b)];
+                self.node(Op::Concat, inputs, name)
+            }
+            Layer::Dropout { x: from } => x(self, from),
+            other => {
+                let why = format!("this network has a layer that is not written as ONNX yet: {other:?}");
+                return Err(Error::Model { why });
+            }
+        })
     }
 }
