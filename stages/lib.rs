@@ -13,6 +13,8 @@ pub mod export;
 pub mod fingerprint;
 #[cfg(feature = "model")]
 pub mod fit;
+#[cfg(feature = "model")]
+pub mod import;
 pub mod index;
 #[cfg(feature = "model")]
 pub mod infer;
@@ -51,6 +53,8 @@ pub const STAGES: &[StageDef] = &[
     StageDef::of::<evaluate::Evaluate>(),
     StageDef::of::<export::Export>(),
     StageDef::of::<fingerprint::Fingerprint>(),
+    #[cfg(feature = "model")]
+    StageDef::of::<import::Import>(),
     StageDef::of::<index::Index>(),
     #[cfg(feature = "model")]
     StageDef::of::<infer::Infer>(),

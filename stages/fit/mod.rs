@@ -6,6 +6,7 @@ pub mod card;
 pub mod checkpoint;
 pub mod events;
 pub mod parts;
+pub mod plans;
 pub mod predict;
 pub mod training;
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod deidentify;
 mod forget;
 mod lazy;
 mod lineage;
+mod networks;
 mod openlineage;
 mod out;
 mod publish;

@@ -122,7 +122,7 @@ impl Builder<'_> {
                     Some((w, b)) => (self.taken(*w)?, self.taken(*b)?),
                     None => {
                         // ONNX knows no norm without scale and shift.
-                        let names = (format!("layer_{at}.scale"), format!("layer_{at}.shift"));
+                        let names = (format!("ones_{at}"), format!("zeros_{at}"));
                         let n = layers.channels[at];
                         self.used.insert(names.0.clone(), Weight { shape: vec![n], values: vec![1.0; n] });
                         self.used.insert(names.1.clone(), Weight { shape: vec![n], values: vec![0.0; n] });
