@@ -82,6 +82,12 @@ fn scalar(walk: &mut Walk, schema: &Value, branches: &[Value], node: &Node, spot
     walk.word(&names.iter().map(|n| Value::from(*n)).collect::<Vec<_>>(), s, node, spot)
 }
 
+/// Names of the variants of a choice that have values of their own: `{ NAME: { … } }`.
+pub fn variants(root: &Value, schema: &Value) -> Vec<String> {
+    let branches = schema.get("oneOf").or(schema.get("anyOf")).and_then(Value::as_array);
+    branches.into_iter().flatten().filter_map(|b| variant_name(&merged(root, b)).map(str::to_string)).collect()
+}
+
 /// The name of an externally tagged variant: an object with a single key, which is required.
 fn variant_name(branch: &Value) -> Option<&str> {
     let properties = branch.get("properties")?.as_object()?;

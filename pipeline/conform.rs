@@ -2,14 +2,17 @@
 //! where a number is wanted). What a schema can say of a choice between shapes stands in `choice.rs`.
 
 use serde_json::{Map, Value};
+use voxmill_schemas::artifact::Port;
 use voxmill_schemas::spec::{Data, Entry, Mistake, Node, Place, Scalar, did_you_mean, first_line, nearest, structured};
+use voxmill_stages::stage::Info;
 
 use crate::choice;
 use crate::words::{article, described, expected, explained, is_type, merged, types};
 
 /// The value of `with` for `stage::parse`, or mistakes. `anchor` is underlined for what is not there.
-pub fn with(schema: &Value, stage: &str, with: Option<&Node>, anchor: &Place, mistakes: &mut Vec<Mistake>) -> Value {
-    let mut walk = Walk { root: schema, mistakes: Vec::new() };
+pub fn with(schema: &Value, info: &Info, with: Option<&Node>, anchor: &Place, mistakes: &mut Vec<Mistake>) -> Value {
+    let stage = info.name;
+    let mut walk = Walk { root: schema, ports: info.ports, mistakes: Vec::new() };
     let empty = Node { data: Data::Map(Vec::new()), place: anchor.clone() };
     let spot = Spot { key: anchor.clone(), name: stage.to_string(), owner: stage.to_string() };
     let node = with.unwrap_or(&empty);
@@ -31,6 +34,8 @@ pub fn with(schema: &Value, stage: &str, with: Option<&Node>, anchor: &Place, mi
 pub struct Walk<'a> {
     /// The schema that holds `$defs`.
     pub root: &'a Value,
+    /// The ports of the stage, which some write under `with`.
+    pub ports: &'a [Port],
     pub mistakes: Vec<Mistake>,
 }
 
@@ -52,7 +57,7 @@ impl Walk<'_> {
 
     /// A walk whose mistakes stay apart, to try a shape.
     pub fn attempt(&self, schema: &Value, node: &Node, spot: &Spot) -> (Value, Vec<Mistake>) {
-        let mut walk = Walk { root: self.root, mistakes: Vec::new() };
+        let mut walk = Walk { root: self.root, ports: self.ports, mistakes: Vec::new() };
         let value = walk.value(schema, node, spot);
         (value, walk.mistakes)
     }
@@ -150,7 +155,10 @@ impl Walk<'_> {
                     let free = properties.keys().map(String::as_str).filter(|k| !entries.iter().any(|e| e.key == *k));
                     let near = nearest(&e.key, free.clone());
                     meant.extend(near);
-                    let help = if properties.is_empty() {
+                    let is_top = spot.name == spot.owner;
+                    let help = if is_top && self.ports.iter().any(|p| p.name == e.key) {
+                        format!("`{0}` is a port: write it under `from`, as from: {{ …, {0}: NODE }}", e.key)
+                    } else if properties.is_empty() {
                         format!("{} takes no keys", spot.name)
                     } else if near.is_some() {
                         did_you_mean(&e.key, "keys", free)
@@ -236,6 +244,20 @@ fn whole(schema: &Value, value: Value) -> Value {
     }
 }
 
+/// The keys of a mapping that the schema wants, where they are few: those of a struct, or of the only shape of a choice that has any.
+fn keys_of(root: &Value, schema: &Value) -> Option<Vec<String>> {
+    fn shapes(root: &Value, schema: &Value, out: &mut Vec<Vec<String>>) {
+        let schema = merged(root, schema);
+        match schema.get("anyOf").or(schema.get("oneOf")).and_then(Value::as_array) {
+            Some(branches) => branches.iter().for_each(|b| shapes(root, b, out)),
+            None => out.extend(schema.get("properties").and_then(Value::as_object).map(|p| p.keys().cloned().collect())),
+        }
+    }
+    let mut all = Vec::new();
+    shapes(root, schema, &mut all);
+    all.pop().filter(|keys| all.is_empty() && (1..=6).contains(&keys.len()))
+}
+
 fn help_for_type(root: &Value, schema: &Value, node: &Node, name: &str) -> String {
     let number = is_type(schema, "number") || is_type(schema, "integer");
     if let Data::Scalar(s) = &node.data {
@@ -250,8 +272,24 @@ fn help_for_type(root: &Value, schema: &Value, node: &Node, name: &str) -> Strin
             return format!("put it in quotes: \"{}\"", s.text);
         }
         if is_type(schema, "array") && !node.is_null() {
-            return format!("put it in brackets: [{}]", s.text);
+            let items = schema.get("items").map(|i| merged(root, i)).unwrap_or_default();
+            return match choice::variants(root, &items).contains(&s.text) {
+                true => format!("write {name}: [{{ {}: {{ … }} }}]", s.text),
+                false => format!("put it in brackets: [{}]", s.text),
+            };
         }
+    }
+    if let Some(keys) = keys_of(root, schema) {
+        let filled: Option<Vec<String>> = match &node.data {
+            // One for each key, in the order of the schema.
+            Data::List(items) if items.len() == keys.len() => {
+                let text = |n: &Node| if let Data::Scalar(s) = &n.data { Some(s.text.clone()) } else { None };
+                keys.iter().zip(items).map(|(key, item)| Some(format!("{key}: {}", text(item)?))).collect()
+            }
+            _ => None,
+        };
+        let written = filled.unwrap_or_else(|| keys.iter().map(|key| format!("{key}: …")).collect());
+        return format!("write {name}: {{ {} }}", written.join(", "));
     }
     explained(root, schema, name).unwrap_or_else(|| format!("write {}", expected(root, schema)))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::spec::{CacheSpec, Data, FromSpec, Mistake, Node, NodeSpec, PipelineSpec, Place, Placed, did_you_mean, first_line};
-use voxmill_stages::stage::{AnyStage, StageDef};
+use voxmill_stages::stage::{AnyStage, Finding, StageDef, Wire, Wiring};
 
 use crate::conform;
 use crate::problem::Problem;
@@ -56,11 +56,15 @@ pub fn make(spec: &PipelineSpec, defs: &'static [StageDef], problems: &mut Vec<P
     let before = problems.iter().filter(|p| !p.is_warning).count();
     let mut mistakes = Vec::new();
     let mut drafts: Vec<Draft> = spec.stages.iter().map(|n| draft(n, defs, &mut mistakes, problems)).collect();
+    let mut is_connected = Vec::new();
     for i in 0..drafts.len() {
+        let before = mistakes.len();
         let from = connect(i, &drafts, &mut mistakes);
+        is_connected.push(mistakes.len() == before);
         drafts[i].from = from;
     }
     let order = order(&drafts, &mut mistakes);
+    check_nodes(&drafts, &order, &is_connected, problems);
     let lazy: Vec<bool> = (0..drafts.len()).map(|i| is_lazy(i, &drafts, &mut mistakes)).collect();
     problems.extend(mistakes.into_iter().map(Problem::from));
     if problems.iter().filter(|p| !p.is_warning).count() > before {
@@ -124,16 +128,13 @@ fn draft<'a>(spec: &'a NodeSpec, defs: &'static [StageDef], mistakes: &mut Vec<M
     let schema = serde_json::to_value((def.schema)()).expect("a schema is plain data");
     let anchor = spec.with_key.as_ref().unwrap_or(&uses.place);
     let before = mistakes.len();
-    let value = conform::with(&schema, def.info.name, spec.with.as_ref(), anchor, mistakes);
+    let value = conform::with(&schema, &def.info, spec.with.as_ref(), anchor, mistakes);
     if mistakes.len() > before {
         return draft;
     }
     match (def.parse)(value) {
         Ok(stage) => {
-            for f in stage.check() {
-                let place = spec.with.as_ref().and_then(|w| place_of(w, &f.field)).unwrap_or_else(|| anchor.clone());
-                problems.push(Problem { message: f.message, help: f.help, places: vec![(place, String::new())], is_warning: f.is_warning });
-            }
+            problems.extend(stage.check().into_iter().map(|f| found(spec, anchor, f)));
             draft.stage = Some(stage);
         }
         Err(e) => {
@@ -142,6 +143,42 @@ fn draft<'a>(spec: &'a NodeSpec, defs: &'static [StageDef], mistakes: &mut Vec<M
         }
     }
     draft
+}
+
+/// What a stage says of its node, with the place in the file.
+/// - `anchor`: underlined for what is not there
+fn found(spec: &NodeSpec, anchor: &Place, f: Finding) -> Problem {
+    let place = match (f.port, &spec.from) {
+        (Some(_), FromSpec::One(node)) => Some(node.place.clone()),
+        (Some(port), FromSpec::Ports(_, entries)) => entries.iter().find(|e| e.port.value == port).map(|e| e.port.place.clone()),
+        _ => spec.with.as_ref().and_then(|w| place_of(w, &f.field)),
+    };
+    let places = vec![(place.unwrap_or_else(|| anchor.clone()), String::new())];
+    Problem { message: f.message, help: f.help, places, is_warning: f.is_warning }
+}
+
+/// What stages say of their nodes as these are connected. A node with a mistake in its `from` is not asked: what is missing there was told.
+fn check_nodes(drafts: &[Draft], order: &[usize], is_connected: &[bool], problems: &mut Vec<Problem>) {
+    let mut wires: Vec<Wire> = vec![Wire::default(); drafts.len()];
+    for &i in order {
+        let Draft { spec, def, stage, from } = &drafts[i];
+        let (Some(def), Some(stage), Some(uses)) = (def, stage, &spec.uses) else { continue };
+        let ports: BTreeMap<_, _> = from.iter().map(|(port, up, _)| (*port, wires[*up].clone())).collect();
+        let lead = def.info.ports.iter().filter(|p| p.kind == Kind::Volume).find_map(|p| ports.get(p.name));
+        let opened_by = match (def.info.scope, lead) {
+            (Scope::Set, _) => None,
+            (Scope::Case, Some(lead)) => lead.opened_by.clone(),
+            (Scope::Case, None) => Some(spec.name.value.clone()),
+        };
+        let entries = spec.with.as_ref().and_then(Node::map).unwrap_or(&[]);
+        let asks = |n: &Node| !n.is_null() && !matches!(&n.data, Data::Scalar(s) if s.resolve() == serde_json::Value::Bool(false));
+        let wiring = Wiring { ports, written: entries.iter().filter(|e| asks(&e.value)).map(|e| e.key.clone()).collect() };
+        wires[i] = Wire { node: spec.name.value.clone(), classes: stage.classes(&wiring), opened_by };
+        if is_connected[i] {
+            let anchor = spec.with_key.as_ref().unwrap_or(&uses.place);
+            problems.extend(stage.check_node(&wiring).into_iter().map(|f| found(spec, anchor, f)));
+        }
+    }
 }
 
 /// Where a field stands in the file: the deepest part of its dotted path that is written there.
@@ -201,8 +238,10 @@ fn connect(i: usize, drafts: &[Draft], mistakes: &mut Vec<Mistake>) -> Vec<(&'st
             for e in entries {
                 let port = ports.iter().find(|p| p.name == e.port.value);
                 if port.is_none() && def.is_some() {
+                    let is_setting = |d: &StageDef| (d.schema)().pointer(&format!("/properties/{}", e.port.value)).is_some();
                     let help = match ports {
                         [] => "remove `from`: this stage is a source".to_string(),
+                        _ if def.is_some_and(is_setting) => format!("`{}` is a setting: write it under `with`", e.port.value),
                         _ => did_you_mean(&e.port.value, "ports", ports.iter().map(|p| p.name)),
                     };
                     mistakes.push(Mistake::at(&e.port.place, format!("{stage} has no port `{}`", e.port.value), help));

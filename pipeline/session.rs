@@ -33,6 +33,8 @@ pub enum Fault {
     NoFolder { path: PathBuf },
     #[error("--memory {text}: expected a size such as 8GiB or 512MiB")]
     BadSize { text: String },
+    #[error("--memory {text}: the program alone needs 256 MiB, give at least that (a case that needs more than what is given runs alone)")]
+    SmallMemory { text: String },
     #[error("cannot use {} as workspace: give another (`workspace:` in the file, `--workspace` of convert)", path.display())]
     Workspace { path: PathBuf, source: std::io::Error },
     #[error("{0}")]
@@ -52,6 +54,7 @@ impl Fault {
             | Fault::ManyPredictions { .. }
             | Fault::NoFolder { .. }
             | Fault::BadSize { .. }
+            | Fault::SmallMemory { .. }
             | Fault::Stage(Error::Query { .. } | Error::Nothing { .. })
             | Fault::Wrong(_) => 2,
             Fault::Told(code) => *code,
@@ -92,7 +95,7 @@ impl Session {
     /// Makes the workspace where it is missing. `memory`: what `--memory` says, else 75 % of what is free; the RAM shelf takes its share of that.
     pub fn open(plan: &Plan, memory: Option<&str>) -> Result<Self, Fault> {
         let memory_bytes = match memory {
-            Some(text) => parse_size(text).ok_or_else(|| Fault::BadSize { text: text.into() })?,
+            Some(text) => given_bytes(text)?,
             None => free_memory_bytes() / 4 * 3,
         };
         let (ram_bytes, work_bytes) = shares(memory_bytes, plan.cache.ram_limit);
@@ -153,6 +156,18 @@ pub fn store_dir(workspace: &Path) -> PathBuf {
     workspace.join("store")
 }
 
+/// Less than this is a unit forgotten (`--memory 8`), not a bound.
+const LEAST_BYTES: u64 = 256 << 20;
+
+/// What `--memory` says.
+fn given_bytes(text: &str) -> Result<u64, Fault> {
+    match parse_size(text) {
+        None => Err(Fault::BadSize { text: text.into() }),
+        Some(bytes) if bytes < LEAST_BYTES => Err(Fault::SmallMemory { text: text.into() }),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
 /// Bytes for the RAM shelf and for the cases in hand. The shelf never takes more than half: what is cached must not starve what is made.
 fn shares(memory_bytes: u64, limit: RamLimit) -> (u64, u64) {
     let ram = limit.bytes(memory_bytes).min(memory_bytes / 2);
@@ -193,6 +208,15 @@ mod tests {
         assert_eq!(shares(8 << 30, RamLimit::Bytes(1 << 30)), (1 << 30, 7 << 30));
         assert_eq!(shares(8 << 30, RamLimit::Bytes(1 << 40)), (4 << 30, 4 << 30));
         assert_eq!(shares(8 << 30, RamLimit::Percent(100.0)), (4 << 30, 4 << 30));
+    }
+
+    #[test]
+    fn memory_without_a_unit_is_not_taken_for_a_bound() {
+        assert_eq!(given_bytes("256MiB").unwrap(), 256 << 20);
+        for text in ["1", "8", "100MiB"] {
+            assert!(given_bytes(text).unwrap_err().to_string().contains("at least"), "{text}");
+        }
+        assert!(given_bytes("much").unwrap_err().to_string().contains("such as 8GiB"));
     }
 
     #[test]

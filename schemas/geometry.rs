@@ -1,17 +1,72 @@
 //! Where voxels lie in the patient. Array order is [`Zyx`] (slowest axis first), patient space is [`Lps`]
 //! (DICOM: x to the left, y to the back, z to the head, millimetres, PS3.3 C.7.6.2.1.1). The two never share a bare `[f64; 3]`.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::region::Region;
 
-/// Three values, one for each array axis, slowest axis first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// Three values, one for each array axis, slowest axis first. Written `{ z: …, y: …, x: … }`, or as one number that stands for all three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize)]
 pub struct Zyx<T> {
     pub z: T,
     pub y: T,
     pub x: T,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Axes<T> {
+    z: T,
+    y: T,
+    x: T,
+}
+
+/// By hand, because an untagged enum would only say that nothing matched.
+impl<'de, T: Deserialize<'de> + Clone> Deserialize<'de> for Zyx<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Clone> Visitor<'de> for Either<T> {
+            type Value = Zyx<T>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("{ z, y, x }, or one number for all three")
+            }
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Zyx<T>, E> {
+                T::deserialize(v.into_deserializer()).map(all)
+            }
+            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<Zyx<T>, E> {
+                T::deserialize(v.into_deserializer()).map(all)
+            }
+            fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Zyx<T>, E> {
+                T::deserialize(v.into_deserializer()).map(all)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Zyx<T>, A::Error> {
+                let Axes { z, y, x } = Axes::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Zyx { z, y, x })
+            }
+        }
+        fn all<T: Clone>(v: T) -> Zyx<T> {
+            Zyx { z: v.clone(), y: v.clone(), x: v }
+        }
+        d.deserialize_any(Either(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Zyx<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("Zyx_of_{}", T::schema_name()).into()
+    }
+    fn json_schema(g: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [T::json_schema(g), Axes::<T>::json_schema(g)] })
+    }
 }
 
 impl<T> Zyx<T> {
@@ -50,8 +105,8 @@ impl Zyx<usize> {
     }
 }
 
-impl<T: std::fmt::Display> std::fmt::Display for Zyx<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<T: fmt::Display> fmt::Display for Zyx<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}×{}×{}", self.z, self.y, self.x)
     }
 }
@@ -187,6 +242,17 @@ mod tests {
             size: Zyx::new(7, 9, 11),
             origin: Lps([10., -20., 30.]),
             axes_mm: Zyx::new(Lps([0.3, 0.8, 2.4]), Lps([0., 0.7, 0.1]), Lps([-0.6, 0.05, 0.])),
+        }
+    }
+
+    #[test]
+    fn one_number_stands_for_three_axes() {
+        let read = |text: &str| serde_json::from_str::<Zyx<usize>>(text).map_err(|e| e.to_string());
+        assert_eq!(read("16"), Ok(Zyx::splat(16)));
+        assert_eq!(read("{ \"z\": 1, \"y\": 2, \"x\": 3 }"), Ok(Zyx::new(1, 2, 3)));
+        assert_eq!(serde_json::from_str::<Zyx<f64>>("2").ok(), Some(Zyx::splat(2.0)));
+        for wrong in ["1.5", "-1", "[1, 2, 3]", "\"16\"", "{ \"z\": 1 }", "{ \"z\": 1, \"y\": 2, \"x\": 3, \"t\": 4 }"] {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 

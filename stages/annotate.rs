@@ -16,7 +16,7 @@ use crate::labels::{
     Align, AllNames, Asked, Choose, Classes, Drawn, FileVerdict, Given, LABELS, LabelIndex, Missing, Overlap, Source, Wanted, draw,
     numbered,
 };
-use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Quarantined, Rows, Stage};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Quarantined, Rows, Stage, Wiring};
 use crate::table;
 use crate::volume::{About, Labels, Volume};
 
@@ -102,6 +102,11 @@ impl Stage for Annotate {
         example: "uses: annotate\nfrom: { image: image, series: series }\nwith: { classes: { Femur: 1, Tibia: 2 }, overlap: first }\n",
         absent_in_inference: Some("image"),
     };
+
+    fn classes(&self, _: &Wiring) -> Option<Vec<String>> {
+        let named = self.classes.named();
+        (!matches!(self.classes, Classes::Every(_))).then(|| named.keys().cloned().collect())
+    }
 
     fn check(&self) -> Vec<Finding> {
         let mut out = Vec::new();

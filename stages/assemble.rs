@@ -15,7 +15,7 @@ use crate::dicom::order::{Gaps, How, count};
 use crate::dicom::read::{self, Reading, Stacked};
 use crate::dicom::suv::Suv;
 use crate::error::{Error, chain};
-use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Opened, Progress, Rows, Stage, Wiring};
 use crate::table;
 use crate::volume::{About, Dtype, Repeats, SlabWriter, Volume, Voxels, slab_depth};
 
@@ -119,6 +119,11 @@ impl Stage for Assemble {
         example: "uses: assemble\nfrom: series\nwith: { where: \"modality = 'CT'\", case_name: series, gaps: refuse }",
         absent_in_inference: None,
     };
+
+    /// Labels come with `annotate`.
+    fn classes(&self, _: &Wiring) -> Option<Vec<String>> {
+        Some(Vec::new())
+    }
 
     fn check(&self) -> Vec<Finding> {
         let mut found = Vec::new();

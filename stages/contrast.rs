@@ -7,8 +7,8 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 use crate::error::Error;
 use crate::ops::padded::Padded;
 use crate::ops::{intensity, tone};
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Volume, Voxels};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Stage};
+use crate::volume::{StoredVolume, Volume, Voxels, whole_bytes};
 
 /// Gamma curve over the range of the values, ((x − min)/(max − min))^gamma·(max − min) + min (MONAI `AdjustContrast`). Pixel padding takes no part and becomes
 /// the lowest value.
@@ -99,9 +99,11 @@ impl Stage for Contrast {
         Ok(v.facts())
     }
 
-    /// Input, float32 output, a copy where padding is left out, and a quarter more for chunks on their way to the disk.
+    /// The volume in float32, and tissue apart from its padding.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + 9 * e.voxels)
+        let volume = inputs.one("volume");
+        let is_padded = StoredVolume::open(&volume.dir, volume.manifest.key).is_ok_and(|v| v.about.padding.is_some());
+        whole_bytes(volume, is_padded as u64)
     }
 }
 

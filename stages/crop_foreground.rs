@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::ops::crop::{bounding_box, grow};
 use crate::ops::intensity;
 use crate::ops::morphology::{Neighbours, largest_component};
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Filling, Step, StoredVolume, Volume};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Stage};
+use crate::volume::{Filling, Outline, Step, StoredVolume, Volume, looked_bytes, streamed_bytes};
 
 /// Cuts a volume and its labels to the box around the foreground (MONAI `CropForeground`). The box ends with the image unless it may stick out.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -150,6 +150,19 @@ impl Stage for CropForeground {
         if self.value.is_some_and(|v| !v.is_finite()) {
             out.push(Finding::error("value", "the value is no number", "a finite number"));
         }
+        let sticks_out = self.stick_out && (self.margin_mm > 0.0 || self.margin_voxels > 0);
+        let divides = self.divisible_by.is_some_and(|k| k.to_array().iter().any(|k| *k > 1));
+        if self.stick_out && !sticks_out {
+            out.push(Finding::error(
+                "stick_out",
+                "there is no margin that could stick out",
+                "leave it out, or give `margin_mm` or `margin_voxels`",
+            ));
+        }
+        if self.value.is_some() && !sticks_out && !divides {
+            let help = "leave it out, or let the box stick out: `stick_out` with a margin, or `divisible_by`";
+            out.push(Finding::error("value", "the box ends with the image, so nothing is filled", help));
+        }
         if self.margin_mm > 0.0 && self.margin_voxels > 0 {
             out.push(Finding::error("margin_voxels", "the margin is given twice", "either `margin_mm` or `margin_voxels`"));
         }
@@ -173,10 +186,11 @@ impl Stage for CropForeground {
         true
     }
 
-    /// Input, a float32 view of it, and an output that may be as large; for the body a mask and its components.
+    /// Looked through in float32, for the body with a mask and its components; the cut is streamed and no larger, but for a margin.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        let mask = if self.body { 6 } else { 0 };
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| 2 * (e.bytes + e.label_bytes) + (5 + mask) * e.voxels)
+        let (volume, all) = (inputs.one("volume"), Region::whole);
+        let cut = |of: &Outline| Ok(vec![Step::Cut { region: grow(all(of.geometry.size), Zyx::splat(1)), fill: Filling::Edge }]);
+        looked_bytes(volume, if self.body { 3 } else { 1 }).max(streamed_bytes(volume, cut))
     }
 }
 

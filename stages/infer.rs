@@ -15,7 +15,7 @@ use crate::fit::parts::{self, Part};
 use crate::fit::predict::{self, Axis, Looks, Mean};
 use crate::model::{self, Device, Predictor, Window};
 use crate::ops::morphology::{self, Neighbours};
-use crate::stage::{Cx, Facts, Finding, Info, Input, Inputs, Rows, Stage};
+use crate::stage::{Cx, Facts, Finding, Info, Input, Inputs, Rows, Stage, Wiring};
 use crate::volume::{Labels, StoredVolume, Volume, Voxels, check_regular};
 
 /// Predicts every case with a trained model. The result has labels and no image, and lies on the grid on which the case was assembled: resampling,
@@ -161,6 +161,11 @@ with: { window: { size: { z: 32, y: 48, x: 32 }, overlap: 0.25, blend: gaussian 
 ",
         absent_in_inference: None,
     };
+
+    /// Those of its model.
+    fn classes(&self, _: &Wiring) -> Option<Vec<String>> {
+        None
+    }
 
     fn check(&self) -> Vec<Finding> {
         self.window.as_ref().map(|w| w.findings()).unwrap_or_default()

@@ -6,8 +6,8 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 
 use crate::error::Error;
 use crate::ops::orient::{Axcodes, Turn};
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Outline, Step, StoredVolume};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Stage};
+use crate::volume::{Outline, Step, StoredVolume, streamed_bytes};
 
 /// Turns a volume and its labels so that the indices of x, y and z grow toward the wanted directions.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -64,9 +64,8 @@ impl Stage for Orient {
         true
     }
 
-    /// The volume twice.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| 2 * (e.bytes + e.label_bytes) + e.voxels)
+        streamed_bytes(inputs.one("volume"), |of| self.steps(of))
     }
 }
 

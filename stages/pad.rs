@@ -9,8 +9,8 @@ use voxmill_schemas::region::Region;
 use crate::error::Error;
 use crate::ops::crop::centered;
 use crate::ops::intensity;
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Filling, Outline, Step, StoredVolume};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Stage};
+use crate::volume::{Filling, Outline, Step, StoredVolume, streamed_bytes};
 
 /// Pads a volume and its labels about the middle to at least a size (MONAI `SpatialPad`; with `crop`, `ResizeWithPadOrCrop`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -106,7 +106,10 @@ impl Stage for Pad {
             out.push(Finding::error("value", "the value is no number", "a finite number"));
         }
         if self.value.is_some() && self.mode != Mode::Constant {
-            out.push(Finding::warning("value", "a value has no effect in this mode", "leave `value` out, or use `mode: constant`"));
+            out.push(Finding::error("value", "a value does nothing in this mode", "leave `value` out, or use `mode: constant`"));
+        }
+        if self.crop && self.size == Zyx::splat(0) {
+            out.push(Finding::error("crop", "there is no size to crop to", "leave it out, or give `size`"));
         }
         out
     }
@@ -117,7 +120,14 @@ impl Stage for Pad {
         cx.bytes(input.manifest.bytes);
         let of = v.outline();
         cx.check_size(self.region(of.geometry.size).size, of.channels.len())?;
-        let lowest = || Ok(intensity::range(&v.whole()?.voxels.to_f32()).map_or(0.0, |(low, _)| low));
+        let lowest = || {
+            let mut lowest = None;
+            v.each(|slab| {
+                let low = intensity::range(&slab.to_f32()).map(|(low, _)| low);
+                lowest = low.into_iter().chain(lowest).reduce(f32::min);
+            })?;
+            Ok(lowest.unwrap_or(0.0))
+        };
         v.then(self.steps(&of, lowest)?, cx)
     }
 
@@ -126,13 +136,8 @@ impl Stage for Pad {
         self.mode != Mode::Constant || self.value.is_some()
     }
 
-    /// Input, a float32 view of it, and the output.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        let Some(e) = Extent::of(inputs, "volume") else { return default_memory_bytes(inputs) };
-        let to = self.region(e.size).size.to_array().iter().fold(1u64, |n, k| n.saturating_mul(*k as u64));
-        let channels = e.voxels / (e.size.count() as u64).max(1);
-        let output = to.saturating_mul(5 * channels + 1);
-        (e.bytes + e.label_bytes + 4 * e.voxels).saturating_add(output)
+        streamed_bytes(inputs.one("volume"), |of| self.steps(of, || Ok(0.0)))
     }
 }
 

@@ -7,8 +7,8 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 use crate::error::Error;
 use crate::ops::intensity::{self, Map};
 use crate::ops::padded::Padded;
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Progress, Stage, default_memory_bytes};
-use crate::volume::{Step, StoredVolume, Volume, Voxels};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Progress, Stage};
+use crate::volume::{Outline, Precision, Step, StoredVolume, Volume, Voxels, apply, looked_bytes, streamed_bytes};
 
 /// Maps the percentiles `lower` and `upper` to `to_low` and `to_high` (MONAI `ScaleIntensityRangePercentiles`). Pixel padding takes no part and goes to the low
 /// end.
@@ -34,6 +34,9 @@ pub struct Scale {
     /// Percentiles of each channel on its own; `false`: of all channels together (what MONAI does unless told).
     #[serde(default = "yes")]
     pub channel_wise: bool,
+    /// Type that the values are stored as: `float32`, or `float16` in half the space, rounded to 11 bits (three digits); values beyond ±65504 are refused.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub dtype: Precision,
 }
 
 fn one() -> f64 {
@@ -122,8 +125,9 @@ impl Stage for Scale {
             (cx.progress)(Progress::Warn(format!("the percentiles of channel {} are one value", flat.join(", "))));
         }
         match made {
-            Made::Step(step) => stored.then(vec![step], cx),
+            Made::Step(step) => stored.then([step].into_iter().chain(self.dtype.step()).collect(), cx),
             Made::Volume(v) => {
+                let v = apply(*v, self.dtype.step().into_iter().collect())?;
                 v.write_sharing(cx.draft, None, Some(&input.dir))?;
                 Ok(v.facts())
             }
@@ -135,9 +139,12 @@ impl Stage for Scale {
         true
     }
 
-    /// Input, a float32 view and a copy for the percentiles, or the output; a quarter more for chunks on their way to the disk.
+    /// Looked through in float32 with a copy to order; written as a step, or held whole where each channel has its own.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + 9 * e.voxels)
+        let volume = inputs.one("volume");
+        let map = Map::Clip { low: 0.0, high: 1.0 };
+        let step = |_: &Outline| Ok(vec![Step::Map { maps: vec![map], unit: String::new() }]);
+        looked_bytes(volume, 2).max(streamed_bytes(volume, step))
     }
 }
 

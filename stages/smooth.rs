@@ -6,10 +6,9 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 use voxmill_schemas::geometry::Zyx;
 
 use crate::error::Error;
-use crate::ops::padded::Padded;
 use crate::ops::smooth::Edge;
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Outline, Step, StoredVolume};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Stage};
+use crate::volume::{Outline, Step, StoredVolume, streamed_bytes};
 
 /// Blurs each channel with a Gaussian whose kernel is integrated over each voxel and ends at 4 standard deviations (MONAI `GaussianSmooth`, `approx: erf`).
 /// Pixel padding stays what it is and is not mixed into tissue.
@@ -97,17 +96,15 @@ impl Stage for Smooth {
         let v = StoredVolume::open(&input.dir, input.manifest.key)?;
         cx.bytes(input.manifest.bytes);
         let of = v.outline();
-        let has = |range| Ok(v.whole()?.voxels.to_f32().iter().any(|v| Padded::is_padding(range, *v)));
-        v.then(self.steps(&of, has)?, cx)
+        v.then(self.steps(&of, |range| v.has_value(range))?, cx)
     }
 
     fn is_step(&self) -> bool {
         true
     }
 
-    /// Input, a float32 view of it where padding is looked for, float32 output and a quarter more for chunks on their way to the disk.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + 9 * e.voxels)
+        streamed_bytes(inputs.one("volume"), |of| self.steps(of, |_| Ok(true)))
     }
 }
 

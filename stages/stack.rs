@@ -2,20 +2,19 @@
 //! it by the places that their files tell; nothing is registered.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::artifact::{Kind, Manifest, Port, Scope};
 use voxmill_schemas::geometry::Geometry;
-use voxmill_schemas::tables::{Row, SeriesRow};
+use voxmill_schemas::tables::SeriesRow;
 
 use crate::error::Error;
 use crate::ops::intensity;
 use crate::ops::resample::{Interpolation, Outside, resample_to};
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Input, Inputs, Partners, Progress, Rows, Stage, default_memory_bytes};
+use crate::stage::{Cx, Extent, Facts, Finding, Info, Input, Inputs, Partners, Progress, Rows, Stage, Wiring, default_memory_bytes};
 use crate::table;
-use crate::volume::{Volume, Voxels};
+use crate::volume::{By, Volume, Voxels, check_frames, check_meeting};
 
 /// Stacks the channels of several volumes on the grid of the first; its labels, its place and its names go on, the labels of the others do not (draw labels
 /// after stacking). Where another volume ends, its lowest value stands. Pixel padding becomes the lowest value of its volume.
@@ -42,42 +41,12 @@ fn linear() -> Interpolation {
     Interpolation::Linear
 }
 
-/// What volumes must share to be stacked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum By {
-    /// The study.
-    #[default]
-    Study,
-    /// The patient.
-    Patient,
-    /// The case: one series.
-    Case,
-}
-
 const PORTS: [&str; 6] = ["first", "second", "third", "fourth", "fifth", "sixth"];
-
-/// What the index knows of the frames of reference, by study and by patient.
-struct Frames {
-    by_study: HashMap<String, Vec<u32>>,
-    by_patient: HashMap<String, Vec<u32>>,
-}
-
-impl Frames {
-    fn of(table: &Rows) -> Result<Self, Error> {
-        let mut out = Frames { by_study: HashMap::new(), by_patient: HashMap::new() };
-        for (i, row) in table::rows_of::<SeriesRow>(table)?.into_iter().enumerate() {
-            out.by_study.entry(row.study).or_default().push(i as u32);
-            out.by_patient.entry(row.patient).or_default().push(i as u32);
-        }
-        Ok(out)
-    }
-}
 
 impl Stage for Stack {
     const INFO: Info = Info {
         name: "stack",
-        version: 2,
+        version: 3,
         scope: Scope::Case,
         ports: &[
             Port { name: "first", kind: Kind::Volume, required: true, about: "the volume whose grid, labels and place stay" },
@@ -115,32 +84,23 @@ impl Stage for Stack {
         out
     }
 
-    fn partners(&self) -> Partners {
-        match self.by {
-            By::Study => Partners::Fact("study"),
-            By::Patient => Partners::Fact("patient"),
-            By::Case => Partners::Case,
-        }
+    fn check_node(&self, node: &Wiring) -> Vec<Finding> {
+        if self.by == By::Case { node.idle(&["any_frame"], "where all volumes are of one case", "leave it out") } else { Vec::new() }
     }
 
-    /// The series among which this case has its partners.
+    fn partners(&self) -> Partners {
+        self.by.partners()
+    }
+
     fn rows_of(&self, _port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error> {
-        let Some(batch) = table.0.get(SeriesRow::TABLE) else { return Ok(Some(table.clone())) };
-        let frames = table::prepared(table, Frames::of)?;
-        let fact = |name: &str| of.facts.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_string();
-        let rows = match self.by {
-            By::Patient => frames.by_patient.get(&fact("patient")),
-            By::Study | By::Case => frames.by_study.get(&fact("study")),
-        };
-        let mine = table::taken(batch, rows.map_or(&[][..], Vec::as_slice));
-        Ok(Some(Rows([(SeriesRow::TABLE.to_string(), mine)].into())))
+        self.by.series_of(table, of).map(Some)
     }
 
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error> {
         let ports: Vec<(&str, &Input)> = PORTS
             .iter()
             .filter(|port| inputs.0.contains_key(**port))
-            .map(|port| Ok((*port, self.only(port, inputs.all(port))?)))
+            .map(|port| Ok((*port, self.by.only(port, inputs.all(port))?)))
             .collect::<Result<_, Error>>()?;
         let series: Vec<SeriesRow> = table::rows_of(&inputs.one("series").rows.clone().unwrap_or_default())?;
         let first = Volume::read(&ports[0].1.dir)?;
@@ -150,7 +110,7 @@ impl Stage for Stack {
             cx.check_cancelled()?;
             let v = Volume::read(&input.dir)?;
             if !self.any_frame {
-                check_frames(&series, (ports[0].0, &stacked.volume), (port, &v))?;
+                check_frames(&series, (ports[0].0, &stacked.volume.about), (port, &v.about))?;
             }
             if v.labels.is_some() {
                 (cx.progress)(Progress::Warn(format!("labels at port {port} are left out: only those of the first volume stay")));
@@ -181,23 +141,6 @@ fn n_channels(i: &Input) -> usize {
 }
 
 impl Stack {
-    /// The one volume of a port that belongs to the case.
-    fn only<'a>(&self, port: &str, found: &'a [Input]) -> Result<&'a Input, Error> {
-        let what = match self.by {
-            By::Study => "study",
-            By::Patient => "patient",
-            By::Case => "case",
-        };
-        match found {
-            [one] => Ok(one),
-            _ => Err(Error::Input {
-                what: format!("port {port}"),
-                found: format!("{} volumes of this {what}", found.len()),
-                expected: "exactly one: narrow it down with `where` in the `assemble` that it comes from".into(),
-            }),
-        }
-    }
-
     fn names(&self, own: Vec<String>) -> Result<Vec<String>, Error> {
         match &self.channels {
             Some(names) if names.len() == own.len() => Ok(names.clone()),
@@ -224,24 +167,6 @@ fn numbered(names: Vec<String>) -> Vec<String> {
         out.push(new);
     }
     out
-}
-
-/// Refuses two volumes whose files name different frames of reference, or of which only one names one (PS3.3 C.7.4.1: places of different frames say nothing
-/// of one another). Where neither does (NIfTI) their places are all there is.
-fn check_frames(series: &[SeriesRow], (a, lead): (&str, &Volume), (b, other): (&str, &Volume)) -> Result<(), Error> {
-    let frame = |v: &Volume| {
-        let of_series = || series.iter().filter(|r| r.series == v.about.series);
-        let row = of_series().find(|r| r.volume == v.about.volume).or(of_series().next());
-        row.and_then(|r| r.frame_of_reference.clone()).filter(|f| !f.is_empty())
-    };
-    if lead.about.series == other.about.series || frame(lead) == frame(other) {
-        return Ok(());
-    }
-    Err(Error::Geometry {
-        what: format!("the volumes at ports {a} and {b}"),
-        why: "they lie in different frames of reference, so their places say nothing of one another: register them first, and then say `any_frame: true`"
-            .into(),
-    })
 }
 
 /// The first volume, growing.
@@ -312,30 +237,13 @@ fn without_padding(v: &Volume) -> Option<Vec<f32>> {
 
 /// `[c, z, y, x]` on another grid; beyond its own stands the lowest value of each channel.
 fn laid(values: &[f32], from: &Geometry, to: &Geometry, how: Interpolation, port: &str) -> Result<Vec<f32>, Error> {
-    // Both ways: the corners of neither may lie in the other and they still meet, but not if all corners of one lie beyond one face of the other.
-    if misses(from, to) || misses(to, from) {
-        let why = "it does not meet the volume at port first anywhere: they show other places".into();
-        return Err(Error::Geometry { what: format!("the volume at port {port}"), why });
-    }
+    check_meeting(("first", to), (port, from))?;
     let mut out = Vec::new();
     for channel in values.chunks_exact(from.size.count().max(1)) {
         let lowest = intensity::range(channel).map_or(0.0, |(low, _)| low);
         out.extend(resample_to(channel, from, to, how, Outside::Value(lowest)));
     }
     Ok(out)
-}
-
-/// Whether a grid lies wholly beyond one face of another.
-fn misses(a: &Geometry, b: &Geometry) -> bool {
-    let corners: Vec<[f64; 3]> = (0..8)
-        .map(|k: usize| {
-            let at =
-                a.size.zip(voxmill_schemas::geometry::Zyx::new(k >> 2 & 1, k >> 1 & 1, k & 1)).map(|(n, end)| end as f64 * n as f64 - 0.5);
-            b.to_index(a.to_lps(at)).to_array()
-        })
-        .collect();
-    let size = b.size.to_array();
-    (0..3).any(|axis| corners.iter().all(|c| c[axis] < -0.5 + 1e-6) || corners.iter().all(|c| c[axis] > size[axis] as f64 - 0.5 - 1e-6))
 }
 
 /// One array after the other: of their type where they share it, else float32.
@@ -352,6 +260,10 @@ fn joined(a: Voxels, b: Voxels) -> Voxels {
         (Voxels::U16(mut a), Voxels::U16(b)) => {
             a.extend(b);
             Voxels::U16(a)
+        }
+        (Voxels::F16(mut a), Voxels::F16(b)) => {
+            a.extend(b);
+            Voxels::F16(a)
         }
         (a, b) => {
             let mut out = match a.to_f32() {
@@ -424,7 +336,8 @@ mod tests {
             ..Default::default()
         };
         let (a, b) = (volume("a", grid(3, 1.0), Voxels::I16(vec![0; 3])), volume("b", grid(3, 1.0), Voxels::I16(vec![0; 3])));
-        let frames = |x: Option<&str>, y: Option<&str>| check_frames(&[row("a", x), row("b", y)], ("first", &a), ("second", &b));
+        let frames =
+            |x: Option<&str>, y: Option<&str>| check_frames(&[row("a", x), row("b", y)], ("first", &a.about), ("second", &b.about));
         assert!(frames(Some("1"), Some("1")).is_ok() && frames(None, None).is_ok());
         assert!(frames(Some("1"), Some("2")).unwrap_err().to_string().contains("any_frame"));
         assert!(frames(Some("1"), None).is_err());
@@ -436,7 +349,7 @@ mod tests {
     #[test]
     fn a_port_gives_exactly_one_volume_and_names_fit() {
         let stage: Stack = serde_json::from_value(serde_json::json!({ "channels": ["T1", "T2"] })).unwrap();
-        assert!(stage.only("second", &[]).unwrap_err().to_string().contains("0 volumes of this study"));
+        assert!(stage.by.only("second", &[]).unwrap_err().to_string().contains("0 volumes of this study"));
         assert_eq!(stage.names(vec!["MR".into(), "MR".into()]).unwrap(), ["T1", "T2"]);
         assert!(stage.names(vec!["MR".into()]).unwrap_err().to_string().contains("2 names"));
         let twice: Stack = serde_json::from_value(serde_json::json!({ "channels": ["T1", "T1"] })).unwrap();

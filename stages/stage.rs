@@ -1,6 +1,6 @@
 //! The contract between the engine and a stage. A stage is a struct: its fields are its YAML keys under `with`, its doc comments are its help.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +28,18 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
     /// What is wrong or doubtful about the values and the JSON Schema cannot say (`low < high`).
     fn check(&self) -> Vec<Finding> {
         Vec::new()
+    }
+
+    /// What is wrong or doubtful about the node: a setting that needs a port, a port that no setting uses, a setting that does nothing beside the others.
+    fn check_node(&self, _node: &Wiring) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    /// The classes that the labels of its volumes may have, as far as that is known before anything runs: no names where there are never labels.
+    /// Untouched, they are those of the first volume that comes in.
+    fn classes(&self, node: &Wiring) -> Option<Vec<String>> {
+        let first = Self::INFO.ports.iter().filter(|p| p.kind == Kind::Volume).find_map(|p| node.ports.get(p.name));
+        first.and_then(|wire| wire.classes.clone())
     }
 
     /// The configuration as recipes, manifests and lineage hold it: a stage hides in it what may name a patient.
@@ -235,11 +247,61 @@ pub struct Quarantined {
     pub why: String,
 }
 
-/// Something wrong (or, as a warning, doubtful) in a node's `with`.
+/// How a node stands in its pipeline, as far as that is known before anything runs.
+#[derive(Clone, Debug, Default)]
+pub struct Wiring {
+    /// Port → what feeds it.
+    pub ports: BTreeMap<&'static str, Wire>,
+    /// The keys under `with` that ask for something: their value is neither null nor false.
+    pub written: BTreeSet<String>,
+}
+
+/// What feeds a port.
+#[derive(Clone, Debug, Default)]
+pub struct Wire {
+    /// Name of the node.
+    pub node: String,
+    /// Classes that its labels may have ([`Stage::classes`]); `None`: not known before a run.
+    pub classes: Option<Vec<String>>,
+    /// The node that opened its cases, a reader of a table; nodes with another one have other cases. `None` without cases.
+    pub opened_by: Option<String>,
+}
+
+impl Wiring {
+    pub fn has(&self, port: &str) -> bool {
+        self.ports.contains_key(port)
+    }
+
+    /// The two nodes at these ports, where other nodes opened their cases: a case of the one is hardly one of the other.
+    pub fn strangers(&self, a: &str, b: &str) -> Option<(&Wire, &Wire)> {
+        let (a, b) = (self.ports.get(a)?, self.ports.get(b)?);
+        (a.opened_by.is_some() && b.opened_by.is_some() && a.opened_by != b.opened_by).then_some((a, b))
+    }
+
+    /// An error for each of these keys that is written: it does nothing, for a reason that goes on from "does nothing".
+    pub fn idle(&self, fields: &[&str], why: &str, help: &str) -> Vec<Finding> {
+        let written = fields.iter().filter(|f| self.written.contains(**f));
+        written.map(|f| Finding::error(f, format!("`{f}` does nothing {why}"), help)).collect()
+    }
+}
+
+#[cfg(test)]
+impl Wiring {
+    /// A node with these ports connected and these settings.
+    pub fn of(ports: &[&'static str], with: &Value) -> Self {
+        let asks = |v: &Value| !v.is_null() && *v != false;
+        let written = with.as_object().into_iter().flatten().filter(|(_, v)| asks(v)).map(|(k, _)| k.clone());
+        Self { ports: ports.iter().map(|p| (*p, Wire::default())).collect(), written: written.collect() }
+    }
+}
+
+/// Something wrong (or, as a warning, doubtful) in a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Dotted path under `with`, `""` for the whole: `spacing_mm.z`.
     pub field: String,
+    /// It lies in what is connected to this port instead.
+    pub port: Option<&'static str>,
     pub message: String,
     pub help: String,
     pub is_warning: bool,
@@ -247,7 +309,10 @@ pub struct Finding {
 
 impl Finding {
     pub fn error(field: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into(), help: help.into(), is_warning: false }
+        Self { field: field.into(), port: None, message: message.into(), help: help.into(), is_warning: false }
+    }
+    pub fn at_port(port: &'static str, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { port: Some(port), ..Self::error("", message, help) }
     }
     /// `lower` and `upper` are percentiles that span something.
     pub fn of_percentiles(lower: f64, upper: f64) -> Option<Self> {
@@ -268,6 +333,8 @@ pub trait AnyStage: Send + Sync {
     fn config(&self) -> Value;
     fn run(&self, inputs: &Inputs, cx: &Cx) -> Result<Facts, Error>;
     fn check(&self) -> Vec<Finding>;
+    fn check_node(&self, node: &Wiring) -> Vec<Finding>;
+    fn classes(&self, node: &Wiring) -> Option<Vec<String>>;
     fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error>;
     fn rows_of(&self, port: &str, table: &Rows, of: &Manifest) -> Result<Option<Rows>, Error>;
     fn is_step(&self) -> bool;
@@ -292,6 +359,12 @@ impl<S: Stage> AnyStage for S {
     }
     fn check(&self) -> Vec<Finding> {
         Stage::check(self)
+    }
+    fn check_node(&self, node: &Wiring) -> Vec<Finding> {
+        Stage::check_node(self, node)
+    }
+    fn classes(&self, node: &Wiring) -> Option<Vec<String>> {
+        Stage::classes(self, node)
     }
     fn cases(&self, tables: &BTreeMap<String, Rows>) -> Result<Vec<Opened>, Error> {
         Stage::cases(self, tables)
@@ -340,6 +413,11 @@ impl StageDef {
 pub fn default_memory_bytes(inputs: &Inputs) -> u64 {
     let voxels: u64 = inputs.0.values().flatten().filter_map(|i| i.manifest.facts.get("voxels")?.as_u64()).max().unwrap_or(0);
     (voxels * 16).max(256 << 20)
+}
+
+/// The same of one volume.
+pub fn default_memory_bytes_of(input: &Input) -> u64 {
+    default_memory_bytes(&Inputs([("volume".to_string(), vec![input.clone()])].into()))
 }
 
 /// What the facts of a volume say about its size, for estimates of memory before it is read.

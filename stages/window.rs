@@ -6,8 +6,8 @@ use voxmill_schemas::artifact::{Kind, Port, Scope};
 
 use crate::error::Error;
 use crate::ops::intensity::Map;
-use crate::stage::{Cx, Extent, Facts, Finding, Info, Inputs, Stage, default_memory_bytes};
-use crate::volume::{Outline, Step, StoredVolume};
+use crate::stage::{Cx, Facts, Finding, Info, Inputs, Stage};
+use crate::volume::{Outline, Precision, Step, StoredVolume, streamed_bytes};
 
 /// Maps the intensities from `low` to `high` to those from `to_low` to `to_high` (MONAI `ScaleIntensityRange`).
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -31,6 +31,9 @@ pub struct Window {
     /// Hold intensities outside the window at its ends.
     #[serde(default = "yes")]
     pub clip: bool,
+    /// Type that the values are stored as: `float32`, or `float16` in half the space, rounded to 11 bits (three digits); values beyond ±65504 are refused.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub dtype: Precision,
 }
 
 fn one() -> f64 {
@@ -99,7 +102,8 @@ impl Window {
             Map::Window { low: low as f32, high: high as f32, to_low: self.to_low as f32, to_high: self.to_high as f32, clip: self.clip };
         // Padding is no tissue: it goes to the low end, whatever its value.
         let hidden = of.about.padding.map(|from| Map::Replace { from, to: low as f32 });
-        Ok(vec![Step::Map { maps: hidden.into_iter().chain([window]).collect(), unit: "normalised".into() }])
+        let map = Step::Map { maps: hidden.into_iter().chain([window]).collect(), unit: "normalised".into() };
+        Ok([map].into_iter().chain(self.dtype.step()).collect())
     }
 }
 
@@ -145,9 +149,8 @@ impl Stage for Window {
         self.range().map(|from| [from, (self.to_low.min(self.to_high), self.to_low.max(self.to_high))])
     }
 
-    /// Input and float32 output, and a quarter more for chunks on their way to the disk.
     fn memory_bytes(&self, inputs: &Inputs) -> u64 {
-        Extent::of(inputs, "volume").map_or_else(|| default_memory_bytes(inputs), |e| e.bytes + e.label_bytes + 5 * e.voxels)
+        streamed_bytes(inputs.one("volume"), |of| self.steps(of))
     }
 }
 

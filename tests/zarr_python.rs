@@ -104,6 +104,7 @@ fn same(v: &Volume, told: &Value, out: &Path) {
             Voxels::U8(v) => v.clone(),
             Voxels::I16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Voxels::U16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Voxels::F16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Voxels::F32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }
     };

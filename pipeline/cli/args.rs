@@ -22,7 +22,7 @@ pub struct WorkArgs {
     /// Cases in hand at the same time, and threads in all [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub jobs: Option<u32>,
-    /// Memory to stay under, such as 8GiB [default: 75% of what is free]
+    /// Memory to stay under, such as 8GiB, at least 256MiB [default: 75% of what is free]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Machine-readable progress on stderr, one JSON object a line

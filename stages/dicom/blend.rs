@@ -1,5 +1,6 @@
 //! Planes of a grid made of slices: as they are, or mixed of the two beside them.
 
+use half::f16;
 use rayon::prelude::*;
 use voxmill_schemas::geometry::Zyx;
 
@@ -16,6 +17,7 @@ pub fn planes(slices: &Voxels, channels: usize, size: Zyx<usize>, blends: &[Blen
         Voxels::U8(v) => Voxels::U8(mixed(v, channels, size, blends, padding, |v| v as f64, |v| v.round_ties_even() as u8)),
         Voxels::I16(v) => Voxels::I16(mixed(v, channels, size, blends, padding, |v| v as f64, |v| v.round_ties_even() as i16)),
         Voxels::U16(v) => Voxels::U16(mixed(v, channels, size, blends, padding, |v| v as f64, |v| v.round_ties_even() as u16)),
+        Voxels::F16(v) => Voxels::F16(mixed(v, channels, size, blends, padding, f16::to_f64, f16::from_f64)),
         Voxels::F32(v) => Voxels::F32(mixed(v, channels, size, blends, padding, |v| v as f64, |v| v as f32)),
     }
 }

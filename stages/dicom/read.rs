@@ -168,6 +168,7 @@ fn pictures(
         Voxels::U8(v) => tiles!(U8, v),
         Voxels::I16(v) => tiles!(I16, v),
         Voxels::U16(v) => tiles!(U16, v),
+        Voxels::F16(v) => tiles!(F16, v),
         Voxels::F32(v) => tiles!(F32, v),
     };
     Ok(Decoded { voxels, ..decoded })

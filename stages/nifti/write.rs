@@ -44,6 +44,9 @@ const BLOCK: usize = 1 << 20;
 /// Writes `[c, z, y, x]`. Millimetres, aligned to the scanner: sform code 1, and qform code 1 where the axes are perpendicular (a tilted grid has no quaternion).
 /// Holds a few blocks beside the voxels.
 pub fn write(path: &Path, geometry: &Geometry, channels: usize, voxels: &Voxels, options: &Options) -> Result<(), Error> {
+    // NIfTI has no float16.
+    let wide = if let Voxels::F16(_) = voxels { Some(Voxels::F32(voxels.to_f32().into_owned())) } else { None };
+    let voxels = wide.as_ref().unwrap_or(voxels);
     let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let wrong = |why: String| Error::Nifti { file: name(), why };
     let s = geometry.size;
@@ -140,7 +143,7 @@ fn header(g: &Geometry, dims: [i16; 4], voxels: &Voxels, channels: Channels) -> 
         Voxels::U8(_) => (2, 8),
         Voxels::I16(_) => (4, 16),
         Voxels::U16(_) => (512, 16),
-        Voxels::F32(_) => (16, 32),
+        Voxels::F16(_) | Voxels::F32(_) => (16, 32),
     };
     let mut h = [0u8; 352];
     let mut put = |at: usize, v: &[u8]| h[at..at + v.len()].copy_from_slice(v);

@@ -1,6 +1,8 @@
 //! Boxes copied from one array into another, voxels turned into float32 on the way: what a patch is made of. Compiled for each width of vectors; a value is
 //! turned exactly, so every width gives the same bits.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use voxmill_schemas::geometry::Zyx;
 
 use super::lanes::on_lanes;
@@ -132,6 +134,19 @@ on_lanes! {
     /// `uint16` → float32.
     pub fn u16_to_f32(from: &[u8], to: &mut [f32], s: Span) {
         rows(from, to, s, piece_of_u16);
+    }
+}
+
+/// `float16` → float32.
+pub fn f16_to_f32(from: &[u8], to: &mut [f32], s: Span) {
+    rows(from, to, s, piece_of_f16);
+}
+
+fn piece_of_f16(from: &[[u8; 2]], to: &mut [f32]) {
+    let mut some = [f16::ZERO; 64];
+    for (from, to) in from.chunks(some.len()).zip(to.chunks_mut(some.len())) {
+        some.iter_mut().zip(from).for_each(|(s, f)| *s = f16::from_le_bytes(*f));
+        some[..to.len()].convert_to_f32_slice(to);
     }
 }
 

@@ -62,6 +62,13 @@ macro_rules! voxels {
 }
 voxels!(u8, i16, u16, f32);
 
+impl Voxel for half::f16 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
 /// How one grid gets its voxels from another.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -132,6 +139,16 @@ impl Plan {
     /// `region` lies inside the output.
     pub fn needs(&self, region: Region) -> Region {
         self.turn.region_before(self.needs_turned(region), self.from)
+    }
+
+    /// Bytes that a region takes besides what is read and what is made: coefficients of a cubic.
+    pub fn between_bytes(&self, region: Region) -> usize {
+        let turned = if self.turn == Turn::NONE { 0 } else { 4 * self.needs_turned(region).size.count() };
+        match &self.way {
+            Way::Cubic(axes) => turned + axes.between_bytes(region),
+            Way::Points(_, Interpolation::Cubic) => 4 * self.from.count() + spline::coefficients_bytes(self.from),
+            _ => 0,
+        }
     }
 
     fn needs_turned(&self, region: Region) -> Region {

@@ -44,7 +44,7 @@ pub fn respaced(g: &Geometry, spacing_mm: Zyx<f64>, keep_shear: bool) -> Result<
     let lowest: [f64; 3] = std::array::from_fn(|axis| extreme(axis, f64::min));
     let mut size = [0usize; 3];
     for axis in 0..3 {
-        let voxels = (extreme(axis, f64::max) - lowest[axis] + 1.0).round_ties_even();
+        let voxels = rounded(extreme(axis, f64::max) - lowest[axis] + 1.0);
         if !(voxels <= MAX_AXIS) {
             return Err(Error::Geometry {
                 what: "respacing".into(),
@@ -111,6 +111,26 @@ pub fn coarse_axis(from_mm: Zyx<f64>, to_mm: Zyx<f64>) -> Option<usize> {
         .and_then(|axes| (axes.len() == 1).then(|| axes[0]))
 }
 
+/// To the nearest, half to even. What is half but for the rounding of turned axes counts as half: a volume has one size however it lies (MONAI's follows that
+/// noise there).
+fn rounded(voxels: f64) -> f64 {
+    let half = voxels.floor() + 0.5;
+    if (voxels - half).abs() < 1e-9 { half.round_ties_even() } else { voxels.round_ties_even() }
+}
+
+/// Standard deviations, in voxels, of the Gaussian that keeps detail finer than the new grid from coming back as false pattern: (new/old − 1)/2 along an axis that
+/// gets coarser (skimage `resize`), 0 along the others.
+/// - `is_across`: the axes of the new grid may lie across; what counts then is how far its steps go along each axis of the old
+pub fn blur_before(from: &Geometry, to: &Geometry, is_across: bool) -> Zyx<f64> {
+    let coarser = |(old, new): (f64, f64)| ((new / old - 1.0) / 2.0).max(0.0);
+    if !is_across {
+        return from.spacing_mm().zip(to.spacing_mm()).map(coarser);
+    }
+    let steps = to.axes_mm.map(|axis| from.to_index(from.origin + axis)).to_array();
+    let along = |of: fn(&Zyx<f64>) -> f64| steps.iter().map(|s| of(s).powi(2)).sum::<f64>().sqrt();
+    Zyx::new(along(|s| s.z), along(|s| s.y), along(|s| s.x)).map(|voxels| coarser((1.0, voxels)))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -118,6 +138,14 @@ mod tests {
     use voxmill_schemas::geometry::Lps;
 
     use super::*;
+
+    #[test]
+    fn half_a_voxel_is_rounded_to_even_whatever_the_noise() {
+        let noise = [-3e-15, 0.0, 3e-15];
+        assert_eq!(noise.map(|e| rounded(14.5 + e)), [14.0; 3]);
+        assert_eq!(noise.map(|e| rounded(15.5 + e)), [16.0; 3]);
+        assert_eq!([14.499, 14.501, 14.0].map(rounded), [14.0, 15.0, 14.0]);
+    }
 
     proptest! {
         #[test]

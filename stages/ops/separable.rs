@@ -80,7 +80,8 @@ fn torch_coordinate(step: f64, start: f64, i: usize, n: usize, m: usize) -> f64 
     // linspace(−1, 1, m) is built from both ends, then drawn together to the centres of the voxels.
     let base = if m > 1.0 {
         let h = 2.0 / (m - 1.0);
-        let line = if (i as f64) < (m / 2.0).floor() { -1.0 + h * i as f64 } else { 1.0 - h * (m - 1.0 - i as f64) };
+        // Multiplied and added in one rounding, as torch's own build does it.
+        let line = if (i as f64) < (m / 2.0).floor() { h.mul_add(i as f64, -1.0) } else { (-h).mul_add(m - 1.0 - i as f64, 1.0) };
         line * (m - 1.0) / m
     } else {
         0.0

@@ -34,6 +34,11 @@ impl Axes {
         Self { from, at: Zyx::new(at(2, to.z), at(1, to.y), at(0, to.x)), outside }
     }
 
+    /// Bytes of the planes that are held while a region is made.
+    pub fn between_bytes(&self, region: Region) -> usize {
+        8 * PLANES.min(self.from.z) * region.size.y * region.size.x
+    }
+
     /// The voxels that a region of the output reads: whole rows and columns, of the planes that the blocks of its first and its last plane take.
     pub fn needs(&self, region: Region) -> Option<Region> {
         let at = &self.at.z[region.start.z as usize..][..region.size.z];
@@ -49,7 +54,7 @@ const BLOCK: usize = 32;
 /// So many values before and after a block the filter starts anew: what it begins with has faded to |pole|²⁰ < 4e-12 where the block begins.
 const HALO: usize = 20;
 /// Planes that are in memory at once, at most.
-pub const PLANES: usize = BLOCK + 3 + 2 * HALO;
+const PLANES: usize = BLOCK + 3 + 2 * HALO;
 
 /// The block that holds the first coefficient of a point's four; the three after the block are made with it.
 fn block(p: f64, n: usize) -> usize {
@@ -208,6 +213,11 @@ pub struct Coefficients {
     size: Zyx<usize>,
     /// `[z, y, x]` of `size` + 2·[`PAD`]
     values: Vec<f64>,
+}
+
+/// Bytes of the coefficients of one channel.
+pub fn coefficients_bytes(size: Zyx<usize>) -> usize {
+    8 * size.map(|n| n + 2 * PAD).count()
 }
 
 impl Coefficients {

@@ -19,7 +19,7 @@ const SLAB_BYTES: usize = 32 << 20;
 pub struct Chain {
     pub base: Outline,
     pub steps: Vec<Step>,
-    ready: Vec<Ready>,
+    pub(super) ready: Vec<Ready>,
 }
 
 /// A box of the base, `[c, z, y, x]`; it lies inside, and may be empty.
@@ -71,7 +71,7 @@ impl Chain {
                 end += 1;
             }
             // Maps leave a box where it is.
-            voxels = self.ready[i].run(voxels, regions[i], regions[end], &then);
+            voxels = self.ready[i].run(voxels, regions[i], regions[end], &then)?;
             i = end;
         }
         Ok(voxels)

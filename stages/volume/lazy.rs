@@ -136,6 +136,22 @@ impl StoredVolume {
         Ok(out)
     }
 
+    /// The voxels, slab by slab in order of z, `[c, z, y, x]`: what looks at all of them needs none for long.
+    pub fn each(&self, mut look: impl FnMut(&Voxels)) -> Result<(), Error> {
+        let Some((array, chain)) = &self.image else { return Ok(()) };
+        self.slabs(array, chain, |_, slab| {
+            look(slab);
+            Ok(())
+        })
+    }
+
+    /// Whether a voxel has one of these values.
+    pub fn has_value(&self, range: [f64; 2]) -> Result<bool, Error> {
+        let mut found = false;
+        self.each(|slab| found |= slab.has_value(range))?;
+        Ok(found)
+    }
+
     /// The voxels of a chain over this volume's array, slab by slab in order of z: first plane, channel, planes `[z, y, x]`.
     fn each_slab(
         &self,
@@ -143,6 +159,15 @@ impl StoredVolume {
         chain: &Chain,
         mut take: impl FnMut(usize, usize, &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.slabs(array, chain, |z, slab| {
+            let bytes = slab.as_bytes();
+            let n = (bytes.len() / chain.after().channels.len().max(1)).max(1);
+            bytes.chunks_exact(n).enumerate().try_for_each(|(channel, slab)| take(z, channel, slab))
+        })
+    }
+
+    /// The same, all channels of a slab together.
+    fn slabs(&self, array: &ArrayFile, chain: &Chain, mut take: impl FnMut(usize, &Voxels) -> Result<(), Error>) -> Result<(), Error> {
         let recent = Recent::default();
         let shards = array.shards();
         let fetch = |channel: usize, at: Zyx<usize>| {
@@ -151,9 +176,7 @@ impl StoredVolume {
         self.reading(&shards, stored::IMAGE, None, Threads::All, |plain| {
             let reading = Reading { fetch: Some(&fetch), ..*plain };
             chain.slabs(&|r| stored::base(array, r, &reading), |z, slab| {
-                let bytes = slab.as_bytes();
-                let n = (bytes.len() / chain.after().channels.len().max(1)).max(1);
-                bytes.chunks_exact(n).enumerate().try_for_each(|(channel, slab)| take(z, channel, slab))?;
+                take(z, &slab)?;
                 recent.next_slab();
                 Ok(())
             })

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use half::f16;
 use proptest::prelude::*;
 use voxmill_schemas::artifact::Key;
 use voxmill_schemas::geometry::{Geometry, Lps, Zyx};
@@ -30,6 +31,7 @@ fn volume(size: Zyx<usize>, turn: f64, dtype: usize) -> Volume {
     let voxels = match dtype {
         0 => Voxels::I16((0..n).map(|i| if i % 7 == 0 { -3000 } else { noise(i) }).collect()),
         1 => Voxels::U8((0..n).map(|i| noise(i) as u8).collect()),
+        2 => Voxels::F16((0..n).map(|i| f16::from_f32(noise(i) as f32 / 3.0)).collect()),
         _ => Voxels::F32((0..n).map(|i| noise(i) as f32 / 3.0).collect()),
     };
     let about = About { padding: (dtype == 0).then_some([-3000.0, -2000.0]), unit: "HU".into(), ..About::of(geometry) };
@@ -70,6 +72,7 @@ fn step(kind: usize, o: &Outline, a: [f64; 3], flags: [bool; 3]) -> Step {
             Step::Map { maps: vec![Map::Replace { from: [-3000.0, -2000.0], to: -500.0 }, window], unit: "normalised".into() }
         }
         4 => Step::Map { maps: vec![Map::Normalize { mean: 12.5, std: 33.0, nonzero: flags[0] }], unit: "normalised".into() },
+        7 => Step::Half,
         5 => Step::Smooth { sigma: Zyx::from_array(a), edge: if flags[0] { Edge::Zero } else { Edge::Repeat }, padding: o.about.padding },
         _ => {
             let start = Zyx::from_array(a).zip(size).map(|(a, n)| ((a - 0.5) * n as f64) as i64);
@@ -108,8 +111,8 @@ proptest! {
     #[test]
     fn a_box_of_a_lazy_volume_has_the_bits_of_the_written_one(
         turn in prop_oneof![Just(0.0), Just(0.3)],
-        dtype in 0usize..3,
-        draws in proptest::collection::vec((0usize..7, prop::array::uniform3(0.0..1.0f64), any::<[bool; 3]>()), 1..5),
+        dtype in 0usize..4,
+        draws in proptest::collection::vec((0usize..8, prop::array::uniform3(0.0..1.0f64), any::<[bool; 3]>()), 1..5),
         boxes in proptest::collection::vec((prop::array::uniform3(-0.3..1.0f64), prop::array::uniform3(0.05..0.9f64)), 3),
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -152,7 +155,7 @@ fn a_lazy_volume_holds_no_voxels_and_outlives_its_base() {
     let store = store(dir.path());
     let base = dir.path().join("base");
     std::fs::create_dir_all(&base).unwrap();
-    let v = volume(Zyx::new(40, 50, 60), 0.0, 2);
+    let v = volume(Zyx::new(40, 50, 60), 0.0, 3);
     v.write(&base, None).unwrap();
     let maps = vec![Map::Normalize { mean: 1.0, std: 2.0, nonzero: false }];
     let steps = vec![Step::Map { maps, unit: "normalised".into() }];
@@ -177,4 +180,30 @@ fn steps_that_do_not_lead_to_the_volume_are_damage() {
         let e = StoredVolume::open(&lazy, Key::of(b"x")).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains("lazy.json"), "{was} → {is}: {e}");
     }
+}
+
+#[test]
+fn float16_is_exact_where_it_can_be_and_refuses_what_it_cannot_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let base = dir.path().join("base");
+    std::fs::create_dir_all(&base).unwrap();
+    let mut v = volume(Zyx::new(5, 40, 70), 0.0, 3);
+    let n = v.voxels.len();
+    let values = |k: f32| Voxels::F32((0..n).map(|i| (i as f32 - 7000.0) * k).collect());
+    v.voxels = values(1.0 / 3.0);
+    v.write(&base, None).unwrap();
+    let written = then(&store, &base, vec![Step::Half], false, dir.path().join("written"));
+    let lazy = then(&store, &base, vec![Step::Half], true, dir.path().join("lazy"));
+    let wanted: Vec<f32> = v.voxels.to_f32().iter().map(|v| f16::from_f32(*v).to_f32()).collect();
+    for from in [&written, &lazy] {
+        let read = Volume::read(from).unwrap();
+        assert_eq!((read.voxels.dtype(), read.voxels.to_f32().into_owned()), ("float16", wanted.clone()));
+        let stored = StoredVolume::open(from, Key::of(from.as_os_str().as_encoded_bytes())).unwrap();
+        let patch = stored.read(Region::whole(v.geometry.size), 0.0, &store).unwrap();
+        assert_eq!(patch.voxels, wanted, "as training reads it");
+    }
+    v.voxels = values(100.0);
+    let e = apply(v, vec![Step::Half]).unwrap_err().to_string();
+    assert!(e.contains("65504") && e.contains("HU"), "{e}");
 }

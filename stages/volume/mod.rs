@@ -7,6 +7,7 @@ macro_rules! same_type {
             Voxels::U8($x) => Voxels::U8($made),
             Voxels::I16($x) => Voxels::I16($made),
             Voxels::U16($x) => Voxels::U16($made),
+            Voxels::F16($x) => Voxels::F16($made),
             Voxels::F32($x) => Voxels::F32($made),
         }
     };
@@ -19,6 +20,7 @@ macro_rules! any_type {
             Voxels::U8($x) => $made,
             Voxels::I16($x) => $made,
             Voxels::U16($x) => $made,
+            Voxels::F16($x) => $made,
             Voxels::F32($x) => $made,
         }
     };
@@ -32,6 +34,8 @@ mod lazy;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod lazy_tests;
+mod mask;
+mod memory;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod place_tests;
@@ -40,27 +44,37 @@ mod sidecar;
 mod slabs;
 mod step;
 mod stored;
+mod straight;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod together;
 mod writer;
 
 use std::borrow::Cow;
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use indexmap::IndexMap;
+use rayon::prelude::*;
 use serde_json::Value;
 use voxmill_schemas::geometry::Geometry;
 pub use voxmill_schemas::zarr_attrs::{About, Repeats};
 
 pub use self::chain::{Chain, apply};
-pub use self::layout::Dtype;
+pub use self::layout::{Dtype, Precision};
 pub use self::lazy::is_lazy;
+pub use self::mask::mask;
+pub use self::memory::{looked_bytes, streamed_bytes, whole_bytes};
 pub use self::reading::Threads;
 pub use self::sidecar::{Sidecar, VolumeOf, sidecar};
 pub use self::slabs::{SlabWriter, slab_depth};
 pub use self::step::{Filling, Outline, Step};
 pub use self::stored::{Patch, StoredVolume};
+pub use self::straight::straightened;
+pub use self::together::{By, check_frames, check_meeting};
 use crate::error::Error;
+use crate::ops::padded::Padded;
 use crate::stage::Facts;
 
 /// Voxel values, C order.
@@ -69,6 +83,7 @@ pub enum Voxels {
     U8(Vec<u8>),
     I16(Vec<i16>),
     U16(Vec<u16>),
+    F16(Vec<f16>),
     F32(Vec<f32>),
 }
 
@@ -99,6 +114,7 @@ impl Voxels {
             Voxels::U8(v) => v.len(),
             Voxels::I16(v) => v.len(),
             Voxels::U16(v) => v.len(),
+            Voxels::F16(v) => v.len(),
             Voxels::F32(v) => v.len(),
         }
     }
@@ -107,7 +123,7 @@ impl Voxels {
         self.len() == 0
     }
 
-    /// `uint8`, `int16`, `uint16`, `float32`.
+    /// `uint8`, `int16`, `uint16`, `float16`, `float32`.
     pub fn dtype(&self) -> &'static str {
         self.kind().name()
     }
@@ -118,8 +134,18 @@ impl Voxels {
             Voxels::U8(v) => v.iter().map(|x| *x as f32).collect(),
             Voxels::I16(v) => v.iter().map(|x| *x as f32).collect(),
             Voxels::U16(v) => v.iter().map(|x| *x as f32).collect(),
+            Voxels::F16(v) => {
+                let mut out = vec![0.0; v.len()];
+                out.par_chunks_mut(1 << 14).zip(v.par_chunks(1 << 14)).for_each(|(out, v)| v.convert_to_f32_slice(out));
+                Cow::Owned(out)
+            }
             Voxels::F32(v) => Cow::Borrowed(v),
         }
+    }
+
+    /// Whether one lies in a range, both ends included.
+    pub fn has_value(&self, range: [f64; 2]) -> bool {
+        self.to_f32().par_iter().any(|v| Padded::is_padding(range, *v))
     }
 
     /// The values as float32, where they are if they are that.
@@ -135,6 +161,7 @@ impl Voxels {
             Voxels::U8(_) => Dtype::U8,
             Voxels::I16(_) => Dtype::I16,
             Voxels::U16(_) => Dtype::U16,
+            Voxels::F16(_) => Dtype::F16,
             Voxels::F32(_) => Dtype::F32,
         }
     }
@@ -144,6 +171,7 @@ impl Voxels {
             Dtype::U8 => Voxels::U8(vec![0; n]),
             Dtype::I16 => Voxels::I16(vec![0; n]),
             Dtype::U16 => Voxels::U16(vec![0; n]),
+            Dtype::F16 => Voxels::F16(vec![f16::ZERO; n]),
             Dtype::F32 => Voxels::F32(vec![0.0; n]),
         }
     }
@@ -154,6 +182,7 @@ impl Voxels {
             Voxels::U8(v) => v,
             Voxels::I16(v) => bytemuck::cast_slice(v),
             Voxels::U16(v) => bytemuck::cast_slice(v),
+            Voxels::F16(v) => bytemuck::cast_slice(v),
             Voxels::F32(v) => bytemuck::cast_slice(v),
         }
     }
@@ -163,6 +192,7 @@ impl Voxels {
             Voxels::U8(v) => v,
             Voxels::I16(v) => bytemuck::cast_slice_mut(v),
             Voxels::U16(v) => bytemuck::cast_slice_mut(v),
+            Voxels::F16(v) => bytemuck::cast_slice_mut(v),
             Voxels::F32(v) => bytemuck::cast_slice_mut(v),
         }
     }

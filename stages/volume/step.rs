@@ -1,7 +1,10 @@
 //! What a stage does to a volume, as data: a step. What comes out is known without a voxel but for the voxels themselves, and any box of them can be made
 //! from the box of the input that it needs; it has the same bits as that box of the whole.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use indexmap::IndexMap;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use voxmill_schemas::geometry::{Geometry, Zyx};
 use voxmill_schemas::region::Region;
@@ -62,6 +65,8 @@ pub enum Step {
     Cut { region: Region, fill: Filling },
     /// Each value by itself, in float32. What was padding is none any more.
     Map { maps: Vec<Map>, unit: String },
+    /// Each value rounded to float16, to the nearest and half to even.
+    Half,
 }
 
 /// What stands where a box sticks out. Labels follow; beside a value they are background.
@@ -101,6 +106,7 @@ enum How {
     Padded { padded: Box<Padded>, labels: Box<Plan> },
     Cut { region: Region, filling: Filling },
     Map(Vec<Map>),
+    Half,
 }
 
 impl Step {
@@ -184,6 +190,10 @@ impl Step {
                 after.about.padding = None;
                 How::Map(maps.clone())
             }
+            Step::Half => {
+                after.dtype = Dtype::F16;
+                How::Half
+            }
         };
         Ok(Ready { before, after, how })
     }
@@ -192,7 +202,7 @@ impl Step {
 impl Ready {
     /// Whether labels go through untouched.
     pub fn leaves_labels(&self) -> bool {
-        matches!(self.how, How::Map(_)) || self.before.geometry == self.after.geometry
+        matches!(self.how, How::Map(_) | How::Half) || self.before.geometry == self.after.geometry
     }
 
     /// Maps of an intensity step: what stands before may do them on its way.
@@ -219,16 +229,46 @@ impl Ready {
             }
             How::Padded { padded, .. } => padded.needs(region),
             How::Cut { region: cut, filling } => crop::needs(size, shifted(region, cut), filling.of(0u8)),
-            How::Map(_) => region,
+            How::Map(_) | How::Half => region,
+        }
+    }
+
+    /// Whether values are changed where they are.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self.how, How::Map(_)) && self.before.dtype == Dtype::F32
+    }
+
+    /// Bytes between what is read and what is made of a box.
+    /// - `from`: what [`Ready::needs`] says
+    pub fn between_bytes(&self, from: Region, to: Region) -> usize {
+        let (n, read, made) = (self.before.channels.len(), from.size.count(), to.size.count());
+        let wide = |has_room: bool| if has_room { 0 } else { 4 * n * read };
+        let is_wide = self.before.dtype == Dtype::F32;
+        match &self.how {
+            How::Turn(_) => made * self.after.dtype.bytes(),
+            How::Resample { plan, blur, .. } => {
+                let smooth = blur.as_ref().map_or(0, |_| 4 * plan.needs(to).size.count());
+                smooth + plan.between_bytes(to) + wide(self.before.dtype != Dtype::F16)
+            }
+            How::Padded { padded, .. } => wide(is_wide) + padded.between_bytes(from, to),
+            How::Cut { .. } => wide(is_wide || self.after.dtype != Dtype::F32),
+            How::Half => wide(is_wide),
+            How::Map(_) => 0,
         }
     }
 
     /// A box of the output.
     /// - `voxels`: `[c, z, y, x]` of `have`, which covers what [`Ready::needs`] says
     /// - `then`: maps done on the way; only where [`Ready::takes_maps`]
-    pub fn run(&self, voxels: Voxels, have: Region, region: Region, then: &[Map]) -> Voxels {
+    pub fn run(&self, voxels: Voxels, have: Region, region: Region, then: &[Map]) -> Result<Voxels, Error> {
         let size = self.before.geometry.size;
-        match &self.how {
+        // Wide at once: value by value costs several times as much.
+        let voxels = match voxels {
+            Voxels::F16(_) if self.after.dtype == Dtype::F32 => Voxels::F32(voxels.into_f32()),
+            other => other,
+        };
+        Ok(match &self.how {
+            How::Half => return half(voxels, &self.before.about.unit),
             How::Turn(turn) => same_type!(&voxels, x => self.each(x, have, region, |part, out| {
                 out.copy_from_slice(&turn.cut(part, size, region));
             })),
@@ -240,6 +280,10 @@ impl Ready {
                         Voxels::U8(x) => Voxels::U8(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond as u8, out))),
                         Voxels::I16(x) => Voxels::I16(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond as i16, out))),
                         Voxels::U16(x) => Voxels::U16(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond as u16, out))),
+                        Voxels::F16(x) => {
+                            let beyond = f16::from_f32(*beyond);
+                            Voxels::F16(self.each(x, have, region, |part, out| plan.pick(part, region, beyond, out)))
+                        }
                         Voxels::F32(x) => Voxels::F32(self.each(x, have, region, |part, out| plan.pick(part, region, *beyond, out))),
                     }
                 }
@@ -268,16 +312,19 @@ impl Ready {
                     Voxels::U16(x) => {
                         Voxels::U16(self.each(x, have, region, |p, out| crop::cut_part(p, size, at, filling.of(value as u16), out)))
                     }
+                    Voxels::F16(x) => {
+                        let value = f16::from_f32(value);
+                        Voxels::F16(self.each(x, have, region, |p, out| crop::cut_part(p, size, at, filling.of(value), out)))
+                    }
                     Voxels::F32(x) => Voxels::F32(self.each(x, have, region, |p, out| crop::cut_part(p, size, at, filling.of(value), out))),
                 }
             }
             How::Map(maps) => {
-                use rayon::prelude::*;
                 let mut x = voxels.into_f32();
                 x.par_chunks_mut(1 << 14).for_each(|x| maps.iter().chain(then).for_each(|m| m.apply(x)));
                 Voxels::F32(x)
             }
-        }
+        })
     }
 
     /// Each channel of a box on its own.
@@ -301,8 +348,29 @@ impl Ready {
                 out
             }
             How::Cut { region, filling } => crop::cut(&labels, size, *region, filling.of(0)),
-            How::Map(_) => labels,
+            How::Map(_) | How::Half => labels,
         }
+    }
+}
+
+/// Values in float16. Refuses one that is too large for it: it would be infinite.
+fn half(voxels: Voxels, unit: &str) -> Result<Voxels, Error> {
+    let values = match voxels {
+        Voxels::F16(v) => return Ok(Voxels::F16(v)),
+        other => other.into_f32(),
+    };
+    let mut out = vec![f16::ZERO; values.len()];
+    let large = |(values, out): (&[f32], &mut [f16])| {
+        out.convert_from_f32_slice(values);
+        values.iter().zip(out).find(|(v, h)| v.is_finite() && h.is_infinite()).map(|(v, _)| *v)
+    };
+    match values.par_chunks(1 << 14).zip(out.par_chunks_mut(1 << 14)).find_map_first(large) {
+        None => Ok(Voxels::F16(out)),
+        Some(v) => Err(Error::Input {
+            what: "`dtype: float16`".into(),
+            found: format!("a value of {v} ({unit})"),
+            expected: "values within ±65504: leave `dtype` out, or bring them to another range first".into(),
+        }),
     }
 }
 

@@ -69,7 +69,7 @@ impl StoredVolume {
         open().map_err(|f| f.of(dir, key))
     }
 
-    /// `uint8`, `int16`, `uint16`, `float32`; `uint8` without channels.
+    /// `uint8`, `int16`, `uint16`, `float16`, `float32`; `uint8` without channels.
     pub fn dtype(&self) -> &'static str {
         self.kind().name()
     }
@@ -229,6 +229,7 @@ impl StoredVolume {
                     Dtype::U8 => |from, to, s| boxes::u8_to_f32(Lanes::here(), from, to, s),
                     Dtype::I16 => |from, to, s| boxes::i16_to_f32(Lanes::here(), from, to, s),
                     Dtype::U16 => |from, to, s| boxes::u16_to_f32(Lanes::here(), from, to, s),
+                    Dtype::F16 => boxes::f16_to_f32,
                     Dtype::F32 => boxes::as_is,
                 };
                 return reading.fill(region, voxels, paste);
@@ -256,6 +257,7 @@ pub(super) fn base(array: &ArrayFile, region: Region, reading: &Reading) -> Resu
         Voxels::U8(x) => reading.fill(region, x, boxes::as_is),
         Voxels::I16(x) => reading.fill(region, x, boxes::as_is),
         Voxels::U16(x) => reading.fill(region, x, boxes::as_is),
+        Voxels::F16(x) => reading.fill(region, x, boxes::as_is),
         Voxels::F32(x) => reading.fill(region, x, boxes::as_is),
     }?;
     Ok(voxels)

@@ -46,6 +46,7 @@ fn hash(voxels: &Voxels) -> String {
         Voxels::U8(v) => v.clone(),
         Voxels::I16(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Voxels::U16(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Voxels::F16(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Voxels::F32(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
     };
     blake3::hash(&bytes).to_hex().to_string()

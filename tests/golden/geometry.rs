@@ -10,7 +10,7 @@ use voxmill_stages::ops::resample::{Interpolation, Outside, resample_to, sample}
 use voxmill_stages::ops::respace::respaced;
 use voxmill_stages::ops::{intensity, matrix, metrics, smooth, tone};
 
-use crate::read::{Tensor, cases, tensors, worst};
+use crate::read::{Tensor, cases, cases_if_any, tensors, worst};
 
 const LIMIT: f64 = 1e-5;
 
@@ -128,7 +128,9 @@ fn spacing_is_that_of_monai() {
         if is_label && case["oblique"] == true {
             assert_same_outside_ties(id, &got, out, &from, &to);
         } else {
-            assert_same(id, &got, out, if is_label { 0.0 } else { LIMIT });
+            // A dozen voxels beyond the volume scipy's spline still rings by 1e-7 of the range, ours is flat there.
+            let range = if how == Interpolation::Cubic { out.values.iter().fold(1.0f64, |m, v| m.max(v.abs())) } else { 1.0 };
+            assert_same(id, &got, out, if is_label { 0.0 } else { LIMIT * range });
         }
     }
 }
@@ -157,6 +159,26 @@ fn pad_or_crop_is_that_of_monai() {
     }
 }
 
+#[test]
+fn padding_is_that_of_monai() {
+    for case in cases_if_any("pad_spatial_").into_iter().chain(cases_if_any("pad_divisible_")) {
+        let (id, t) = (name(&case), tensors(name(&case)));
+        let from = geometry(&t["in"], &t["affine_in"]);
+        let size = match case.get("k") {
+            Some(k) => from.size.zip(zyx(triple(k))).map(|(n, k)| n.next_multiple_of(k as usize)),
+            None => from.size.zip(zyx(triple(&case["size"]))).map(|(n, to)| n.max(to as usize)),
+        };
+        let fill = match case["mode"].as_str() {
+            Some("edge") => Fill::Edge,
+            Some("reflect") => Fill::Reflect,
+            _ => Fill::Value(number(&case["value"]) as f32),
+        };
+        let region = centered(from.size, size);
+        assert_same_grid(id, &from.crop(region), &t["out"], &t["affine_out"]);
+        assert_same(id, &cut(&volume(&t["in"]), from.size, region, fill), &t["out"], 0.0);
+    }
+}
+
 /// MONAI's `k_divisible`: half of what is missing to a multiple goes before the box, the rest after it.
 fn multiple(region: Region, k: Zyx<usize>) -> Region {
     let size = region.size.zip(k).map(|(n, k)| n.next_multiple_of(k));
@@ -173,12 +195,13 @@ fn crop_foreground_is_that_of_monai() {
         let margin = zyx(triple(&case["margin"]).map(|n| n as usize));
         let values = volume(&t["in"]);
         let k = case["k_divisible"].as_u64().map_or(Zyx::splat(1), |k| Zyx::splat(k as usize));
-        let grown = multiple(grow(bounding_box(&values, from.size, |v| v > above).expect("some foreground"), margin), k);
-        // MONAI's allow_smaller: the box ends with the image, else it sticks out and is padded with 0.
-        let region = match case["allow_smaller"].as_bool() {
+        let grown = grow(bounding_box(&values, from.size, |v| v > above).expect("some foreground"), margin);
+        // MONAI's allow_smaller: the box ends with the image, else it sticks out and is padded with 0; what makes it divisible comes after and may stick out.
+        let box_ends = match case["allow_smaller"].as_bool() {
             Some(false) => grown,
             _ => grown.intersect(&Region::whole(from.size)).expect("a box around voxels of the image"),
         };
+        let region = multiple(box_ends, k);
         assert_same_grid(id, &from.crop(region), &t["out"], &t["affine_out"]);
         assert_same(id, &cut(&values, from.size, region, Fill::Value(0.0)), &t["out"], 0.0);
     }

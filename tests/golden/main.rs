@@ -12,7 +12,8 @@ const NOT_YET: &[(&str, &str)] = &[];
 /// A test compares the cases that it asks for: `cases("PREFIX")` or `tensors("NAME")` in the sources of the two modules.
 fn asked_for() -> Vec<&'static str> {
     let sources = [include_str!("geometry.rs"), include_str!("model.rs")];
-    let calls = sources.iter().flat_map(|s| ["cases(\"", "tensors(\""].map(|call| s.split(call).skip(1)).into_iter().flatten());
+    let calls =
+        sources.iter().flat_map(|s| ["cases(\"", "cases_if_any(\"", "tensors(\""].map(|call| s.split(call).skip(1)).into_iter().flatten());
     calls.filter_map(|rest| rest.split('"').next()).filter(|prefix| !prefix.is_empty()).collect()
 }
 
