@@ -10,7 +10,8 @@ use crate::ops::resample::{Interpolation, LabelInterpolation};
 use crate::ops::respace::{blur_before, coarse_axis, refilled, respaced};
 use crate::ops::spacing::SpacingMm;
 use crate::stage::{Cx, Facts, Finding, Info, Inputs, Partners, Rows, Stage, Wiring};
-use crate::volume::{By, Outline, Precision, Step, StoredVolume, apply, straightened, streamed_bytes};
+use crate::table::together::By;
+use crate::volume::{Outline, Precision, Step, StoredVolume, apply, straightened, streamed_bytes};
 
 /// Brings a volume and its labels to another spacing.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

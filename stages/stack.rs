@@ -14,7 +14,8 @@ use crate::ops::intensity;
 use crate::ops::resample::{Interpolation, Outside, resample_to};
 use crate::stage::{Cx, Extent, Facts, Finding, Info, Input, Inputs, Partners, Progress, Rows, Stage, Wiring, default_memory_bytes};
 use crate::table;
-use crate::volume::{By, Volume, Voxels, check_frames, check_meeting};
+use crate::table::together::{By, check_frames, check_meeting};
+use crate::volume::{Volume, Voxels};
 
 /// Stacks the channels of several volumes on the grid of the first; its labels, its place and its names go on, the labels of the others do not (draw labels
 /// after stacking). Where another volume ends, its lowest value stands. Pixel padding becomes the lowest value of its volume.

@@ -28,7 +28,7 @@ pub struct WorkArgs {
     /// Machine-readable progress on stderr, one JSON object a line
     #[arg(long, value_name = "FORMAT")]
     pub log: Option<LogFormat>,
-    /// Tell the run as OpenLineage events: a file to add lines to, or http://HOST[:PORT][/PATH] to post to (key in OPENLINEAGE_API_KEY,
+    /// Tell the run as OpenLineage events: a file to add lines to, or `http://HOST[:PORT][/PATH]` to post to (key in OPENLINEAGE_API_KEY,
     /// namespace in OPENLINEAGE_NAMESPACE)
     #[arg(long, value_name = "FILE|URL")]
     pub openlineage: Option<String>,

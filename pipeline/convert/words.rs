@@ -20,7 +20,7 @@ const OPTIONS: [(&str, &str); 9] = [
 /// `key: value` in backticks, with the option that says the same; other settings stand in the pipeline alone.
 pub fn of(text: &str) -> String {
     let parts: Vec<&str> = text.split('`').collect();
-    if parts.len() % 2 == 0 {
+    if parts.len().is_multiple_of(2) {
         return text.to_string();
     }
     let mut out = String::new();

@@ -31,7 +31,7 @@ pub enum Gate {
 pub enum Op {
     /// The patch, [n, channel, z, y, x].
     Input,
-    /// Zero-padded convolution; weight [to, from, kz, ky, kx], bias [to].
+    /// Zero-padded convolution; weight `[to, from, kz, ky, kx]`, bias `[to]`.
     Conv {
         x: At,
         weight: Param,
@@ -45,13 +45,13 @@ pub enum Op {
         weight: Param,
         bias: Option<Param>,
     },
-    /// Instance norm, ε = 1e-5, then leaky ReLU with `slope` (1: none, 0: ReLU); scale and shift [channel].
+    /// Instance norm, ε = 1e-5, then leaky ReLU with `slope` (1: none, 0: ReLU); scale and shift `[channel]`.
     InstanceNorm {
         x: At,
         affine: Option<(Param, Param)>,
         slope: f32,
     },
-    /// Group norm, ε = 1e-5, with scale and shift [channel], then leaky ReLU.
+    /// Group norm, ε = 1e-5, with scale and shift `[channel]`, then leaky ReLU.
     GroupNorm {
         x: At,
         groups: usize,

@@ -62,7 +62,7 @@ fn patch_error(network: &Network, patch: Zyx<usize>) -> Option<Finding> {
     if (0..3).all(|a| fits(at(a).0, at(a).1, at(a).2)) {
         return None;
     }
-    let fitted = [0, 1, 2].map(|a| at(a)).map(|(n, m, d)| n.saturating_sub(2 * m).div_ceil(d).max(1) * d + 2 * m);
+    let fitted = [0, 1, 2].map(at).map(|(n, m, d)| n.saturating_sub(2 * m).div_ceil(d).max(1) * d + 2 * m);
     let context = if margin == Zyx::splat(0) { String::new() } else { format!(", beside {} slices that are only context", 2 * margin.z) };
     Some(Finding::error(
         "patch",

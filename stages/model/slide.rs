@@ -56,6 +56,9 @@ pub fn slide(
     Ok(out)
 }
 
+/// Takes planes of logits that are done.
+type Emit<'a> = dyn FnMut(usize, &[f32]) -> Result<(), Error> + 'a;
+
 /// As [`slide`], for an image that is read and logits that are taken away layer by layer.
 /// - read: the voxels of a region, [channel, z, y, x], 0 where it sticks out of the image
 /// - emit: the first plane and logits of planes that are done, [class, planes, y, x]; they come in order of z, each once
@@ -64,7 +67,7 @@ pub fn slide_layers(
     window: &Window,
     read: &mut dyn FnMut(Region) -> Result<Vec<f32>, Error>,
     predict: &mut Predict,
-    emit: &mut dyn FnMut(usize, &[f32]) -> Result<(), Error>,
+    emit: &mut Emit,
 ) -> Result<(), Error> {
     if let Some(f) = window.findings().into_iter().next() {
         return Err(Error::Model { why: format!("{}: {}; {}", f.field, f.message, f.help) });

@@ -217,7 +217,7 @@ fn power(block: &mut [f32; SIDE], gamma: f32) {
         y[i] = gamma * (e + 2.0 * std::f64::consts::LOG2_E * s * series);
     }
     for i in 0..SIDE {
-        let y = y[i].max(-1000.0).min(1000.0);
+        let y = y[i].clamp(-1000.0, 1000.0);
         // Added, this leaves the nearest whole number, and in its last bits what to add to an exponent.
         let whole = y + ROUNDS;
         let f = (y - (whole - ROUNDS)) * std::f64::consts::LN_2;

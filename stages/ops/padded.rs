@@ -47,10 +47,6 @@ impl Padded {
         self.cubic.as_ref().map_or(linear, |c| hull(linear, c.needs(region)))
     }
 
-    /// A region of the output.
-    ///
-    /// - part: a box of one channel that covers `needs(region)`
-    /// - out: `[z, y, x]` of `region`
     /// Bytes between what is read and what is made of a region of one channel: tissue and its share, as they are, blurred, and on the new grid.
     pub fn between_bytes(&self, from: Region, region: Region) -> usize {
         let smooth = self.blur.as_ref().map_or(0, |_| self.interpolated(region).size.count());
@@ -58,6 +54,10 @@ impl Padded {
         8 * (from.size.count() + smooth + region.size.count()) + cubic
     }
 
+    /// A region of the output.
+    ///
+    /// - part: a box of one channel that covers `needs(region)`
+    /// - out: `[z, y, x]` of `region`
     pub fn run(&self, part: Part<f32>, region: Region, out: &mut [f32]) {
         let is_padding = |v: f32| Self::is_padding(self.range, v);
         let tissue: Vec<f32> = part.voxels.iter().map(|v| if is_padding(*v) { 0.0 } else { *v }).collect();

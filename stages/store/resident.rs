@@ -14,8 +14,11 @@ const HELD: &str = "no thread panics while it holds the arrays";
 /// A layer: not asked for yet, all zeros, or its voxels.
 type Slot = Mutex<Option<Option<Arc<Vec<u8>>>>>;
 
+/// By artifact and array.
+type Arrays = HashMap<(Key, u32), Rows>;
+
 #[derive(Default)]
-pub(super) struct Residents(RwLock<Option<Arc<HashMap<(Key, u32), Rows>>>>);
+pub(super) struct Residents(RwLock<Option<Arc<Arrays>>>);
 
 /// The layers of an array, channel by channel.
 struct Rows {

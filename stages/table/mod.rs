@@ -22,6 +22,7 @@ mod prepared;
 pub mod show;
 mod sql;
 mod text;
+pub mod together;
 
 pub use durable::{Beside, put_in_place};
 pub use merge::{merge, n_rows};

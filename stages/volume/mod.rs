@@ -48,7 +48,6 @@ mod straight;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-mod together;
 mod writer;
 
 use std::borrow::Cow;
@@ -72,7 +71,6 @@ pub use self::slabs::{SlabWriter, slab_depth};
 pub use self::step::{Filling, Outline, Step};
 pub use self::stored::{Patch, StoredVolume};
 pub use self::straight::straightened;
-pub use self::together::{By, check_frames, check_meeting};
 use crate::error::Error;
 use crate::ops::padded::Padded;
 use crate::stage::Facts;

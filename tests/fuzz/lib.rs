@@ -9,6 +9,8 @@ pub mod error;
 pub mod nifti;
 #[path = "../../stages/ops/mod.rs"]
 pub mod ops;
+#[path = "../../stages/sample/mod.rs"]
+pub mod sample;
 #[path = "../../stages/stage.rs"]
 pub mod stage;
 #[path = "../../stages/store/mod.rs"]

@@ -8,10 +8,10 @@ use voxmill_schemas::artifact::Manifest;
 use voxmill_schemas::geometry::{Geometry, Zyx};
 use voxmill_schemas::tables::{Row, SeriesRow};
 
-use super::{About, StoredVolume};
+use super as table;
 use crate::error::Error;
 use crate::stage::{Input, Inputs, Partners, Rows};
-use crate::table;
+use crate::volume::{About, StoredVolume};
 
 /// What volumes must share to go together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
