@@ -9,7 +9,6 @@ use voxmill_schemas::artifact::{CaseId, Key, Kind, Manifest};
 use voxmill_stages::error::Error;
 use voxmill_stages::fit::bundle::{self, Bundle, Order};
 use voxmill_stages::fit::parts::{self, Part};
-use voxmill_stages::model::Window;
 use voxmill_stages::model::onnx::Precision;
 use voxmill_stages::sample::cut::Source;
 use voxmill_stages::table;
@@ -39,10 +38,11 @@ pub fn main(plan: &Plan, a: &BundleArgs, cancel: &AtomicBool) -> Result<(), Faul
     let model = model_called(&session, plan, &a.model)?;
     session.store.hold(&model.key)?;
     let cases = validation(&session, &model)?;
+    let node = prediction(plan, &a.model);
     let order = Order {
         model: &session.store.disk.dir(&model.key),
         precision: serde_json::from_value(json!(a.precision)).expect("clap lets these three through"),
-        window: window_of(plan, &a.model),
+        window: node.and_then(|n| serde_json::from_value(n.stage.config().get("window")?.clone()).ok()),
         preprocessing: preprocessing(&session, &model)?,
         cases: &cases,
     };
@@ -61,6 +61,12 @@ pub fn main(plan: &Plan, a: &BundleArgs, cancel: &AtomicBool) -> Result<(), Faul
         std::fs::remove_dir_all(&beside).ok();
     }
     print(&told(&made?, &a.out));
+    if let Some(node) = node
+        && let left = left_out(node)
+        && !left.is_empty()
+    {
+        eprintln!("warning: node {} also uses {}: the bundle answers without", node.name, left.join(" and "));
+    }
     Ok(())
 }
 
@@ -83,50 +89,50 @@ fn validation(s: &Session, model: &Manifest) -> Result<Vec<Source>, Fault> {
     Ok(out)
 }
 
-/// The window of the first node of the file that predicts with this model.
-fn window_of(plan: &Plan, model: &str) -> Option<Window> {
+/// The first node of the file that predicts with this model.
+fn prediction<'a>(plan: &'a Plan, model: &str) -> Option<&'a PlanNode> {
     let reads = |n: &PlanNode| n.ups().any(|(port, up)| port == "model" && plan.nodes[up].name == model);
-    let node = plan.nodes.iter().find(|n| n.def.info.name == "infer" && reads(n))?;
-    serde_json::from_value(node.stage.config().get("window")?.clone()).ok()
+    plan.nodes.iter().find(|n| n.def.info.name == "infer" && reads(n))
+}
+
+/// What a node that predicts does beyond one model and its windows, which a bundle does not.
+fn left_out(node: &PlanNode) -> Vec<&'static str> {
+    let config = node.stage.config();
+    let is_set = |key: &str| config.get(key).is_some_and(|v| !(v.is_null() || *v == json!([]) || *v == json!({}) || *v == json!(false)));
+    let models = node.ups().filter(|(port, _)| *port == "model").count();
+    ["mirror", "clean"].into_iter().filter(|key| is_set(key)).chain((models > 1).then_some("the other models")).collect()
 }
 
 /// What was done to a case of the training, first step first: from lineage, not from the file, which may have changed since.
 fn preprocessing(s: &Session, model: &Manifest) -> Result<Value, Fault> {
-    let mut steps = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut todo: Vec<Key> = model.input_keys.get("cases").and_then(|keys| keys.first()).copied().into_iter().collect();
-    while let Some(key) = todo.pop() {
-        if !seen.insert(key) {
-            continue;
-        }
-        let Some(m) = s.store.disk.manifest(&key)? else { continue };
-        if m.kind == Kind::Volume {
+    let (mut steps, mut seen) = (Vec::new(), BTreeSet::new());
+    let first = model.input_keys.get("cases").and_then(|keys| keys.first());
+    // A key a second time: what went into it has been told by then.
+    let mut todo: Vec<(Key, bool)> = first.map(|key| (*key, false)).into_iter().collect();
+    while let Some((key, is_next)) = todo.pop() {
+        let Some(m) = s.store.disk.manifest(&key)?.filter(|m| m.kind == Kind::Volume) else { continue };
+        if is_next {
             steps.push(json!({ "uses": m.recipe.stage, "version": m.recipe.version, "with": m.recipe.config }));
-            todo.extend(m.input_keys.values().flatten());
+        } else if seen.insert(key) {
+            todo.push((key, true));
+            todo.extend(m.input_keys.values().flatten().map(|key| (*key, false)));
         }
     }
-    steps.reverse();
     Ok(Value::Array(steps))
 }
 
 fn told(b: &Bundle, out: &Path) -> String {
     let mut lines = Vec::new();
-    if b.precision != Precision::Fp32 {
-        let n: BTreeSet<&str> = b.measured.iter().map(|m| m.case.as_str()).collect();
-        let width = b.card.classes.keys().map(|c| c.chars().count()).max().unwrap_or(0).max(5);
-        lines.push(format!("mean Dice over {} validation cases", n.len()));
-        lines.push(format!("{:width$}  {:>7}  {:>7}  {:>10}", "class", "fp32", b.precision.name(), "difference"));
-        for class in b.card.classes.keys() {
-            let pairs: Vec<(f64, f64)> =
-                b.measured.iter().filter(|m| m.class == *class).filter_map(|m| Some((m.dice_fp32?, m.dice?))).collect();
-            let mean = |of: fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>() / pairs.len() as f64;
-            let (full, less) = (mean(|p| p.0), mean(|p| p.1));
-            lines.push(if pairs.is_empty() {
-                format!("{class:width$}  not in any of these cases")
-            } else {
-                format!("{class:width$}  {full:7.4}  {less:7.4}  {:+10.4}", less - full)
-            });
-        }
+    if b.precision != Precision::Fp32 && b.measured.is_empty() {
+        lines.push("no validation case: what the precision costs was not measured".to_string());
+    } else if !b.measured.is_empty() {
+        let width = b.measured.iter().map(|m| m.class.chars().count()).max().unwrap_or(0).max(5);
+        lines.push("mean Dice over the validation cases that have the class".to_string());
+        lines.push(format!("{:width$}  {:>5}  {:>7}  {:>7}  {:>10}", "class", "cases", "fp32", b.precision.name(), "difference"));
+        lines.extend(b.measured.iter().map(|m| match (m.dice_fp32, m.dice) {
+            (Some(full), Some(less)) => format!("{:width$}  {:5}  {full:7.4}  {less:7.4}  {:+10.4}", m.class, m.cases, less - full),
+            _ => format!("{:width$}  in none of these cases", m.class),
+        }));
     }
     lines.push(out.display().to_string());
     lines.join("\n")

@@ -313,7 +313,7 @@ fn table(name: &str, trace: &Trace, epochs: f64, rows: &[Row]) -> String {
             r.terms.bound()
         ));
     }
-    out.push_str("\nhits: share of uses that the RAM shelf has; optimum: Belady's, all of the future known; a step waits for the larger of the model\n");
+    out.push_str("\nhits: share of uses that the RAM shelf has; optimum: Belady's, all of the future known (bricks of one size), or ours where that is more; a step waits for the larger of the model\n");
     out.push_str("and preparing + disk (timed here and now, without an NVMe shelf)");
     out
 }

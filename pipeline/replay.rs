@@ -64,7 +64,7 @@ pub fn main(plan: &Plan, a: &ReplayArgs) -> Result<(), Fault> {
             let drawn = mosaic::draw_voxels(size, geometry.spacing_mm(), first, labels.as_deref().unwrap_or_default(), EDGE);
             let png = png_indexed(&drawn.pixels, EDGE, drawn.pixels.len() / EDGE, &mosaic::palette());
             let path = out.join(format!("{}-{}.png", p.step, p.slot));
-            std::fs::write(&path, png).map_err(Error::io("write", &path))?;
+            table::write_bytes_durably(&path, &png)?;
             continue;
         }
         nifti::write(&name(""), &geometry, channels, &Voxels::F32(voxels), &Options::default())?;

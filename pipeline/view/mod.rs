@@ -4,11 +4,11 @@
 mod inline;
 
 use std::io::IsTerminal;
-use std::path::Path;
 
 use voxmill_schemas::artifact::{Key, Kind, Manifest};
 use voxmill_stages::error::Error;
 use voxmill_stages::stage::Input;
+use voxmill_stages::table;
 
 use crate::cache::named_one;
 use crate::cli::{ViewArgs, print};
@@ -66,7 +66,7 @@ pub fn main(plan: &Plan, a: &ViewArgs) -> Result<(), Fault> {
     }
     let (height, width) = (rows.len() * a.size as usize, pixels.len() / (rows.len() * a.size as usize));
     if let Some(out) = &a.output {
-        write(out, &png_indexed(&pixels, height, width, &mosaic::palette()))?;
+        table::write_bytes_durably(out, &png_indexed(&pixels, height, width, &mosaic::palette()))?;
     }
     if let Some(protocol) = protocol {
         print(&inline::picture(protocol, &pixels, height, width, &mosaic::palette()));
@@ -84,14 +84,6 @@ fn parsed(text: &str) -> Result<(f64, f64), Fault> {
     numbers
         .filter(is_right)
         .ok_or_else(|| Fault::Wrong(format!("--window {text}: expected two numbers, the lower first, such as -160,240")))
-}
-
-/// Beside and renamed.
-fn write(to: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let name = to.file_name().ok_or_else(|| Fault::Wrong(format!("{} is no file name", to.display())))?;
-    let beside = to.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, to));
-    Ok(written.inspect_err(|_| drop(std::fs::remove_file(&beside))).map_err(Error::io("write", to))?)
 }
 
 /// `iso/c1  33×56×45 voxels, grey from -1000 to 1000 HU`

@@ -14,6 +14,7 @@ use crate::model::{Device, Predictor, Window, slide, weights};
 use crate::ops::{metrics, regrid};
 use crate::sample::cut::{OUTSIDE, Source};
 use crate::store::Store;
+use crate::table;
 
 pub const ONNX: &str = "model.onnx";
 pub const BUNDLE: &str = "bundle.json";
@@ -32,16 +33,16 @@ pub struct Bundle {
     pub window: Window,
     /// The nodes between the archive and the network, in the words of the pipeline.
     pub preprocessing: Value,
-    /// Dice of each case, by class and precision.
+    /// What the precision costs, by class; empty for fp32. No case is named: a bundle leaves the house.
     pub measured: Vec<Measured>,
 }
 
-/// What the file answers for one case beside what the network answers in float32. Nothing where a class stands in neither of the two.
+/// Mean Dice over the cases in which a class stands, to float32's answer and to the file's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    pub case: String,
     pub class: String,
-    /// Against the labels of the case.
+    pub cases: usize,
+    /// Against the labels of the cases; nothing where no case has the class.
     pub dice_fp32: Option<f64>,
     pub dice: Option<f64>,
     /// Between the two answers.
@@ -82,7 +83,8 @@ pub fn write(o: &Order, store: &Store, out: &Path, go_on: &mut dyn FnMut() -> Re
             })?;
         }
     }
-    let mut measured = Vec::new();
+    // By class: to the truth in float32, to the truth as the file answers, between the two.
+    let mut dice: Vec<[Vec<f64>; 3]> = card.classes.iter().map(|_| Default::default()).collect();
     if o.precision != Precision::Fp32 {
         let session = Session::new(graph()?, o.precision, ranges.clone(), &device)?;
         for case in o.cases {
@@ -95,24 +97,28 @@ pub fn write(o: &Order, store: &Store, out: &Path, go_on: &mut dyn FnMut() -> Re
                 session.forward(images, n, window.size)
             })?;
             let truth = case.volume.labels()?.unwrap_or_default();
-            let dice = |a: &[u8], b: &[u8], class: u8| if a.len() == b.len() { metrics::dice(a, b, class) } else { None };
-            measured.extend(card.classes.iter().map(|(name, id)| Measured {
-                case: case.case.0.clone(),
-                class: name.clone(),
-                dice_fp32: dice(&full, &truth, *id),
-                dice: dice(&less, &truth, *id),
-                agreement: dice(&less, &full, *id),
-            }));
+            for (all, id) in dice.iter_mut().zip(card.classes.values()) {
+                for (all, (a, b)) in all.iter_mut().zip([(&full, &truth), (&less, &truth), (&less, &full)]) {
+                    all.extend(metrics::dice(a, b, *id).filter(|_| a.len() == b.len()));
+                }
+            }
         }
     }
+    let mean = |v: &[f64]| (!v.is_empty()).then(|| v.iter().sum::<f64>() / v.len() as f64);
+    let of_class = |(class, [full, less, between]): (&String, &[Vec<f64>; 3])| Measured {
+        class: class.clone(),
+        cases: between.len(),
+        dice_fp32: mean(full),
+        dice: mean(less),
+        agreement: mean(between),
+    };
+    let is_less = o.precision != Precision::Fp32 && !o.cases.is_empty();
+    let measured = if is_less { card.classes.keys().zip(&dice).map(of_class).collect() } else { Vec::new() };
     let bundle =
         Bundle { format: FORMAT, precision: o.precision, card: card.clone(), window, preprocessing: o.preprocessing.clone(), measured };
     // The file can be told from any other without its folder.
     let metadata = [("voxmill", serde_json::to_string(&bundle).expect("a bundle is plain data"))];
-    let save = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        std::fs::write(&path, bytes).map_err(Error::io("write", &path))
-    };
+    let save = |name: &str, bytes: &[u8]| table::write_bytes_durably(&out.join(name), bytes);
     save(ONNX, &graph()?.to_onnx(o.precision, &ranges, &metadata)?)?;
     save(BUNDLE, &serde_json::to_vec_pretty(&bundle).expect("a bundle is plain data"))?;
     save(SCRIPT, include_bytes!("predict.py"))?;
