@@ -57,7 +57,9 @@ pub fn put_in_place(mut files: Vec<Beside>) -> Result<(), Error> {
         std::fs::rename(&b.at, &b.path).map_err(Error::io("write", &b.path))?;
         b.is_in_place = true;
     }
-    let folders: BTreeSet<&Path> = files.iter().filter_map(|b| b.path.parent()).collect();
+    // The folder of a bare name is the one we are in.
+    let here = |dir| if dir == Path::new("") { Path::new(".") } else { dir };
+    let folders: BTreeSet<&Path> = files.iter().filter_map(|b| b.path.parent()).map(here).collect();
     let opened = folders.into_iter().map(|dir| Ok((File::open(dir).map_err(Error::io("sync", dir))?, dir)));
     let opened = opened.collect::<Result<Vec<_>, Error>>()?;
     sync(&opened.iter().map(|(dir, path)| (dir, *path)).collect::<Vec<_>>())
